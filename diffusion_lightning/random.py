@@ -1,0 +1,123 @@
+"""Random numbers that are functions: (seed, purpose, step, sample) in, the same draws out.
+
+Philox4x32-10 turns a 128-bit counter and a 64-bit key into four 32-bit words. Here
+
+    key     = (seed's low word, seed's high word)
+    counter = (block, sample, step, crc32(purpose)),    word 4·block + j of a sample being output j,
+
+so that every draw can be made on its own, in any order, on any device: nothing is consumed, and nothing has to be
+saved to continue. Words are exact integers and equal on every device; normals are equal to float32 rounding.
+
+`sample` is a tensor (B,) of sample numbers, `seed` an integer or a tensor (B,), `step` an integer; each below 2³²,
+seeds below 2⁶³. `purpose` is any string: draws for different purposes are independent.
+
+Paper: Parallel random numbers: as easy as 1, 2, 3. Salmon, Moraes, Dror, Shaw, 2011 (doi 10.1145/2063384.2063405).
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(even: Tensor, odd: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Ten rounds of Philox4x32 on counters `(c0, c2)`, `(c1, c3)`, each stacked in dimension 0 of an int64 tensor.
+
+    With h, l the high and low word of a product:
+    c0' = h(M1·c2) ^ c1 ^ k0, c1' = l(M1·c2), c2' = h(M0·c0) ^ c3 ^ k1, c3' = l(M0·c0); then k += Weyl constants.
+    An int64 product of two 32-bit words wraps, which leaves all its 64 bits right.
+
+    Args:
+        even: (2, *) words c0 and c2.
+        odd: (2, *) words c1 and c3.
+        key: (2, *) words k0 and k1.
+
+    Returns:
+        The output words in the same layout.
+    """
+    column = (2,) + (1,) * (even.ndim - 1)
+    multipliers = torch.tensor(MULTIPLIERS, device=even.device).view(column)
+    weyl = torch.tensor(WEYL, device=even.device).view(column)
+    for _ in range(10):
+        product = even * multipliers
+        even = ((product >> 32) & MASK).flip(0) ^ odd ^ key
+        odd = (product & MASK).flip(0)
+        key = (key + weyl) & MASK
+    return even, odd
+
+
+@torch.compiler.assume_constant_result
+def _code(purpose: str) -> int:
+    return zlib.crc32(purpose.encode())
+
+
+def _blocks(n: int, seed: int | Tensor, purpose: str, step: int, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """`ceil(n/4)` blocks a sample, as `philox` returns them: words (0, 2) and (1, 3), each (2, B, ceil(n/4))."""
+    blocks = -(-n // 4)
+    device = sample.device
+    sample = sample.long()
+    if isinstance(seed, Tensor):
+        seed = seed.to(device).long()
+        key = torch.stack([seed & MASK, (seed >> 32) & MASK])[:, :, None]
+    else:
+        key = torch.tensor([seed & MASK, (seed >> 32) & MASK], device=device).view(2, 1, 1)
+    block = torch.arange(blocks, device=device)
+    even = torch.stack([block.expand(len(sample), blocks), torch.full_like(block, step).expand(len(sample), blocks)])
+    code = torch.full_like(sample, _code(purpose))
+    odd = torch.stack([sample & MASK, code])[:, :, None]
+    return philox(even, odd, key)
+
+
+def _lines(even: Tensor, odd: Tensor, n: int) -> Tensor:
+    """(2, B, blocks) twice to (B, n), each block's four numbers side by side."""
+    return torch.stack([even, odd]).permute(2, 3, 1, 0).flatten(1)[:, :n]
+
+
+def words(n: int, seed: int | Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
+    """(B, n) int64: `n` words in [0, 2³²) for each sample."""
+    return _lines(*_blocks(n, seed, purpose, step, sample), n)
+
+
+def _unit(word: Tensor) -> Tensor:
+    """A word's upper 23 bits as float32 (w + ½)/2²³, exact, in (0, 1)."""
+    return ((word >> 9).float() + 0.5) * 2.0**-23
+
+
+def uniform(shape: Sequence[int], seed: int | Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
+    """(B, *shape) float32, uniform on (0, 1)."""
+    return _unit(words(math.prod(shape), seed, purpose, step, sample)).view(len(sample), *shape)
+
+
+def normal(shape: Sequence[int], seed: int | Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
+    """(B, *shape) float32, standard normal: Box and Muller's z = √(-2 ln u₁)·(cos 2πu₂, sin 2πu₂).
+
+    With 23 bits in u₁, |z| ≤ 5.8.
+    """
+    n = math.prod(shape)
+    even, odd = _blocks(n, seed, purpose, step, sample)
+    radius = (-2.0 * _unit(even).log()).sqrt()
+    angle = (2.0 * math.pi) * _unit(odd)
+    return _lines(radius * angle.cos(), radius * angle.sin(), n).view(len(sample), *shape)
+
+
+def integers(low: int, high: int, seed: int | Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
+    """(B,) int64, uniform on low … high - 1: low + ⌊w·(high - low)/2³²⌋, off by at most (high - low)/2³² relative."""
+    return low + ((words(1, seed, purpose, step, sample)[:, 0] * (high - low)) >> 32)
+
+
+def seeds(seed: int, purpose: str, sample: Tensor) -> Tensor:
+    """(B,) int64 in [0, 2⁶³): a seed of its own for each sample."""
+    low, high = words(2, seed, purpose, 0, sample).unbind(1)
+    return low | ((high >> 1) << 32)
+
+
+def permutation(n: int, seed: int, purpose: str, step: int) -> Tensor:
+    """(n,) int64: the numbers 0 … n - 1 in an order that is a function of (seed, purpose, step)."""
+    low, high = words(2, seed, purpose, step, torch.arange(n)).unbind(1)
+    return torch.argsort(low | ((high >> 1) << 32), stable=True)
