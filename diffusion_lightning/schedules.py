@@ -1,0 +1,171 @@
+"""How fast the signal fades: ᾱ_t for t = 0 … T, and all that follows from it alone.
+
+    q(x_t | x_0) = N(√ᾱ_t·x_0, (1 - ᾱ_t)·I)
+
+Paper time: t runs 1 … T, and t = 0 is clean (`alpha_bar[0] == 1`). Between any two times s < t the chain is Gaussian
+too, with α_{t|s} = ᾱ_t/ᾱ_s and β_{t|s} = 1 - α_{t|s}; a step of a sampler goes from t to s, whatever lies between.
+
+Tables are float64 whatever the run's precision; what they give is cast, at the end, to the type of the images.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Schedule(nn.Module):
+    """Any falling ᾱ from 1 at t = 0 towards 0 at t = T. Subclasses compute it; the rest is the same for all.
+
+    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, equations 4, 6, 7.
+
+    Args:
+        alpha_bar: (T+1,) float64, `alpha_bar[0] == 1`, falling, not negative.
+
+    Raises:
+        ValueError: where alpha_bar is not such a table.
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(self, alpha_bar: Tensor) -> None:
+        super().__init__()
+        alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
+        if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
+            raise ValueError(
+                f"alpha_bar has shape {tuple(alpha_bar.shape)}, but a schedule of T ≥ 1 steps needs T+1 entries: "
+                "give one for each t = 0 … T"
+            )
+        if alpha_bar[0] != 1:
+            raise ValueError(f"alpha_bar[0] is {alpha_bar[0]:.6g}, but t = 0 is clean: let the table start with 1")
+        fall = alpha_bar[1:] < alpha_bar[:-1]
+        if not fall.all():
+            t = int(fall.logical_not().nonzero()[0, 0]) + 1
+            raise ValueError(
+                f"alpha_bar must fall at every step, but alpha_bar[{t}] = {alpha_bar[t]:.6g} is not below "
+                f"alpha_bar[{t - 1}] = {alpha_bar[t - 1]:.6g}: change the schedule's arguments so that every beta "
+                "is above 0 (or take a smaller T, where alpha_bar has reached 0)"
+            )
+        if alpha_bar[-1] < 0:
+            t = int((alpha_bar < 0).nonzero()[0, 0])
+            raise ValueError(
+                f"alpha_bar is the share of the signal left and cannot be negative, but alpha_bar[{t}] = "
+                f"{alpha_bar[t]:.6g}: keep every beta at or below 1"
+            )
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+
+    @property
+    def T(self) -> int:
+        """The number of steps."""
+        return len(self.alpha_bar) - 1
+
+    def snr(self, t: int | Tensor) -> Tensor:
+        """The signal-to-noise ratio ᾱ_t/(1 - ᾱ_t), float64, of the shape of t; ∞ at t = 0."""
+        alpha_bar = self._at(t)
+        return alpha_bar / (1 - alpha_bar)
+
+    def scales(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1 - ᾱ_t), of x's type and on its device, in a shape that broadcasts against x (B, *)."""
+        alpha_bar = self._at(t)
+        return _like(alpha_bar.sqrt(), x), _like((1 - alpha_bar).sqrt(), x)
+
+    def q_sample(self, x_0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+        """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε (equation 4): shapes (B, *), (B,) or an int in 0 … T, (B, *)."""
+        signal, noise = self.scales(t, x_0)
+        return signal * x_0 + noise * eps
+
+    def beta(self, t: int | Tensor, s: int | Tensor) -> Tensor:
+        """β_{t|s} = 1 - ᾱ_t/ᾱ_s, the variance that the steps from s to t > s add; float64, of the shape of t."""
+        return -torch.expm1(self._at(t).log() - self._at(s).log())
+
+    def posterior_variance(self, t: int | Tensor, s: int | Tensor) -> Tensor:
+        """β̃_{t|s} = (1 - ᾱ_s)/(1 - ᾱ_t)·β_{t|s}, the variance of q(x_s | x_t, x_0); float64, 0 at s = 0."""
+        return (1 - self._at(s)) / (1 - self._at(t)) * self.beta(t, s)
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
+        """q(x_s | x_t, x_0) for s < t, equations 6 and 7 with any two times in the place of t and t - 1.
+
+        mean = √ᾱ_s·β_{t|s}/(1 - ᾱ_t)·x_0 + √α_{t|s}·(1 - ᾱ_s)/(1 - ᾱ_t)·x_t, variance β̃_{t|s}.
+
+        Returns:
+            The mean (B, *), and the variance in a shape that broadcasts against it.
+        """
+        at_t, at_s = self._at(t), self._at(s)
+        of_x_0 = at_s.sqrt() * self.beta(t, s) / (1 - at_t)
+        of_x_t = (at_t / at_s).sqrt() * (1 - at_s) / (1 - at_t)
+        return _like(of_x_0, x_t) * x_0 + _like(of_x_t, x_t) * x_t, _like(self.posterior_variance(t, s), x_t)
+
+    def _at(self, t: int | Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            return self.alpha_bar[t.to(self.alpha_bar.device)]
+        if not 0 <= t <= self.T:
+            raise ValueError(f"t = {t} is not among the schedule's times 0 … {self.T}: give one of these")
+        return self.alpha_bar[t]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Schedule":
+        """Moves the table with the module, but never casts it: bf16 would make ᾱ = 1 for the first ten t.
+
+        It stays on the CPU where the device has no float64.
+        """
+        device = fn(torch.empty(0)).device
+        self.alpha_bar = self.alpha_bar.to("cpu" if device.type == "mps" else device)
+        return self
+
+
+def _like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A float64 coefficient, () or (B,), in x's type and on its device, ready to broadcast against x (B, *)."""
+    coefficient = coefficient.to(x)
+    return coefficient.view(-1, *(1,) * (x.ndim - 1)) if coefficient.ndim else coefficient
+
+
+def _from_betas(beta: Tensor) -> Tensor:
+    """ᾱ_t = Π_{i ≤ t} (1 - β_i), with ᾱ_0 = 1."""
+    return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)])
+
+
+def _whole(T: Any) -> int:
+    if T != int(T) or T < 1:
+        raise ValueError(f"T is {T}, but a schedule has at least one step: give a whole number T ≥ 1")
+    return int(T)
+
+
+class Linear(Schedule):
+    """β_t rises evenly from β_1 to β_T; ᾱ_t = Π (1 - β_i).
+
+    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, section 4.
+
+    Args:
+        T: number of steps, at least 1.
+        beta_1: the first step's variance, in (0, 1).
+        beta_T: the last step's variance, in (0, 1).
+    """
+
+    def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> None:
+        T = _whole(T)
+        for name, beta in (("beta_1", beta_1), ("beta_T", beta_T)):
+            if not 0 < beta < 1:
+                raise ValueError(
+                    f"{name} is {beta}, but it is the share of variance that a step replaces, and alpha_bar must fall "
+                    "and stay positive: give a number between 0 and 1"
+                )
+        super().__init__(_from_betas(torch.linspace(beta_1, beta_T, T, dtype=torch.float64)))
+
+
+class Cosine(Schedule):
+    """ᾱ_t = f(t)/f(0) with f(t) = cos²((t/T + s)/(1 + s)·π/2), each β_t held at or below 0.999.
+
+    Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 17.
+
+    Args:
+        T: number of steps, at least 1.
+        s: offset that keeps the first steps from being too small, at least 0.
+    """
+
+    def __init__(self, T: int = 1000, s: float = 0.008) -> None:
+        T = _whole(T)
+        if s < 0:
+            raise ValueError(f"s is {s}, but the cosine's offset lengthens the curve: give s ≥ 0")
+        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2) ** 2
+        super().__init__(_from_betas((1 - f[1:] / f[:-1]).clamp(max=0.999)))
