@@ -1,0 +1,3 @@
+"""Noise predictors. Any `nn.Module` with `forward(x_t, t, c) -> (B, C, H, W)` serves; these are the papers'."""
+
+from .unet import UNet as UNet
