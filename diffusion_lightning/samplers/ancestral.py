@@ -1,0 +1,55 @@
+"""Algorithm 2 of DDPM: x_s ~ N(μ̃(x_0, x_t), σ²)."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..denoising import Prediction, log_variance
+from ..schedules import Schedule
+from .base import Sampler, Spacing
+
+
+class Ancestral(Sampler):
+    """x_s = posterior mean of (x_0, x_t) + σ·z, z ~ N(0, I) where s > 0 and 0 at the last step.
+
+    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, algorithm 2, with the
+    mean of equation 7 for any two times s < t.
+
+    Args:
+        steps: see `Sampler`.
+        variance: m of log σ² = m·log β + (1 - m)·log β̃, in [0, 1]: 1 is "fixed large", 0 "fixed small"; None is
+            what the network predicts, and fixed large where it predicts none.
+        clip: see `Sampler`.
+        spacing: see `Sampler`.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = None,
+        variance: float | None = None,
+        clip: float | None = 1.0,
+        spacing: Spacing | None = None,
+    ) -> None:
+        super().__init__(steps, clip, spacing)
+        if variance is not None and not 0 <= variance <= 1:
+            raise ValueError(f"variance is {variance}, but it mixes β̃ (0) and β (1): give a number in [0, 1]")
+        self.variance = variance
+
+    def step(
+        self,
+        schedule: Schedule,
+        x_t: Tensor,
+        t: int,
+        s: int,
+        prediction: Prediction,
+        noise: Callable[[], Tensor],
+    ) -> Tensor:
+        mean, _ = schedule.posterior(prediction.x_0, x_t, t, s)
+        if s == 0:
+            return mean
+        m: float | Tensor
+        if self.variance is not None:
+            m = self.variance
+        else:
+            m = 1.0 if prediction.var_mix is None else prediction.var_mix
+        return mean + log_variance(schedule, t, s, m).mul(0.5).exp().to(x_t) * noise()
