@@ -6,6 +6,7 @@ The one place where floats become bytes, so that every file, grid and metric see
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,14 +20,20 @@ def from_uint8(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1
 
 
-def grid(images: Tensor, scale: int | None = None, pad: int = 1) -> Tensor:
-    """Byte images (B, C, H, W) side by side in a near-square grid, (H', W', 3 or 1) bytes for a picture file.
+def grid(images: Tensor, scale: int | None = None, pad: int = 8) -> Tensor:
+    """Byte images (B, C, H, W) side by side in a near-square grid, bytes (H', W', C) for a picture file.
+
+    Enlarged ones are interpolated (bicubic): a person reads a digit of 8×8 pixels only when they are not squares.
 
     Args:
         images: bytes.
-        scale: every pixel becomes scale × scale ones; None makes a side of at least 64 pixels of small images.
-        pad: width of the white lines between the images, in pixels of the images.
+        scale: how many times as large every image becomes; None makes small ones at least 64 pixels high and wide.
+        pad: width of the white lines between the images, in pixels.
     """
+    scale = scale or max(1, math.ceil(64 / max(images.shape[2:])))
+    if scale > 1:
+        large = F.interpolate(from_uint8(images), scale_factor=float(scale), mode="bicubic", align_corners=False)
+        images = to_uint8(large)
     b, c, h, w = images.shape
     columns = math.ceil(math.sqrt(b))
     rows = math.ceil(b / columns)
@@ -34,5 +41,4 @@ def grid(images: Tensor, scale: int | None = None, pad: int = 1) -> Tensor:
     for i, image in enumerate(images):
         top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
         sheet[:, top : top + h, left : left + w] = image
-    scale = scale or max(1, math.ceil(64 / max(h, w)))
-    return sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).contiguous()
+    return sheet.permute(1, 2, 0).contiguous()

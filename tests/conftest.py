@@ -1,6 +1,5 @@
 """What several tests need: the exact denoiser of Gaussian data, and a small model."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,10 @@ CONFIG = Path(__file__).parent.parent / "configs/digits.yaml"
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
+def two_threads() -> None:
     """Workers of pytest-xdist share two cores."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    yield
 
 
 def gaussian(schedule: Schedule, std: float, mean: float = 0.0):  # type: ignore[no-untyped-def]

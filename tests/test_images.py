@@ -18,10 +18,14 @@ def test_rounds_and_clamps() -> None:
 def test_grid_shows_every_image_in_its_place() -> None:
     batch = torch.arange(1, 8, dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 1, 8, 8)
     sheet = images.grid(batch)
-    assert sheet.shape == (3 * 9 * 8 + 8, 3 * 9 * 8 + 8, 1)
+    assert sheet.shape == (3 * 72 + 8, 3 * 72 + 8, 1)
     for i in range(7):
-        row, column = divmod(i, 3)
-        assert (
-            sheet[(row * 9 + 1) * 8 : (row * 9 + 9) * 8, (column * 9 + 1) * 8 : (column * 9 + 9) * 8] == i + 1
-        ).all()
+        top, left = 8 + i // 3 * 72, 8 + i % 3 * 72
+        assert (sheet[top : top + 64, left : left + 64] == i + 1).all()
     assert sheet[:8].eq(255).all()
+
+
+def test_large_images_are_shown_as_they_are() -> None:
+    batch = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    sheet = images.grid(batch)
+    assert torch.equal(sheet[8:72, 80:144], batch[1].permute(1, 2, 0))

@@ -135,7 +135,7 @@ def test_x_0_is_clipped_before_the_mean_is_formed_and_eps_follows() -> None:
     schedule, seen = Linear(), []
 
     class Spy(DDIM):
-        def step(self, schedule, x_t, t, s, prediction, noise):  # type: ignore[no-untyped-def]
+        def step(self, schedule, x_t, t, s, prediction, noise):
             signal, total = schedule.scales(t, x_t)
             torch.testing.assert_close(signal * prediction.x_0 + total * prediction.eps, x_t)
             seen.append(prediction.x_0.abs().max().item())

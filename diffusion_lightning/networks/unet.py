@@ -70,7 +70,7 @@ class UNet(nn.Module):
             )
         self.in_channels, self.channels, self.halvings = in_channels, channels, halvings
         time = 4 * channels
-        self.time = nn.Sequential(nn.Linear(channels, time), nn.SiLU(), nn.Linear(time, time))
+        self.time1, self.time2 = nn.Linear(channels, time), nn.Linear(time, time)
         self.enter = nn.Conv2d(in_channels, channels, 3, padding=1)
 
         def block(from_: int, to: int, pixels: int) -> "Block":
@@ -98,9 +98,8 @@ class UNet(nn.Module):
             if level:
                 self.up.append(Upsample(width))
 
-        self.leave = nn.Sequential(
-            nn.GroupNorm(groups, width, eps=1e-6), nn.SiLU(), nn.Conv2d(width, in_channels, 3, padding=1)
-        )
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.leave = nn.Conv2d(width, in_channels, 3, padding=1)
         self._initialise()
         self.to(memory_format=torch.channels_last)  # 1.1 to 1.7 times as fast in float32 on a CPU
 
@@ -117,7 +116,7 @@ class UNet(nn.Module):
                 for weight in module.qkv.weight.data.chunk(3):
                     _fan_average(weight)
                 _fan_average(module.out.weight, 1e-10)
-        _fan_average(self.leave[-1].weight, 1e-10)
+        _fan_average(self.leave.weight, 1e-10)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """The noise in x_t.
@@ -141,7 +140,7 @@ class UNet(nn.Module):
                 f"{x_t.shape[2]}×{x_t.shape[3]} pixels do not allow: use sizes divisible by {2**self.halvings}, "
                 "or other multipliers"
             )
-        emb = self.time(sinusoidal(t, self.channels).to(self.time[0].weight.dtype))
+        emb = self.time2(F.silu(self.time1(sinusoidal(t, self.channels).to(self.time1.weight.dtype))))
         emb = F.silu(emb if c is None else emb + c)
         h = self.enter(x_t)
         skips = [h]
@@ -152,7 +151,7 @@ class UNet(nn.Module):
             h = module(h, emb)
         for module in self.up:
             h = module(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(module, Block) else module(h, emb)
-        return self.leave(h)
+        return self.leave(F.silu(self.norm(h)))
 
 
 class Block(nn.Module):

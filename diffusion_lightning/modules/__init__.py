@@ -1,0 +1,3 @@
+"""LightningModules, one per training objective."""
+
+from .diffusion import Diffusion as Diffusion
