@@ -1,0 +1,150 @@
+"""Sets of images that fit in memory as bytes, batched by index.
+
+    batch = (image (B, C, H, W) float32 in [-1, 1], y (B,) int64)
+
+The order is a function of (seed, epoch): global batch k of an epoch holds the same images on any number of devices,
+rank after rank, and an image's flip is a function of (seed, epoch, its index).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from .. import random
+
+Indices = tuple[int, Tensor]
+
+
+class Order(DistributedSampler):
+    """One rank's batches of indices, as pairs (epoch, indices).
+
+    A `DistributedSampler`, since that is how Lightning sees that the set is shared among the ranks already.
+
+    Args:
+        n: size of the set.
+        batch_size: images a batch, per device.
+        rank: this device's number.
+        world: number of devices.
+        accumulate: batches a device takes in one optimizer step.
+        seed: of the shuffling; None keeps the set's order, and its last, smaller batches.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, rank: int, world: int, accumulate: int = 1, seed: int | None = None
+    ) -> None:
+        self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
+        self.seed = seed  # type: ignore[assignment]
+        self.epoch = 0
+        whole = batch_size * world * accumulate
+        self.used = n - n % whole if seed is not None else n
+
+    def __len__(self) -> int:
+        return len(range(self.rank * self.batch_size, self.used, self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[Indices]:
+        indices = torch.arange(self.n)
+        if self.seed is not None:
+            indices = random.permutation(self.n, self.seed, "order", self.epoch)
+        for start in range(self.rank * self.batch_size, self.used, self.batch_size * self.world):
+            yield self.epoch, indices[start : min(start + self.batch_size, self.used)]
+
+
+class Bytes(Dataset):
+    """Images as bytes (N, C, H, W), their labels (N,), and a seed of flips or None; indexed a batch at a time."""
+
+    def __init__(self, images: Tensor, y: Tensor, flip_seed: int | None) -> None:
+        self.images, self.y, self.flip_seed = images, y, flip_seed
+
+    def __getitem__(self, batch: Indices) -> tuple[Tensor, Tensor]:
+        epoch, indices = batch
+        images = self.images[indices]
+        if self.flip_seed is not None:
+            flip = random.integers(0, 2, self.flip_seed, "flip", epoch, indices).bool()
+            images = torch.where(flip[:, None, None, None], images.flip(3), images)
+        return images, self.y[indices]
+
+
+class Images(LightningDataModule, ABC):
+    """A data set in three splits, `train`, `val` and `test`. Subclasses read it.
+
+    Args:
+        batch_size: images a batch, per device.
+        flip: mirror half of the training images, another half in every epoch.
+        num_workers: processes that gather batches; 0 gathers them in the main process.
+        seed: of the order and the flips.
+    """
+
+    shape: tuple[int, int, int]
+    levels = 256
+
+    def __init__(self, batch_size: int = 128, flip: bool = False, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
+        self.batch_size, self.flip, self.num_workers, self.seed = batch_size, flip, num_workers, seed
+
+    @abstractmethod
+    def read(self, split: str) -> tuple[Tensor, Tensor]:
+        """The images (N, C, H, W) as bytes 0 … levels - 1 and labels (N,) int64 of `train`, `val` or `test`."""
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Bytes 0 … levels - 1 to float32 in [-1, 1]."""
+        return images.float() / ((self.levels - 1) / 2) - 1
+
+    def reference(self, split: str = "train") -> Tensor:
+        """All images of a split (N, C, H, W) in [-1, 1], unaugmented and in the set's own order."""
+        return self.scaled(self.read(split)[0])
+
+    def setup(self, stage: str) -> None:
+        splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
+        self.splits = {split: self.read(split) for split in splits}
+        if "train" in self.splits:
+            n, whole = len(self.splits["train"][0]), self.batch_size * self._world * self._accumulate
+            if whole > n:
+                raise ValueError(
+                    f"one step takes {whole} images ({self.batch_size} a batch, {self._world} devices, "
+                    f"{self._accumulate} batches accumulated), but the training set has {n}: lower the data's "
+                    "batch_size"
+                )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self._accumulate, self.seed, self.seed if self.flip else None)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bytes become floats on the device: a quarter of the traffic."""
+        images, y = batch
+        return self.scaled(images), y
+
+    def _loader(
+        self, split: str, accumulate: int = 1, seed: int | None = None, flip_seed: int | None = None
+    ) -> DataLoader:
+        images, y = self.splits[split]
+        rank = self.trainer.global_rank if self.trainer else 0
+        order = Order(len(images), self.batch_size, rank, self._world, accumulate, seed)
+        return DataLoader(
+            Bytes(images, y, flip_seed),
+            batch_size=None,
+            sampler=order,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
