@@ -1,0 +1,61 @@
+"""A small classifier of 8×8 digits, shipped with its weights: features for a Fréchet distance that needs no network.
+
+Its weights are made, and its held-out accuracy is printed, by `python -m benchmarks.digits_net`.
+"""
+
+from importlib.resources import files
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from .. import images as pixels
+
+WEIGHTS = "digits.safetensors"
+
+
+class DigitsNet(nn.Module):
+    """Bytes (B, 1, 8, 8) to 64 features: the last convolution's, averaged over the pixels as Inception's pool3 is.
+
+    Args:
+        pretrained: load the shipped weights; False starts from random ones.
+    """
+
+    name = "digits"
+    num_features = 64
+
+    def __init__(self, pretrained: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 48, 3, padding=1, stride=2)
+        self.conv3 = nn.Conv2d(48, 64, 3, padding=1)
+        self.hidden = nn.Linear(64 * 4, 64)
+        self.head = nn.Linear(64, 10)
+        if pretrained:
+            self.load_state_dict(load(files(__package__).joinpath(WEIGHTS).read_bytes()))
+            self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._convolved(images).mean((2, 3))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The ten classes' logits (B, 10) of byte images (B, 1, 8, 8)."""
+        return self.classify(self._convolved(images))
+
+    def classify(self, convolved: Tensor) -> Tensor:
+        """(B, 64, 4, 4) to logits (B, 10)."""
+        h = self.hidden(F.avg_pool2d(convolved, 2).flatten(1))
+        return self.head(F.dropout(F.silu(h), 0.3, self.training))
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Floats in [-1, 1] (B, 1, 8, 8) to (B, 64, 4, 4)."""
+        return F.silu(self.conv3(F.silu(self.conv2(F.silu(self.conv1(x))))))
+
+    def _convolved(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.shape[1:] != (1, 8, 8):
+            raise ValueError(
+                f"the digits net was given {images.dtype} images of shape {list(images.shape[1:])}, but it knows bytes "
+                "of shape [1, 8, 8]: use it on the digits, and another extractor elsewhere"
+            )
+        return self.convolve(pixels.from_uint8(images))
