@@ -1,0 +1,8 @@
+"""What happens beside the training: averaged weights, checkpoints, samples, metrics, a progress bar."""
+
+from .checkpoint import Checkpoint as Checkpoint
+from .ema import EMA as EMA
+from .generative_metrics import GenerativeMetrics as GenerativeMetrics
+from .progress import Progress as Progress
+from .sample_grid import SampleGrid as SampleGrid
+from .sample_writer import SampleWriter as SampleWriter

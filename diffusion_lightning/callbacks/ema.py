@@ -1,0 +1,108 @@
+"""The exponential moving average of the weights, which is what a diffusion model is judged by."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class EMA(Callback):
+    """θ̄ ← d·θ̄ + (1 - d)·θ after every optimizer step; validation, test and samples see θ̄, training never does.
+
+    Of the parameters alone, in float32, on the module's device; buffers are not averaged. After k steps the initial
+    weights still count d^k. A checkpoint holds both: θ as the module's weights, θ̄ as this callback's state.
+
+    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, appendix B (d = 0.9999).
+
+    Args:
+        decay: d, in [0, 1).
+        warmup: use min(d, (1 + k)/(10 + k)) at step k, so that early averages forget the initial weights.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = False) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the EMA's decay is {decay}, but it is the share that is kept: give a number in [0, 1)")
+        self.decay, self.warmup = decay, warmup
+        self.updates = 0
+        self.average: dict[str, Tensor] = {}
+        self.swapped = False
+
+    @torch.no_grad()
+    def update(self, module: LightningModule) -> None:
+        """One step of the average."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        parameters = dict(module.named_parameters())
+        current = [parameters[name].detach().float() for name in self.average]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        self.updates += 1
+
+    @torch.no_grad()
+    def swap(self, module: LightningModule) -> None:
+        """Exchanges the module's weights and the average; a second call undoes the first, bit for bit."""
+        parameters = dict(module.named_parameters())
+        for name, average in self.average.items():
+            parameter = parameters[name].detach()
+            kept = parameter.float().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+        self.swapped = not self.swapped
+
+    # After the module is on its device, and after a checkpoint was restored
+
+    def _prepare(self, module: LightningModule) -> None:
+        start = {name: p.detach().float() for name, p in module.named_parameters() if p.requires_grad}
+        if self.average and self.average.keys() != start.keys():
+            stray = sorted(self.average.keys() ^ start.keys())[0]
+            raise ValueError(
+                f"the checkpoint's EMA and the model differ in the parameter {stray}: "
+                "resume with the model that the checkpoint was made with"
+            )
+        source = self.average or start
+        self.average = {name: source[name].to(p.device, copy=True) for name, p in start.items()}
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._prepare(module)
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self.update(module)
+
+    # Evaluation on the average. Swapped in before any callback evaluates and out after all have: others evaluate in
+    # the epoch hooks, which lie between these two, so the order of the callbacks does not matter.
+
+    def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.average and not self.swapped:
+            self.average = {name: average.to(pl_module.device) for name, average in self.average.items()}
+            self.swap(pl_module)
+
+    def _swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.swapped:
+            self.swap(pl_module)
+
+    on_validation_start = on_test_start = on_predict_start = _swap_in
+    on_validation_end = on_test_end = on_predict_end = _swap_out
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._swap_out(trainer, module)
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "average": self.average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.updates, self.average = state_dict["updates"], dict(state_dict["average"])
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint written in the middle of an evaluation has the two the right way round all the same."""
+        if self.swapped:
+            weights = checkpoint["state_dict"]
+            average = {name: weights[name].float() for name in self.average}
+            for name, raw in self.average.items():
+                weights[name] = raw.to(weights[name].dtype)
+            checkpoint["callbacks"][self.state_key] = {"updates": self.updates, "average": average}

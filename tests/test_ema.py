@@ -1,0 +1,153 @@
+"""The average in closed form, its swap, and what a checkpoint holds of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from diffusion_lightning.callbacks import EMA
+from diffusion_lightning.data import Digits
+from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.schedules import Cosine
+
+from .conftest import tiny_unet
+
+
+class One(LightningModule):
+    """One parameter, set by hand."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([value]))
+        self.register_buffer("constant", torch.arange(8))
+
+
+def test_the_initial_weights_count_decay_to_the_k() -> None:
+    module, ema = One(1.0), EMA(decay=0.9)
+    ema._prepare(module)
+    module.w.data.zero_()
+    for _ in range(20):
+        ema.update(module)
+    assert ema.average["w"].item() == pytest.approx(0.9**20, rel=1e-5)
+
+
+def test_the_average_in_closed_form() -> None:
+    module, ema = One(5.0), EMA(decay=0.8)
+    ema._prepare(module)
+    values = [1.0, -2.0, 4.0, 0.5]
+    for value in values:
+        module.w.data.fill_(value)
+        ema.update(module)
+    expected = 0.8**4 * 5 + sum(0.2 * 0.8 ** (3 - i) * v for i, v in enumerate(values))
+    assert ema.average["w"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_warmup_forgets_the_start_sooner() -> None:
+    module, ema = One(1.0), EMA(decay=0.9999, warmup=True)
+    ema._prepare(module)
+    module.w.data.zero_()
+    expected = 1.0
+    for k in range(10):
+        ema.update(module)
+        expected *= (1 + k) / (10 + k)
+    assert ema.average["w"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_parameters_are_averaged() -> None:
+    module, ema = One(1.0), EMA()
+    ema._prepare(module)
+    assert set(ema.average) == {"w"}
+    half = One(1.0).to(torch.bfloat16)
+    ema = EMA()
+    ema._prepare(half)
+    assert ema.average["w"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_what_is_no_decay_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match=f"decay is {decay}"):
+        EMA(decay)
+
+
+class Watch(Callback):
+    """Records the weights after every optimizer step, and what evaluation sees."""
+
+    def __init__(self) -> None:
+        self.raw: list[Tensor] = []
+        self.seen: dict[str, Tensor] = {}
+        self._step = 0
+
+    def weight(self, module: LightningModule) -> Tensor:
+        return next(module.parameters()).detach().clone()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self.raw.append(self.weight(module))
+
+    def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.seen["epoch start"] = self.weight(module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.seen["epoch end"] = self.weight(module)
+
+
+def run(tmp_path: Path, callbacks: list[Callback], **kwargs: Any) -> Diffusion:
+    torch.manual_seed(0)
+    module = Diffusion(tiny_unet(), Cosine(T=20), (1, 8, 8), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    options: dict[str, Any] = {
+        "max_steps": 6, "logger": False, "enable_progress_bar": False, "num_sanity_val_steps": 0,
+        "enable_checkpointing": False, "enable_model_summary": False, "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+    }  # fmt: skip
+    Trainer(default_root_dir=tmp_path, accelerator="cpu", callbacks=callbacks, **{**options, **kwargs}).fit(
+        module, Digits(batch_size=32)
+    )
+    return module
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_update_an_optimizer_step_also_under_accumulation(tmp_path: Path, accumulate: int, first: bool) -> None:
+    """And evaluation sees the average, training the raw weights, in whichever order the callbacks stand."""
+    ema, watch = EMA(decay=0.7), Watch()
+    start = next(tiny_weights())
+    module = run(
+        tmp_path, [ema, watch] if first else [watch, ema], accumulate_grad_batches=accumulate, val_check_interval=6
+    )
+    assert len(watch.raw) == 6
+    expected = start
+    for raw in watch.raw:
+        expected = 0.7 * expected + 0.3 * raw
+    name = next(name for name, _ in module.named_parameters())
+    torch.testing.assert_close(ema.average[name], expected)
+    assert torch.equal(watch.weight(module), watch.raw[-1])
+    if accumulate == 1:
+        for seen in watch.seen.values():
+            torch.testing.assert_close(seen, expected)
+
+
+def tiny_weights():
+    torch.manual_seed(0)
+    yield from (p.detach().clone() for p in tiny_unet().parameters())
+
+
+class Bomb(Callback):
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "inside.ckpt", weights_only=False)
+        raise RuntimeError("in the middle of validation")
+
+
+def test_an_end_in_the_middle_of_validation_exchanges_nothing(tmp_path: Path) -> None:
+    ema, watch = EMA(decay=0.7), Watch()
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run(tmp_path, [ema, watch, Bomb()])
+    assert not ema.swapped
+    checkpoint = torch.load(tmp_path / "inside.ckpt", weights_only=True)
+    name = next(iter(ema.average))
+    assert torch.equal(checkpoint["state_dict"][name], watch.raw[-1])
+    assert torch.equal(checkpoint["callbacks"]["EMA"]["average"][name], ema.average[name])
+    assert checkpoint["callbacks"]["EMA"]["updates"] == 2
