@@ -1,0 +1,282 @@
+"""The command `diffusion-lightning`: `fit`, `validate`, `test` through Lightning's CLI, and `predict`.
+
+A run lives in one folder, `trainer.default_root_dir`, and never overwrites another's. Every checkpoint carries its
+run's configuration, so that what comes after `fit` needs the file alone. Whatever is wrong is said in one sentence
+and, wherever it can be, before training starts.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+
+# Imported for their names: a class known here can be written in a config without its module's path.
+from . import callbacks, checkpoints, data, denoising, metrics, modules, networks, objectives, samplers, schedules
+from .callbacks import EMA, Checkpoint, Progress, SampleWriter
+from .complaints import sentence
+from .loggers import MetricsFile
+
+FAMILIES = (callbacks, data, denoising, metrics, modules, networks, objectives, samplers, schedules)
+
+NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
+
+# Warnings that say nothing to the user: data in memory want no workers, logging counts optimizer steps and not an
+# epoch's batches, tests call `main` with arguments, and one is for Lightning's own authors.
+NOISE = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    "LightningCLI's args parameter.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, without the usage; takes no abbreviation for an option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
+        options = {action.dest for parser in parsers for action in parser._actions}
+        classes = {name for family in FAMILIES for name, value in vars(family).items() if isinstance(value, type)}
+        fail(sentence(message, sorted(options), sorted(classes)), 2)
+
+
+class Record(SaveConfigCallback):
+    """Writes `config.yaml` into the folder of a `fit`, and the same text into its checkpoints and loggers."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        kept = config.clone()
+        for key in NOT_OF_THE_RUN:
+            kept.pop(key, None)
+        self.text = parser.dump(kept, skip_none=False, skip_validation=True, format="yaml")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(self.text))
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[checkpoints.CONFIG] = self.text
+
+
+class CLI(LightningCLI):
+    """Lightning's CLI with this project's conventions: the run's folder, the seed, EMA and checkpoints."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        for target in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return Path(self._get(self.config, "trainer").default_root_dir)
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            config.ckpt_path = _resume(self.root, config.ckpt_path)
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, Namespace) and logger.get("init_args.save_dir") in (".", None):
+                logger["init_args.save_dir"] = str(self.root)
+
+    def instantiate_classes(self) -> None:
+        """Builds the objects; whatever a constructor refuses, a user's own class too, is said in its own words."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ValueError(_first_cause(error)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's settings never beat the user's."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""
+        config = self._get(self.config_init, "trainer")
+        named = config.logger if isinstance(config.logger, list) else [config.logger]
+        file = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
+        kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file)]
+        if self.subcommand == "fit" and config.enable_progress_bar is not False:
+            config.callbacks = [*(config.callbacks or []), Progress()]
+            kwargs["enable_progress_bar"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def _check_checkpoint(self) -> None:
+        path = self._get(self.config, "ckpt_path")
+        if path is not None:
+            checkpoints.check_fits(self.model, checkpoints.read(path), path)
+
+    before_fit = before_validate = before_test = _check_checkpoint
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Says where everything lies, and how to go on."""
+        last, grids = self.root / "checkpoints/last.ckpt", sorted((self.root / "samples").glob("*.png"), key=_step)
+        values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        command = f"{'uv run ' if 'UV' in os.environ else ''}diffusion-lightning predict"
+        lines = [
+            ("samples", grids[-1] if grids else "none: add the callback SampleGrid to trainer.callbacks"),
+            ("metrics", self.root / "metrics.csv" if (self.root / "metrics.csv").exists() else "none logged"),
+            *(("", f"{key} {value:.4g}") for key, value in values.items()),
+            ("checkpoint", last),
+            ("draw more", f"{command} --ckpt_path {last} --n 64 --out {self.root / 'more'} --seed 1"),
+        ]
+        print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
+
+
+def _seed(seed: bool | int) -> int:
+    if isinstance(seed, bool):
+        raise ValueError(f"seed_everything is {seed}, but a run is a function of its seed: give a whole number")
+    return seed
+
+
+def _first_cause(error: BaseException) -> str:
+    """The message that the parser's own wrap: of the first error in the chain that was raised outside of it."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return str(error)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step="))
+
+
+def _resume(root: Path, ckpt_path: str | None) -> str | None:
+    """The checkpoint to start from, none for a fresh run; refuses a fresh run in a folder that holds one."""
+    last, found = root / "checkpoints/last.ckpt", sorted((root / "checkpoints").glob("*.ckpt"))
+    if ckpt_path is None and found:
+        raise ValueError(
+            f"{root} already holds checkpoints of a run ({found[0].name}), and this is a fresh one: go on with it by "
+            "--ckpt_path last, or choose another folder by --trainer.default_root_dir"
+        )
+    if ckpt_path == "last":
+        return str(last) if last.exists() else None
+    return ckpt_path
+
+
+def _with_config_of_checkpoint(args: list[str]) -> list[str]:
+    """`validate --ckpt_path X` alone takes the configuration from X; what the user adds wins."""
+    given = {a.split("=", 1)[0] for a in args}
+    if args[:1] not in (["validate"], ["test"]) or given & {"--config", "-c", "--help", "-h", "--print_config"}:
+        return args
+    path = next((b if a == "--ckpt_path" else a.split("=", 1)[1] for a, b in zip(args, [*args[1:], ""], strict=True)
+                 if a == "--ckpt_path" or a.startswith("--ckpt_path=")), None)  # fmt: skip
+    if path is None:
+        raise ValueError(f"{args[0]} needs a model, but neither --ckpt_path nor --config names one: give --ckpt_path")
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump(checkpoints.config(checkpoints.read(path), path), file)
+    return [args[0], "--config", file.name, *args[1:]]
+
+
+def _lightning(args: list[str]) -> None:
+    args = _with_config_of_checkpoint(args)
+    try:
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=Record,
+            trainer_defaults={"default_root_dir": "runs/unnamed"},
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    finally:
+        if args[1:2] == ["--config"] and Path(args[2]).parent == Path(tempfile.gettempdir()):
+            Path(args[2]).unlink(missing_ok=True)
+
+
+def predict(args: list[str]) -> None:
+    """Draws samples from a checkpoint and writes them as pictures."""
+    parser = Parser(prog="diffusion-lightning predict", description="Draw samples from a checkpoint's averaged model.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="the checkpoint")
+    parser.add_argument("--out", type=str, required=True, help="folder of the pictures")
+    parser.add_argument("--n", type=int, default=64, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
+    parser.add_argument("--first", type=int, default=0, help="the first sample's number")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
+    parser.add_argument(
+        "--sampler", type=samplers.Sampler, default={"class_path": "Ancestral"}, help="the reverse loop"
+    )
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
+    config = parser.parse_args(args)
+    sampler = parser.instantiate(config).sampler
+    if config.n < 1 or config.batch_size < 1 or config.first < 0:
+        raise ValueError(
+            f"n = {config.n}, batch_size = {config.batch_size}, first = {config.first} are no samples: "
+            "give n ≥ 1, batch_size ≥ 1 and first ≥ 0"
+        )
+    model = checkpoints.load(config.ckpt_path)
+    sampler.times(model.schedule)
+    size, end = min(config.batch_size, config.n), config.first + config.n
+    bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
+    requests = [
+        {"n": b - a, "sampler": sampler, "seed": config.seed, "first": a, "batch_size": size}
+        for a, b in pairwise(bounds)
+    ]
+    options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(**options, logger=False, callbacks=[SampleWriter(config.out)])
+    trainer.predict(model, DataLoader(requests, batch_size=None), return_predictions=False)  # type: ignore[arg-type]
+    if trainer.is_global_zero:
+        print(f"wrote {config.n} samples to {config.out}")
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """One line on standard error, and the end."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _explained(error: BaseException) -> bool:
+    """Whether the message is a sentence for the user: this package wrote it, or Lightning did of its settings."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError) and frames[-1].partition(".")[0] == __package__
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line, or a list of its words."""
+    words = list(sys.argv[1:] if args is None else args)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for harmless in NOISE:
+        warnings.filterwarnings("ignore", harmless)
+    try:
+        predict(words[1:]) if words[:1] == ["predict"] else _lightning(words)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}: choose another place, or make room there")
+    except (ValueError, MisconfigurationException) as error:
+        if not _explained(error):
+            raise
+        fail(str(error))

@@ -1,0 +1,282 @@
+"""The command, in-process, on the digits config with everything made small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import diffusion_lightning
+from diffusion_lightning.checkpoints import read
+from diffusion_lightning.cli import main
+from diffusion_lightning.samplers import DDIM
+
+from .conftest import CONFIG
+from .test_loggers import rows
+
+SMALL = {
+    "trainer.max_steps": 6,
+    "trainer.val_check_interval": 3,
+    "trainer.log_every_n_steps": 2,
+    "model.init_args.schedule.init_args.T": 12,
+    "model.init_args.network.init_args.channels": 8,
+    "model.init_args.network.init_args.groups": 4,
+    "model.init_args.lr_scheduler.init_args.total_steps": 6,
+    "data.init_args.batch_size": 32,
+    "ema.decay": 0.5,
+    "checkpoint.every_n_train_steps": 2,
+}
+
+
+def small_config(folder: Path, **changes: Any) -> Path:
+    """configs/digits.yaml with SMALL and further changes, in a file."""
+    config = yaml.safe_load(CONFIG.read_text())
+    for key, value in {**SMALL, "trainer.default_root_dir": str(folder / "run"), **changes}.items():
+        at = config
+        *parents, last = key.split(".")
+        for parent in parents:
+            at = at[parent]
+        at[last] = value
+    grid, metrics = config["trainer"]["callbacks"]
+    grid["init_args"].update(n=4, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
+    metrics["init_args"].update(n=66, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder, with what it printed beside it."""
+    folder = tmp_path_factory.mktemp("fit")
+    config = small_config(folder)
+    code = f"from diffusion_lightning.cli import main; main(['fit', '--config', {str(config)!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder / "run"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that a command ends with; it must be one line, and no traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(list(args))
+    assert end.value.code not in (0, None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ")
+    assert len(lines) == 1, lines
+    return lines[-1]
+
+
+def test_a_run_leaves_what_the_readme_promises(run: Path) -> None:
+    assert {p.name for p in run.iterdir()} >= {"checkpoints", "config.yaml", "metrics.csv", "samples", "wandb"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt", "step=6.ckpt"}
+    assert {p.name for p in (run / "samples").iterdir()} == {"step=3.png", "step=6.png"}
+    assert max(Image.open(run / "samples/step=6.png").size) > 100
+    found = rows(run / "metrics.csv")
+    assert [int(row["step"]) for row in found] == [1, 2, 3, 5]
+    for key in ("train/loss", "val/loss", "val/fd_digits"):
+        assert float(found[-1][key]) > 0
+
+
+def test_a_run_ends_by_saying_where_everything_lies(run: Path) -> None:
+    said = (run.parent / "stdout").read_text()
+    for what in (
+        "samples/step=6.png",
+        "metrics.csv",
+        "checkpoints/last.ckpt",
+        "diffusion-lightning predict --ckpt_path",
+    ):
+        assert what in said
+    bar = (run.parent / "stderr").read_text()
+    for what in ("6/6", "loss", "images/s", "<"):
+        assert what in bar
+    assert "Traceback" not in bar
+    assert "Warning" not in bar
+
+
+def test_the_command_it_names_draws_more(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = next(line for line in (run.parent / "stdout").read_text().splitlines() if line.startswith("draw more"))
+    words = said.split("diffusion-lightning ", 1)[1].split()
+    main(words)
+    out = Path(words[words.index("--out") + 1])
+    assert len(list(out.glob("*.png"))) == 64
+    assert "wrote 64 samples" in capsys.readouterr().out
+
+
+def test_weights_and_biases_holds_the_metrics_the_pictures_and_the_config(run: Path) -> None:
+    """Read back from the offline run's own file."""
+    folder = next((run / "wandb").glob("offline-run-*"))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    text = subprocess.run(
+        ["wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, check=True, env=environment
+    ).stdout
+    records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    whole = json.dumps(records)
+    for key in (
+        "train/loss",
+        "val/loss",
+        "val/fd_digits",
+        "samples",
+        "trainer/global_step",
+        "Cosine",
+    ):
+        assert key in whole, key
+    assert len(list((folder / "files/media/images").glob("samples_*.png"))) == 2
+
+
+def test_load_gives_the_averaged_model_from_the_file_alone(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "moved.ckpt"
+    elsewhere.write_bytes((run / "checkpoints/last.ckpt").read_bytes())
+    model = diffusion_lightning.load(elsewhere)
+    checkpoint = read(elsewhere)
+    name, average = next(iter(checkpoint["callbacks"]["EMA"]["average"].items()))
+    assert torch.equal(model.state_dict()[name], average)
+    assert not torch.equal(checkpoint["state_dict"][name], average)
+    assert not model.training
+    assert model.schedule.T == 12
+    assert model.generate(2, DDIM(3)).shape == (2, 1, 8, 8)
+
+
+def test_predict_writes_the_samples_by_their_numbers(run: Path, tmp_path: Path) -> None:
+    ckpt = str(run / "checkpoints/last.ckpt")
+    main(["predict", "--ckpt_path", ckpt, "--n", "5", "--out", str(tmp_path / "a"), "--seed", "3", "--batch_size", "4"])
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{i:06d}.png" for i in range(5)]
+    main(["predict", "--ckpt_path", ckpt, "--n", "2", "--out", str(tmp_path / "b"), "--seed", "3", "--batch_size", "4",
+          "--first", "3"])  # fmt: skip
+    main(["predict", "--ckpt_path", ckpt, "--n", "4", "--out", str(tmp_path / "c"), "--seed", "3",
+          "--sampler", "DDIM", "--sampler.steps", "3"])  # fmt: skip
+    size = Image.open(tmp_path / "a/000000.png").size
+    assert size == (8, 8)
+    a, b, c = ([Image.open(p).tobytes() for p in sorted((tmp_path / d).iterdir())] for d in "abc")
+    assert len(set(a)) == 5
+    assert a[:4] != c
+    assert len(b) == 2
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_needs_the_checkpoint_alone(run: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "config.yaml").read_text(), (run / "metrics.csv").read_text()
+    main([command, "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.logger", "false"])
+    assert ((run / "config.yaml").read_text(), (run / "metrics.csv").read_text()) == before
+    found = rows(run / f"{command}.csv")[-1]
+    short = {"validate": "val", "test": "test"}[command]
+    assert float(found[f"{short}/loss"]) > 0
+    if command == "validate":
+        logged = rows(run / "metrics.csv")[-1]
+        assert float(found["val/fd_digits"]) == pytest.approx(float(logged["val/fd_digits"]), rel=1e-4)
+        assert float(found["val/loss"]) == pytest.approx(float(logged["val/loss"]), rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    ends = []
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        root = tmp_path / name
+        main(["fit", "--config", str(small_config(tmp_path)), "--trainer.default_root_dir", str(root),
+              "--trainer.logger", "false", "--trainer.limit_val_batches", "0", "--seed_everything", seed])  # fmt: skip
+        ends.append(read(root / "checkpoints/last.ckpt"))
+    a, b, c = (end["state_dict"] for end in ends)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    first, second, _ = (end["callbacks"]["EMA"]["average"] for end in ends)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_a_fresh_run_in_a_used_folder_is_refused_with_both_mends(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    said = fails(capsys, "fit", "--config", str(small_config(run.parent)))
+    assert "--ckpt_path last" in said
+    assert "--trainer.default_root_dir" in said
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_last_goes_on_where_the_run_ended(tmp_path: Path) -> None:
+    quiet = ["--trainer.logger", "false", "--trainer.limit_val_batches", "0"]
+    config = ["--config", str(small_config(tmp_path, **{"model.init_args.lr_scheduler.init_args.total_steps": 9}))]
+    main(["fit", *config, *quiet, "--ckpt_path", "last"])  # nothing to go on from: starts
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 6
+    main(["fit", *config, *quiet, "--ckpt_path", "last", "--trainer.max_steps", "9"])
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 9
+    assert [int(row["step"]) for row in rows(tmp_path / "run/metrics.csv")] == [1, 3, 5, 7]
+    assert "ckpt_path" not in (tmp_path / "run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--model.init_args.schedule.init_args.T", "0"], "T is 0"),
+        (
+            ["--model.init_args.schedule", "Linear", "--model.init_args.schedule.init_args.beta_1", "0"],
+            "alpha_bar must fall",
+        ),
+        (["--model.init_args.network.init_args.in_channels", "3"], "3 channels, but these have 1"),
+        (["--model.init_args.shape", "[1, 10, 10]"], "which 10×10 pixels do not allow"),
+        (["--model.init_args.network.init_args.size", "10"], "10 pixels do not allow"),
+        (
+            ["--model.init_args.shape", "[1, 16, 16]"],
+            "the data's images have shape [1, 8, 8], but the model's shape is",
+        ),
+        (["--data.init_args.batch_size", "1501"], "one step takes 1501 images"),
+        (["--trainer.accumulate_grad_batches", "50"], "one step takes 1600 images"),
+        (["--model.init_args.network.init_args.channel", "8"], "channel"),
+        (["--model.init_args.schedule", "Cosinus"], "Cosinus"),
+        (["--model.init_args.network.class_path", "no.such.Network"], "no.such"),
+        (["--trainer.max_step", "5"], "max_step"),
+        (["--trainer.max_steps", "many"], "many"),
+        (["--ema.decay", "1.5"], "decay is 1.5"),
+        (["--seed_everything", "true"], "seed"),
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_errors_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], says: str
+) -> None:
+    said = fails(capsys, "fit", "--config", str(small_config(tmp_path)), "--trainer.logger", "false", *changes)
+    assert says in said
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_an_unknown_key_in_the_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key in ("trainer.max_stepz", "optimiser", "model.init_args.schedule.init_args.betas"):
+        said = fails(capsys, "fit", "--config", str(small_config(tmp_path, **{key: 1})))
+        assert key.rpartition(".")[2] in said
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_unusable_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    whole = (run / "checkpoints/last.ckpt").read_bytes()
+    cut, other = tmp_path / "cut.ckpt", tmp_path / "other.ckpt"
+    cut.write_bytes(whole[: len(whole) // 2])
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    name = next(iter(checkpoint["state_dict"]))
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name][:-1]
+    torch.save(checkpoint, other)
+    rest = {"fit": ["--config", str(small_config(tmp_path))], "predict": ["--out", str(tmp_path / "out")]}.get(
+        command, []
+    )
+    quiet = [] if command == "predict" else ["--trainer.logger", "false"]
+    for path, says in ((tmp_path / "no.ckpt", "does not exist"), (cut, "cut short"), (other, "another model")):
+        assert says in fails(capsys, command, *rest, *quiet, "--ckpt_path", str(path))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "subcommand"),
+        (["train"], "train"),
+        (["fit"], "--config"),
+        (["predict", "--out", "x"], "ckpt_path"),
+        (["validate"], "--ckpt_path"),
+    ],
+)
+def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:
+    assert says in fails(capsys, *args)
