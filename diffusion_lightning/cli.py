@@ -268,6 +268,8 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's class in a file beside the config is found as python finds it
     for harmless in NOISE:
         warnings.filterwarnings("ignore", harmless)
     try:
