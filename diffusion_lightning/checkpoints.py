@@ -1,7 +1,8 @@
 """What a checkpoint file holds, read without running anything in it.
 
-A checkpoint is Lightning's, of tensors and plain values only, with two additions: `config`, the text of the
-`config.yaml` that made the run, and the averaged weights in the state of the callback `EMA`.
+A checkpoint is Lightning's, of tensors and plain values only, with three additions: `config`, the text of the
+`config.yaml` that made the run, `wandb_id`, its run's in Weights & Biases, and the averaged weights in the state of the
+callback `EMA`.
 """
 
 import pickle
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from .modules import Diffusion
 
 CONFIG = "config"
+WANDB = "wandb_id"
 
 
 def read(path: str | Path) -> dict[str, Any]:

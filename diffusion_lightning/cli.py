@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 # Imported for their names: a class known here can be written in a config without its module's path.
 from . import callbacks, checkpoints, data, denoising, metrics, modules, networks, objectives, samplers, schedules
-from .callbacks import EMA, Checkpoint, Progress, SampleWriter
+from .callbacks import EMA, Checkpoint, FiniteLoss, Progress, SampleWriter
 from .complaints import sentence
 from .loggers import MetricsFile
 
@@ -36,12 +36,14 @@ FAMILIES = (callbacks, data, denoising, metrics, modules, networks, objectives, 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
 
 # Warnings that say nothing to the user: data in memory want no workers, logging counts optimizer steps and not an
-# epoch's batches, tests call `main` with arguments, and one is for Lightning's own authors.
+# epoch's batches, tests call `main` with arguments, samples have numbers of
+# their own, and one is for Lightning's own authors.
 NOISE = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     "LightningCLI's args parameter.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*Couldn't infer the batch indices.*",
 )
 
 
@@ -81,6 +83,8 @@ class Record(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[checkpoints.CONFIG] = self.text
+        ids = [logger.version for logger in trainer.loggers if type(logger).__name__ == "WandbLogger"]
+        checkpoint[checkpoints.WANDB] = ids[0] if ids else None
 
 
 class CLI(LightningCLI):
@@ -103,8 +107,13 @@ class CLI(LightningCLI):
             config.ckpt_path = _resume(self.root, config.ckpt_path)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if isinstance(logger, Namespace) and logger.get("init_args.save_dir") in (".", None):
+            if not isinstance(logger, Namespace):
+                continue
+            if logger.get("init_args.save_dir") in (".", None):
                 logger["init_args.save_dir"] = str(self.root)
+            if self.subcommand == "fit" and config.ckpt_path and logger.class_path.endswith("WandbLogger"):
+                logger["init_args.id"] = checkpoints.read(config.ckpt_path).get(checkpoints.WANDB)
+                logger["init_args.resume"] = "allow"
 
     def instantiate_classes(self) -> None:
         """Builds the objects; whatever a constructor refuses, a user's own class too, is said in its own words."""
@@ -122,9 +131,11 @@ class CLI(LightningCLI):
         named = config.logger if isinstance(config.logger, list) else [config.logger]
         file = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
         kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file)]
-        if self.subcommand == "fit" and config.enable_progress_bar is not False:
-            config.callbacks = [*(config.callbacks or []), Progress()]
-            kwargs["enable_progress_bar"] = False
+        if self.subcommand == "fit":
+            config.callbacks = [*(config.callbacks or []), FiniteLoss()]
+            if config.enable_progress_bar is not False:
+                config.callbacks.append(Progress())
+                kwargs["enable_progress_bar"] = False
         return super().instantiate_trainer(**kwargs)
 
     def _check_checkpoint(self) -> None:

@@ -14,6 +14,7 @@ seeds below 2⁶³. `purpose` is any string: draws for different purposes are in
 Paper: Parallel random numbers: as easy as 1, 2, 3. Salmon, Moraes, Dror, Shaw, 2011 (doi 10.1145/2063384.2063405).
 """
 
+import hashlib
 import math
 import zlib
 from collections.abc import Sequence
@@ -115,6 +116,12 @@ def seeds(seed: int, purpose: str, sample: Tensor) -> Tensor:
     """(B,) int64 in [0, 2⁶³): a seed of its own for each sample."""
     low, high = words(2, seed, purpose, 0, sample).unbind(1)
     return low | ((high >> 1) << 32)
+
+
+def state(seed: int, purpose: str, *place: int) -> int:
+    """An integer in [0, 2⁶³) to seed a generator that keeps state, such as the one that draws dropout masks."""
+    digest = hashlib.blake2b(repr((seed, purpose, place)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def permutation(n: int, seed: int, purpose: str, step: int) -> Tensor:

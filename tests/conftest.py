@@ -1,9 +1,13 @@
-"""What several tests need: the exact denoiser of Gaussian data, and a small model."""
+"""What several tests need: the exact denoiser of Gaussian data, a small model, a small config and a finished run."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from diffusion_lightning.denoising import Prediction
@@ -34,3 +38,47 @@ def gaussian(schedule: Schedule, std: float, mean: float = 0.0):  # type: ignore
 def tiny_unet() -> UNet:
     """A U-Net of 8×8 digits that takes milliseconds."""
     return UNet(in_channels=1, size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.1)
+
+
+SMALL = {
+    "trainer.max_steps": 6,
+    "trainer.val_check_interval": 3,
+    "trainer.log_every_n_steps": 2,
+    "model.init_args.schedule.init_args.T": 12,
+    "model.init_args.network.init_args.channels": 8,
+    "model.init_args.network.init_args.groups": 4,
+    "model.init_args.lr_scheduler.init_args.total_steps": 6,
+    "data.init_args.batch_size": 32,
+    "ema.decay": 0.5,
+    "checkpoint.every_n_train_steps": 2,
+}
+
+
+def small_config(folder: Path, **changes: Any) -> Path:
+    """configs/digits.yaml with SMALL and further changes, in a file."""
+    config = yaml.safe_load(CONFIG.read_text())
+    for key, value in {**SMALL, "trainer.default_root_dir": str(folder / "run"), **changes}.items():
+        at = config
+        *parents, last = key.split(".")
+        for parent in parents:
+            at = at[parent]
+        at[last] = value
+    grid, metrics = config["trainer"]["callbacks"]
+    grid["init_args"].update(n=4, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
+    metrics["init_args"].update(n=66, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder, with what it printed beside it."""
+    folder = tmp_path_factory.mktemp("fit")
+    config = small_config(folder)
+    code = f"from diffusion_lightning.cli import main; main(['fit', '--config', {str(config)!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder / "run"

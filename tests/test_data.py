@@ -29,7 +29,7 @@ def test_pixels_are_v_over_8_minus_1() -> None:
 
 
 def batches(order: Order, epoch: int = 0) -> list[torch.Tensor]:
-    order.set_epoch(epoch)
+    order.step = lambda: epoch * (order.used // order.whole)
     drawn = list(order)
     assert len(drawn) == len(order)
     assert all(e == epoch for e, _ in drawn)
@@ -53,6 +53,23 @@ def test_epochs_differ_and_repeat_nothing() -> None:
     assert len(first.unique()) == len(first) == 1472
     assert not torch.equal(first, second)
     assert torch.equal(torch.cat(batches(order, 0)), first)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("step", [0, 1, 22, 23, 30, 45, 46])
+def test_the_step_is_the_place_in_the_data(step: int, world: int, accumulate: int) -> None:
+    """What is left of step's epoch, on any number of devices, is what an undisturbed run would see from there on."""
+    stream = [b for epoch in range(3) for b in batches(Order(1500, 64, 0, 1, seed=3), epoch)]
+    size = 64 // world // accumulate
+    ranks = [list(Order(1500, size, rank, world, accumulate, 3, lambda: step)) for rank in range(world)]
+    left = [
+        torch.cat([ranks[r][i + m][1] for m in range(accumulate) for r in range(world)])
+        for i in range(0, len(ranks[0]), accumulate)
+    ]
+    assert len(left) == 23 - step % 23
+    assert all(torch.equal(a, b) for a, b in zip(left, stream[step:], strict=False))
+    order = Order(1500, size, 0, world, accumulate, 3)
+    assert [order.index(step, i) for i in (0, 17, 63)] == [int(stream[step][i]) for i in (0, 17, 63)]
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 297])

@@ -34,7 +34,7 @@ def test_the_first_loss_is_one_in_expectation() -> None:
     """ε-prediction from a network that starts at zero: E‖ε‖²/d = 1."""
     module = tiny(Linear())
     n = 2000
-    loss = module._loss(torch.rand(n, 1, 8, 8) * 2 - 1, "training", 0, torch.arange(n))
+    loss = module._losses(torch.rand(n, 1, 8, 8) * 2 - 1, "training", 0, torch.arange(n))[1]
     assert abs(loss.mean() - 1) < 3 * math.sqrt(2 / (64 * n))
 
 
@@ -46,7 +46,7 @@ def test_the_least_loss_of_gaussian_data(std: float, least: float) -> None:
     assert (snr * std**2 / (snr * std**2 + 1)).mean().item() == pytest.approx(least, abs=1e-9)
     n = 20_000
     module = tiny(schedule, Exact(schedule, std))
-    loss = module._loss(std * torch.randn(n, 1, 8, 8), "training", 0, torch.arange(n))
+    loss = module._losses(std * torch.randn(n, 1, 8, 8), "training", 0, torch.arange(n))[1]
     assert abs(loss.mean().item() - least) < 3 * loss.std().item() / math.sqrt(n)
 
 
@@ -55,13 +55,13 @@ def test_loss_draws_follow_step_and_sample_number() -> None:
     for p in module.parameters():
         nn.init.normal_(p, std=0.1)
     x = torch.rand(8, 1, 8, 8)
-    whole = module._loss(x, "training", 3, torch.arange(8))
-    halves = [module._loss(x[i : i + 4], "training", 3, torch.arange(i, i + 4)) for i in (0, 4)]
+    whole = module._losses(x, "training", 3, torch.arange(8))[1]
+    halves = [module._losses(x[i : i + 4], "training", 3, torch.arange(i, i + 4))[1] for i in (0, 4)]
     torch.testing.assert_close(whole, torch.cat(halves))
-    assert not torch.allclose(whole, module._loss(x, "training", 4, torch.arange(8)))
-    assert not torch.allclose(module._loss(x[:1], "training", 3, torch.tensor([0])), whole[1])
+    assert not torch.allclose(whole, module._losses(x, "training", 4, torch.arange(8))[1])
+    assert not torch.allclose(module._losses(x[:1], "training", 3, torch.tensor([0]))[1], whole[1])
     assert not torch.allclose(
-        tiny(network=module.denoiser.network, seed=1)._loss(x, "training", 3, torch.arange(8)), whole
+        tiny(network=module.denoiser.network, seed=1)._losses(x, "training", 3, torch.arange(8))[1], whole
     )
 
 

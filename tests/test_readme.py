@@ -9,7 +9,7 @@ import torch
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 
-from .test_cli import small_config
+from .conftest import small_config
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -94,11 +94,12 @@ def test_ddim_with_eta_one_is_ancestral_with_small_variance(steps: int | None) -
 
 
 @pytest.mark.parametrize("spacing", [make() for make in Spacing.__subclasses__()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(T=7, beta_1=0.1, beta_T=0.5)])
-@pytest.mark.parametrize("steps", [1, 2, 5, 7, 50, 333, 1000])
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [(Linear(T=7, beta_1=0.1, beta_T=0.5), n) for n in range(1, 8)]
+    + [(make(), n) for make in (Linear, Cosine) for n in (1, 2, 5, 50, 333, 999, 1000)],
+)
 def test_spacings_visit_as_many_falling_times_as_asked(spacing: Spacing, schedule: Schedule, steps: int) -> None:
-    if steps > schedule.T:
-        pytest.skip("more steps than times")
     times = Ancestral(steps, spacing=spacing).times(schedule)
     assert len(times) == steps + 1
     assert times[-1] == 0

@@ -2,6 +2,7 @@
 
 from .checkpoint import Checkpoint as Checkpoint
 from .ema import EMA as EMA
+from .finite_loss import FiniteLoss as FiniteLoss
 from .generative_metrics import GenerativeMetrics as GenerativeMetrics
 from .progress import Progress as Progress
 from .sample_grid import SampleGrid as SampleGrid

@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
+from .base import checkpoints_folder
+
 
 class AtomicIO(TorchCheckpointIO):
     """Writes beside the file and renames: a crash leaves the earlier file whole, never a half one."""
@@ -24,6 +26,14 @@ class AtomicIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
+        except (OSError, RuntimeError) as error:
+            # torch's own writer hides a full disk behind a RuntimeError, whose context is the OSError.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(
+                cause.errno, f"the checkpoint could not be written ({cause.strerror or cause})", str(path)
+            ) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -54,16 +64,17 @@ class Checkpoint(CheckpointBase):
         self.every_n_train_steps, self.keep, self.monitor, self.mode = every_n_train_steps, keep, monitor, mode
         self.best: float | None = None
 
-    @staticmethod
-    def folder(trainer: Trainer) -> Path:
-        """Where the checkpoints lie."""
-        return Path(trainer.default_root_dir) / "checkpoints"
-
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = AtomicIO()
+        every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if stage == "fit" and self.monitor and isinstance(every, int) and every % accumulate:
+            raise ValueError(
+                f"validation comes every {every} batches, a step takes {accumulate}, and a checkpoint of half a step "
+                "cannot be resumed: make trainer.val_check_interval a multiple of trainer.accumulate_grad_batches"
+            )
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._saved = trainer.global_step if trainer.ckpt_path else 0
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,7 +94,7 @@ class Checkpoint(CheckpointBase):
         value = float(trainer.callback_metrics[self.monitor])
         if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
             self.best = value
-            trainer.save_checkpoint(self.folder(trainer) / "best.ckpt", weights_only=False)
+            trainer.save_checkpoint(checkpoints_folder(trainer) / "best.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step != self._saved:
@@ -91,7 +102,7 @@ class Checkpoint(CheckpointBase):
 
     def _save_last(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
-        last = self.folder(trainer) / "last.ckpt"
+        last = checkpoints_folder(trainer) / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)
         if trainer.is_global_zero and self.keep != 0:
             numbered = last.with_name(f"step={self._saved}.ckpt")

@@ -63,7 +63,9 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._prepare(module)
-        self._step = trainer.global_step
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step = trainer.global_step  # restored by now, as it is not in on_fit_start
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int

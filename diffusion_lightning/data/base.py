@@ -2,12 +2,12 @@
 
     batch = (image (B, C, H, W) float32 in [-1, 1], y (B,) int64)
 
-The order is a function of (seed, epoch): global batch k of an epoch holds the same images on any number of devices,
-rank after rank, and an image's flip is a function of (seed, epoch, its index).
+The order is a function of (seed, optimizer step): global batch k holds the same images on any number of devices, rank
+after rank, and an image's flip is a function of (seed, epoch, its index).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ Indices = tuple[int, Tensor]
 class Order(DistributedSampler):
     """One rank's batches of indices, as pairs (epoch, indices).
 
+    Shuffled, it is one endless stream of global batches, of which number k is trained in optimizer step k: what an
+    iteration yields is the rest of the epoch that the run is in. So the step is the whole place in the data, a run
+    that is resumed in mid-epoch repeats and skips nothing, and it may go on with another number of devices.
+
     A `DistributedSampler`, since that is how Lightning sees that the set is shared among the ranks already.
 
     Args:
@@ -32,26 +36,60 @@ class Order(DistributedSampler):
         world: number of devices.
         accumulate: batches a device takes in one optimizer step.
         seed: of the shuffling; None keeps the set's order, and its last, smaller batches.
+        step: tells the number of optimizer steps done.
     """
 
     def __init__(
-        self, n: int, batch_size: int, rank: int, world: int, accumulate: int = 1, seed: int | None = None
+        self,
+        n: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        accumulate: int = 1,
+        seed: int | None = None,
+        step: Callable[[], int] = int,
     ) -> None:
         self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
-        self.seed = seed  # type: ignore[assignment]
-        self.epoch = 0
-        whole = batch_size * world * accumulate
-        self.used = n - n % whole if seed is not None else n
+        self.shuffle_seed, self.step = seed, step
+        self.whole = batch_size * world * accumulate
+        self.used = n - n % self.whole if seed is not None else n
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the step says which epoch it is."""
 
     def __len__(self) -> int:
+        """Batches in a whole epoch."""
         return len(range(self.rank * self.batch_size, self.used, self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[Indices]:
-        indices = torch.arange(self.n)
-        if self.seed is not None:
-            indices = random.permutation(self.n, self.seed, "order", self.epoch)
-        for start in range(self.rank * self.batch_size, self.used, self.batch_size * self.world):
-            yield self.epoch, indices[start : min(start + self.batch_size, self.used)]
+        if self.shuffle_seed is None:
+            yield from self._cut(0, torch.arange(self.n), 0)
+            return
+        epoch, done = divmod(self.step(), self.used // self.whole)
+        yield from self._cut(epoch, self._shuffled(epoch), done * self.whole)
+
+    def index(self, step: int, sample: int) -> int:
+        """Which image is number `sample` of the global batch of optimizer step `step`."""
+        epoch, done = divmod(step, self.used // self.whole)
+        return int(self._shuffled(epoch)[done * self.whole + sample])
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        assert self.shuffle_seed is not None
+        return random.permutation(self.n, self.shuffle_seed, "order", epoch)
+
+    def _cut(self, epoch: int, indices: Tensor, start: int) -> Iterator[Indices]:
+        for first in range(start + self.rank * self.batch_size, self.used, self.batch_size * self.world):
+            yield epoch, indices[first : min(first + self.batch_size, self.used)]
+
+
+class Loader(DataLoader):
+    """Resumable, and says so: its place is the optimizer step, which the checkpoint holds already."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        pass
 
 
 class Bytes(Dataset):
@@ -131,8 +169,8 @@ class Images(LightningDataModule, ABC):
     ) -> DataLoader:
         images, y = self.splits[split]
         rank = self.trainer.global_rank if self.trainer else 0
-        order = Order(len(images), self.batch_size, rank, self._world, accumulate, seed)
-        return DataLoader(
+        order = Order(len(images), self.batch_size, rank, self._world, accumulate, seed, self._step)
+        return Loader(
             Bytes(images, y, flip_seed),
             batch_size=None,
             sampler=order,
@@ -140,6 +178,14 @@ class Images(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def index(self, step: int, sample: int) -> int:
+        """Which training image is number `sample` of the global batch of optimizer step `step`."""
+        order = Order(len(self.splits["train"][0]), self.batch_size, 0, self._world, self._accumulate, self.seed)
+        return order.index(step, sample)
+
+    def _step(self) -> int:
+        return self.trainer.global_step if self.trainer else 0
 
     @property
     def _world(self) -> int:

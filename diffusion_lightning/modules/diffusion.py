@@ -83,12 +83,17 @@ class Diffusion(LightningModule):
 
     # Training: algorithm 1
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x_0 = batch[0]
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss, and beside it each example's own, its t and its number in the global batch."""
+        x_0, step = batch[0], self.global_step
         micro = batch_idx % self.trainer.accumulate_grad_batches
-        loss = self._loss(x_0, "training", self.global_step, self._numbers(micro, len(x_0), len(x_0))).mean()
-        self.log("train/loss", loss, batch_size=len(x_0))
-        return loss
+        # Dropout draws from the device's generator: exact on resume, though not across numbers of devices.
+        torch.manual_seed(random.state(self.seed, "training: dropout", step, micro, self.global_rank))
+        sample = self._numbers(micro, len(x_0), len(x_0))
+        t, losses = self._losses(x_0, "training", step, sample)
+        loss = losses.mean()
+        self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
+        return {"loss": loss, "losses": losses.detach(), "t": t, "sample": sample}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val/loss", batch, batch_idx)
@@ -100,18 +105,18 @@ class Diffusion(LightningModule):
         """The loss with draws that are the same in every round, so that rounds can be compared."""
         x_0 = batch[0]
         full = getattr(getattr(self.trainer, "datamodule", None), "batch_size", len(x_0))
-        loss = self._loss(x_0, "evaluation", 0, self._numbers(batch_idx, full, len(x_0))).mean()
-        self.log(key, loss, on_epoch=True, sync_dist=True, batch_size=len(x_0))
+        _, losses = self._losses(x_0, "evaluation", 0, self._numbers(batch_idx, full, len(x_0)))
+        self.log(key, losses.mean(), on_epoch=True, sync_dist=True, batch_size=len(x_0))
 
-    def _loss(self, x_0: Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
-        """(B,) the loss of each example, its t and ε drawn for these sample numbers (B,)."""
+    def _losses(self, x_0: Tensor, purpose: str, step: int, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) each example's t and its loss, t and ε drawn for these sample numbers (B,)."""
         schedule = self.schedule
         t = self.timesteps(schedule, self.seed, f"{purpose}: t", step, sample)
         eps = random.normal(x_0.shape[1:], self.seed, f"{purpose}: eps", step, sample).to(x_0)
         output = self.denoiser.output(schedule.q_sample(x_0, t, eps), t)
         target = self.denoiser.parameterization.target(schedule, x_0, eps, t)
         error = F.mse_loss(output, target, reduction="none").flatten(1).mean(1)
-        return self.weighting(schedule, t) * error
+        return t, self.weighting(schedule, t) * error
 
     def _numbers(self, position: int, full: int, size: int) -> Tensor:
         """Numbers of this rank's samples when batches of `full` a device follow one another rank by rank."""

@@ -1,0 +1,77 @@
+"""Stops a run whose loss is no number, before it overwrites what is good, and says which images did it."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from .base import checkpoints_folder
+
+
+class FiniteLoss(Callback):
+    """Looks at every example's loss since the last look, once a logging interval and before any checkpoint.
+
+    No step waits for the device in between. On a fault the state is saved as `checkpoints/nonfinite.ckpt`; the
+    checkpoints before it stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[tuple[int, dict[str, Tensor]]] = []
+        self._failed = False
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._recent.append((self._step, {"losses": outputs["loss"].detach().reshape(1), **outputs}))
+        if trainer.global_step != self._step and self._due(trainer):
+            self.check(trainer)
+
+    @staticmethod
+    def _due(trainer: Trainer) -> bool:
+        return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self._failed:
+            self.check(trainer)
+
+    def check(self, trainer: Trainer) -> None:
+        """Nothing where all is finite, on all ranks.
+
+        Raises:
+            ValueError: names the first step at fault, its samples and their times.
+        """
+        recent, self._recent = self._recent, []
+        if not recent:
+            return
+        bad = torch.cat([outputs["losses"] for _, outputs in recent]).isfinite().logical_not().any()
+        if not trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+            return
+        self._failed = True
+        path = checkpoints_folder(trainer) / "nonfinite.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        raise ValueError(
+            f"{_first_fault(trainer, recent)}: look at these images, or lower the learning rate; earlier checkpoints "
+            f"are untouched, and the state at fault is {path}"
+        )
+
+
+def _first_fault(trainer: Trainer, recent: list[tuple[int, dict[str, Tensor]]]) -> str:
+    for step, outputs in recent:
+        at = outputs["losses"].isfinite().logical_not().nonzero()[:, 0].tolist()
+        if not at:
+            continue
+        if "t" not in outputs or "sample" not in outputs:
+            return f"the loss of step {step} is not finite"
+        index = getattr(getattr(trainer, "datamodule", None), "index", None)
+        faults = []
+        for i in at[:8]:
+            sample, t = int(outputs["sample"][i]), int(outputs["t"][i])
+            image = f", training image {index(step, sample)}" if index else ""
+            faults.append(f"sample {sample} (t = {t}{image})")
+        more = f" and {len(at) - 8} more" if len(at) > 8 else ""
+        return f"the loss of step {step} is not finite for {', '.join(faults)}{more}"
+    return "the loss is not finite on another device"

@@ -1,0 +1,260 @@
+"""Runs that are killed, moved to another number of processes, poisoned or out of disk; each against the undisturbed."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import random as chance
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_lightning.checkpoints import read
+from diffusion_lightning.cli import main
+from diffusion_lightning.data import Digits
+from diffusion_lightning.samplers import DDIM
+
+from .conftest import small_config
+from .test_cli import fails
+from .test_loggers import rows
+
+# Dropout, accumulation, workers, validation in mid-epoch and checkpoints at other steps than validation.
+EVERYTHING: dict[str, Any] = {
+    "trainer.max_steps": 60,
+    "trainer.val_check_interval": 14,
+    "trainer.accumulate_grad_batches": 2,
+    "trainer.logger": False,
+    "model.init_args.network.init_args.dropout": 0.2,
+    "model.init_args.lr_scheduler.init_args.total_steps": 60,
+    "data.init_args.batch_size": 48,
+    "data.init_args.num_workers": 2,
+    "data.init_args.flip": True,
+    "checkpoint.every_n_train_steps": 4,
+    "ema.decay": 0.9,
+}
+
+
+def child(arguments: list[str]) -> None:
+    """One `fit` in a process of its own, silent."""
+    os.setsid()
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(arguments)
+
+
+def fit(config: Path, root: Path, kill: Any = None) -> bool:
+    """Runs `fit --ckpt_path last`, SIGKILLed when `kill(root, seconds)` says so; True where it ended by itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffusion_lightning.cli"])
+    arguments = ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), "--ckpt_path", "last"]
+    process = context.Process(target=child, args=(arguments,))
+    process.start()
+    since = time.monotonic()
+    while process.is_alive():
+        if kill is not None and kill(root, time.monotonic() - since):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            return False
+        time.sleep(0.002)
+    assert process.exitcode == 0
+    return True
+
+
+def same(a: Any, b: Any, path: str = "") -> None:
+    """Bitwise equality of nested states."""
+    assert type(a) is type(b), path
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def state(root: Path) -> dict[str, Any]:
+    checkpoint = read(root / "checkpoints/last.ckpt")
+    assert checkpoint["global_step"] == 60
+    return {
+        "weights": checkpoint["state_dict"],
+        "average": checkpoint["callbacks"]["EMA"],
+        "optimizer": checkpoint["optimizer_states"],
+        "rate": checkpoint["lr_schedulers"],
+    }
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_resumed_is_bitwise_the_undisturbed_run(tmp_path: Path) -> None:
+    """At random moments, some of them while a checkpoint is written and some in validation."""
+    config = small_config(tmp_path, **EVERYTHING)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    began = time.monotonic()
+    assert fit(config, whole)
+    length = time.monotonic() - began
+
+    generator = chance.Random(0)
+    kills = {"at random": 0, "writing": 0, "validating": 0}
+
+    def progress(root: Path) -> int:
+        with contextlib.suppress(ValueError):
+            return int(read(root / "checkpoints/last.ckpt")["global_step"])
+        return 0
+
+    for number in range(10):
+        kind = ("at random", "writing", "at random", "validating", "at random")[number % 5]
+        after = generator.uniform(0.1, 0.6) * length
+        pictures = len(list((broken / "samples").glob("*.png")))
+
+        def now(root: Path, seconds: float, kind: str = kind, after: float = after, pictures: int = pictures) -> bool:
+            if kind == "writing":
+                return any((root / "checkpoints").glob("*.part")) and seconds > 0.5
+            if kind == "validating":  # the grid is drawn, the metrics are not
+                return len(list((root / "samples").glob("*.png"))) > pictures
+            return seconds > after
+
+        before = progress(broken)
+        if fit(config, broken, now):
+            break
+        kills[kind] += 1
+        assert progress(broken) >= before
+    assert sum(kills.values()) >= 5, kills
+    assert kills["writing"], kills
+    fit(config, broken)
+    same(state(whole), state(broken))
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_gives_the_same_trajectory(tmp_path: Path) -> None:
+    """1 process with batch 64 against 2 with 32, and against 2 resumed from 1 in mid-epoch; float32, gloo."""
+    steps = 300
+    settings = {
+        "trainer.max_steps": steps,
+        "trainer.log_every_n_steps": 1,
+        "trainer.limit_val_batches": 0,
+        "trainer.logger": False,
+        "model.init_args.optimizer.init_args.lr": 2e-4,
+        "model.init_args.lr_scheduler": None,
+        "checkpoint.every_n_train_steps": 100,
+        "checkpoint.keep": None,
+    }
+    config = small_config(tmp_path, **settings)
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "32"]
+    one = ["--data.init_args.batch_size", "64"]
+
+    def losses(name: str, *arguments: str) -> list[float]:
+        root = tmp_path / name
+        words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), *arguments]
+        subprocess.run(
+            [sys.executable, "-m", "diffusion_lightning", *words], check=True, capture_output=True, cwd=Path.cwd(),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return [float(row["train/loss"]) for row in rows(root / "metrics.csv")]
+
+    alone, together = losses("one", *one), losses("two", *two)
+    middle = str(tmp_path / "one/checkpoints/step=100.ckpt")
+    moved = losses("moved", *two, "--ckpt_path", middle)
+    back = losses("back", *one, "--ckpt_path", str(tmp_path / "two/checkpoints/step=200.ckpt"))
+    assert len(alone) == len(together) == steps
+    for found, expected in ((together, alone), (moved, alone[100:]), (back, alone[200:])):
+        assert len(found) == len(expected)
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=0)
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_on_two_processes(run: Path, tmp_path: Path) -> None:
+    pictures = {}
+    for name, extra in {
+        "at once": ["--batch_size", "64"],
+        "by sixteen": ["--batch_size", "16"],
+        "by one": ["--batch_size", "1"],
+        "on two": ["--batch_size", "16", "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+    }.items():
+        out = tmp_path / name
+        words = ["predict", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--n", "64", "--out", str(out), *extra]
+        subprocess.run(
+            [sys.executable, "-m", "diffusion_lightning", *words, "--trainer.accelerator", "cpu"],
+            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        pictures[name] = [path.read_bytes() for path in sorted(out.iterdir())]
+        assert len(pictures[name]) == 64
+    assert pictures["by sixteen"] == pictures["on two"]
+    assert len(set(pictures["at once"])) == 64
+
+
+def test_samples_at_once_by_sixteen_and_one_by_one(run: Path) -> None:
+    import diffusion_lightning
+
+    model = diffusion_lightning.load(run / "checkpoints/last.ckpt")
+    at_once = model.generate(64, DDIM(6), batch_size=64)
+    for size in (16, 1):
+        blocks = [model.generate(size, DDIM(6), first=first, batch_size=size) for first in range(0, 64, size)]
+        torch.testing.assert_close(torch.cat(blocks), at_once, rtol=0, atol=1e-4)
+        assert torch.equal(torch.cat(blocks), model.generate(64, DDIM(6), batch_size=size))
+
+
+class Poisoned(Digits):
+    """One training image is not a number."""
+
+    image = 1234
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, y = super().on_after_batch_transfer(batch, dataloader_idx)
+        poison = self.scaled(self.splits["train"][0][self.image]).to(images)
+        return torch.where((images == poison).flatten(1).all(1)[:, None, None, None], torch.nan, images), y
+
+
+def test_a_poisoned_image_is_reported_by_its_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_config(tmp_path, **{
+        "data.class_path": "tests.test_exact.Poisoned", "trainer.max_steps": 60, "trainer.logger": False,
+        "trainer.limit_val_batches": 0, "trainer.log_every_n_steps": 8, "checkpoint.every_n_train_steps": 5,
+        "model.init_args.lr_scheduler": None,
+    })  # fmt: skip
+    said = fails(capsys, "fit", "--config", str(config), "--trainer.enable_progress_bar", "false")
+    step = int(said.split("the loss of step ")[1].split()[0])
+    data = Poisoned(batch_size=32)
+    data.setup("fit")
+    sample = next(i for i in range(32) if data.index(step, i) == Poisoned.image)
+    assert f"is not finite for sample {sample} (t = " in said
+    assert "training image 1234)" in said
+    folder = tmp_path / "run/checkpoints"
+    if step >= 5:
+        last = read(folder / "last.ckpt")
+        assert last["global_step"] <= step
+        assert all(value.isfinite().all() for value in last["state_dict"].values())
+    assert step < read(folder / "nonfinite.ckpt")["global_step"] <= step + 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs, which takes root")
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)], check=True)
+    try:
+        config = small_config(tmp_path, **{"trainer.logger": False, "trainer.limit_val_batches": 0})
+        root = ["--trainer.default_root_dir", str(small / "run"), "--checkpoint.keep", "0"]
+        main(["fit", "--config", str(config), *root, "--trainer.max_steps", "2"])
+        (small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 8192))
+        before = (small / "run/checkpoints/last.ckpt").read_bytes()
+        said = fails(capsys, "fit", "--config", str(config), *root, "--ckpt_path", "last",
+                     "--trainer.enable_progress_bar", "false")  # fmt: skip
+        assert "No space left on device" in said
+        assert "last.ckpt" in said
+        assert (small / "run/checkpoints/last.ckpt").read_bytes() == before
+        assert read(small / "run/checkpoints/last.ckpt")["global_step"] == 2
+        assert [p.name for p in (small / "run/checkpoints").iterdir()] == ["last.ckpt"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
