@@ -103,6 +103,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        config.weights_only = True
         if self.subcommand == "fit":
             config.ckpt_path = _resume(self.root, config.ckpt_path)
         loggers = config.trainer.logger
@@ -152,7 +153,7 @@ class CLI(LightningCLI):
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         command = f"{'uv run ' if 'UV' in os.environ else ''}diffusion-lightning predict"
         lines = [
-            ("samples", grids[-1] if grids else "none: add the callback SampleGrid to trainer.callbacks"),
+            ("samples", grids[-1] if grids else "none: no validation ran, or trainer.callbacks has no SampleGrid"),
             ("metrics", self.root / "metrics.csv" if (self.root / "metrics.csv").exists() else "none logged"),
             *(("", f"{key} {value:.4g}") for key, value in values.items()),
             ("checkpoint", last),

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 import diffusion_lightning
@@ -16,6 +18,7 @@ from diffusion_lightning.cli import main
 from diffusion_lightning.samplers import DDIM
 
 from .conftest import small_config
+from .test_checkpoint import Hostile
 from .test_loggers import rows
 
 
@@ -164,6 +167,32 @@ def test_last_goes_on_where_the_run_ended(tmp_path: Path) -> None:
     assert "ckpt_path" not in (tmp_path / "run/config.yaml").read_text()
 
 
+def test_a_resumed_run_is_the_same_run_in_weights_and_biases(run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(run, root, symlinks=True)
+    first = next((root / "wandb").glob("offline-run-*")).name.rpartition("-")[2]
+    assert read(root / "checkpoints/last.ckpt")["wandb_id"] == first
+    config = small_config(tmp_path, **{"model.init_args.lr_scheduler": None})
+    main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", "8",
+          "--trainer.limit_val_batches", "0"])  # fmt: skip
+    wandb.finish()
+    ids = [path.name.rpartition("-")[2] for path in (root / "wandb").glob("offline-run-*")]
+    assert ids == [first, first]
+
+
+def test_a_module_of_ones_own_that_knows_no_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any LightningModule and data run under the same command."""
+    (tmp_path / "own_module.py").write_text(
+        "from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel\n\n\n"
+        "class Mine(BoringModel):\n    def __init__(self) -> None:\n        super().__init__()\n\n\n"
+        "class Data(BoringDataModule):\n    def __init__(self) -> None:\n        super().__init__()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--model", "own_module.Mine", "--data", "own_module.Data", "--trainer.max_steps", "2",
+          "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run")])  # fmt: skip
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -187,6 +216,7 @@ def test_last_goes_on_where_the_run_ended(tmp_path: Path) -> None:
         (["--trainer.max_step", "5"], "max_step"),
         (["--trainer.max_steps", "many"], "many"),
         (["--ema.decay", "1.5"], "decay is 1.5"),
+        (["--trainer.max_steps", "7"], "schedule ends at step 6, but the run goes on to step 7"),
         (["--seed_everything", "true"], "seed"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -209,18 +239,21 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_unusable_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     whole = (run / "checkpoints/last.ckpt").read_bytes()
-    cut, other = tmp_path / "cut.ckpt", tmp_path / "other.ckpt"
+    cut, other, hostile = (tmp_path / name for name in ("cut.ckpt", "other.ckpt", "hostile.ckpt"))
     cut.write_bytes(whole[: len(whole) // 2])
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     name = next(iter(checkpoint["state_dict"]))
     checkpoint["state_dict"][name] = checkpoint["state_dict"][name][:-1]
     torch.save(checkpoint, other)
+    torch.save({**checkpoint, "surprise": Hostile(tmp_path / "it ran")}, hostile)
     rest = {"fit": ["--config", str(small_config(tmp_path))], "predict": ["--out", str(tmp_path / "out")]}.get(
         command, []
     )
     quiet = [] if command == "predict" else ["--trainer.logger", "false"]
-    for path, says in ((tmp_path / "no.ckpt", "does not exist"), (cut, "cut short"), (other, "another model")):
+    for path, says in ((tmp_path / "no.ckpt", "does not exist"), (cut, "cut short"), (other, "another model"),
+                       (hostile, "could run code")):  # fmt: skip
         assert says in fails(capsys, command, *rest, *quiet, "--ckpt_path", str(path))
+    assert not (tmp_path / "it ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def test_the_least_loss_of_gaussian_data(std: float, least: float) -> None:
     assert abs(loss.mean().item() - least) < 3 * loss.std().item() / math.sqrt(n)
 
 
+def test_the_least_loss_of_two_points() -> None:
+    """Data uniform on {-1, +1}: the optimal ε-error at SNR r is r·(1 - E tanh(r + √r·z))."""
+    snr = Linear().snr(torch.arange(1, 1001))[:, None]
+    z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    weight = torch.softmax(-z.square() / 2, 0)
+    error = snr[:, 0] * (weight * (1 - torch.tanh(snr + snr.sqrt() * z))).sum(1)
+    assert error.mean().item() == pytest.approx(0.121456588, abs=1e-9)
+
+
 def test_loss_draws_follow_step_and_sample_number() -> None:
     module = tiny().eval()
     for p in module.parameters():

@@ -109,3 +109,13 @@ def test_compiles_to_the_same_words() -> None:
     sample = torch.arange(4)
     graph = torch.compile(lambda s: random.words(6, 9, "noise", 2, s), backend="aot_eager", fullgraph=True)
     assert torch.equal(graph(sample), random.words(6, 9, "noise", 2, sample))
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**40 + 3])
+def test_the_words_are_torchs_own_where_torch_has_them(seed: int) -> None:
+    own = pytest.importorskip("torch.func._random")
+    theirs = own.bits(own.key(seed), (12,), dtype=torch.uint32).long()
+    block = torch.arange(3)
+    key = torch.tensor([seed & 0xFFFFFFFF, seed >> 32])[:, None]
+    even, odd = random.philox(torch.stack([block, 0 * block]), torch.zeros(2, 3, dtype=torch.long), key)
+    assert torch.equal(random._lines(even[:, None], odd[:, None], 12)[0], theirs)

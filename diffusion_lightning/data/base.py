@@ -169,7 +169,9 @@ class Images(LightningDataModule, ABC):
     ) -> DataLoader:
         images, y = self.splits[split]
         rank = self.trainer.global_rank if self.trainer else 0
-        order = Order(len(images), self.batch_size, rank, self._world, accumulate, seed, self._step)
+        # In evaluation a small set is shared so that no device goes without.
+        size = self.batch_size if seed is not None else min(self.batch_size, -(-len(images) // self._world))
+        order = Order(len(images), size, rank, self._world, accumulate, seed, self._step)
         return Loader(
             Bytes(images, y, flip_seed),
             batch_size=None,

@@ -7,6 +7,7 @@ else: ranks draw different noise, and a run does not depend on how many devices 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,15 +97,15 @@ class Diffusion(LightningModule):
         return {"loss": loss, "losses": losses.detach(), "t": t, "sample": sample}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val/loss", batch, batch_idx)
+        self._evaluate("val/loss", batch, batch_idx, self.trainer.val_dataloaders)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test/loss", batch, batch_idx)
+        self._evaluate("test/loss", batch, batch_idx, self.trainer.test_dataloaders)
 
-    def _evaluate(self, key: str, batch: Batch, batch_idx: int) -> None:
+    def _evaluate(self, key: str, batch: Batch, batch_idx: int, loader: Any) -> None:
         """The loss with draws that are the same in every round, so that rounds can be compared."""
         x_0 = batch[0]
-        full = getattr(getattr(self.trainer, "datamodule", None), "batch_size", len(x_0))
+        full = getattr(getattr(loader, "sampler", None), "batch_size", None) or len(x_0)
         _, losses = self._losses(x_0, "evaluation", 0, self._numbers(batch_idx, full, len(x_0)))
         self.log(key, losses.mean(), on_epoch=True, sync_dist=True, batch_size=len(x_0))
 
@@ -127,10 +128,21 @@ class Diffusion(LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = self.lr_scheduler(optimizer)
+        self._check_rate(scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self._check_rate(self.lr_schedulers())  # by now a resumed run has restored its own
+
+    def _check_rate(self, scheduler: Any) -> None:
+        """Refuses a schedule of the learning rate that ends before the run does."""
+        total, steps = getattr(scheduler, "total_steps", None), self.trainer.max_steps
+        if total is not None and steps > total:
+            raise ValueError(
+                f"the learning rate's schedule ends at step {total}, but the run goes on to step {steps}: set the "
+                "lr_scheduler's total_steps to trainer.max_steps (a resumed run keeps the schedule it began with)"
+            )
 
     # Sampling: algorithm 2, or any other
 
