@@ -149,6 +149,9 @@ class CLI(LightningCLI):
     @rank_zero_only
     def after_fit(self) -> None:
         """Says where everything lies, and how to go on."""
+        if self._get(self.config, "trainer").fast_dev_run:
+            print("\nthe rehearsal ended well; it keeps nothing")
+            return
         last, grids = self.root / "checkpoints/last.ckpt", sorted((self.root / "samples").glob("*.png"), key=_step)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         command = f"{'uv run ' if 'UV' in os.environ else ''}diffusion-lightning predict"

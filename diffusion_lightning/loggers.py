@@ -1,6 +1,7 @@
 """The run's own record of its metrics, whatever other loggers it has."""
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class MetricsFile(Logger):
     def _earlier(self, step: int) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
+        whole, _, _cut_short = self.path.read_text().rpartition("\n")  # by a kill in the middle of a line
+        with io.StringIO(whole, newline="") as file:
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or ["step"])
             rows: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in reader]

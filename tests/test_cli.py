@@ -156,6 +156,12 @@ def test_a_fresh_run_in_a_used_folder_is_refused_with_both_mends(run: Path, caps
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_rehearsal_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config", str(small_config(tmp_path)), "--trainer.fast_dev_run", "true"])
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert "keeps nothing" in capsys.readouterr().out
+
+
 def test_last_goes_on_where_the_run_ended(tmp_path: Path) -> None:
     quiet = ["--trainer.logger", "false", "--trainer.limit_val_batches", "0"]
     config = ["--config", str(small_config(tmp_path, **{"model.init_args.lr_scheduler.init_args.total_steps": 9}))]

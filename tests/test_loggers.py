@@ -35,3 +35,10 @@ def test_a_resumed_run_goes_on_and_repeats_no_step(tmp_path: Path) -> None:
     second.log_metrics({"train/loss": 0.0, "val/loss": 1.0}, 19)
     second.log_metrics({"train/loss": 0.0}, 29)
     assert [(row["step"], row["train/loss"]) for row in rows(path)] == [("9", "9.0"), ("19", "0.0"), ("29", "0.0")]
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss\n9,1.0\n19,0.5\n2")
+    MetricsFile(path).log_metrics({"train/loss": 0.25}, 29)
+    assert [row["step"] for row in rows(path)] == ["9", "19", "29"]

@@ -84,7 +84,8 @@ class Checkpoint(CheckpointBase):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.monitor is None or rehearsal or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
@@ -102,6 +103,8 @@ class Checkpoint(CheckpointBase):
 
     def _save_last(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         last = checkpoints_folder(trainer) / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)
         if trainer.is_global_zero and self.keep != 0:
