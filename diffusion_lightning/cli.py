@@ -173,9 +173,15 @@ def _seed(seed: bool | int) -> int:
 
 def _first_cause(error: BaseException) -> str:
     """The message that the parser's own wrap: of the first error in the chain that was raised outside of it."""
-    while (inner := error.__cause__ or error.__context__) is not None:
+    while (inner := error.__cause__ or error.__context__) is not None and _raised_in(error) == "jsonargparse":
         error = inner
     return str(error)
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised it."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].partition(".")[0] if frames else ""
 
 
 def _step(path: Path) -> int:
@@ -274,8 +280,7 @@ def _explained(error: BaseException) -> bool:
     """Whether the message is a sentence for the user: this package wrote it, or Lightning did of its settings."""
     if isinstance(error, MisconfigurationException):
         return True
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, ValueError) and frames[-1].partition(".")[0] == __package__
+    return isinstance(error, ValueError) and _raised_in(error) == __package__
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -22,6 +22,17 @@ from .test_checkpoint import Hostile
 from .test_loggers import rows
 
 
+class Foreign(torch.nn.Module):
+    """A network of one's own, for images of three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        return self.conv(x_t)
+
+
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """The one line that a command ends with; it must be one line, and no traceback."""
     capsys.readouterr()
@@ -222,6 +233,10 @@ def test_a_module_of_ones_own_that_knows_no_seed(tmp_path: Path, monkeypatch: py
         (["--trainer.max_step", "5"], "max_step"),
         (["--trainer.max_steps", "many"], "many"),
         (["--ema.decay", "1.5"], "decay is 1.5"),
+        (
+            ["--model.init_args.network", "tests.test_cli.Foreign"],
+            "the network does not take images of shape [1, 8, 8]",
+        ),
         (["--trainer.max_steps", "7"], "schedule ends at step 6, but the run goes on to step 7"),
         (["--seed_everything", "true"], "seed"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
