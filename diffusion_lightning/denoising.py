@@ -1,9 +1,10 @@
 """What a network's output means: from (x_t, t, c) to `Prediction(x_0, eps)`, for every parameterisation.
 
-    x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε,    log σ² = m·log β_{t|s} + (1 - m)·log β̃_{t|s}
+    x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε,    output = a_t·x_0 + b_t·ε,    log σ² = m·log β_{t|s} + (1 - m)·log β̃_{t|s}
 
-The only place that knows which of x_0, ε, … a network was trained to give, and the only one that shifts the time:
-outside t runs 1 … T, a network is fed the 0-based index t - 1 that published checkpoints expect.
+Two linear equations: (x_0, ε) gives the network's target, and (x_t, output) gives back x_0 and ε. The only place that
+knows which of x_0, ε, v a network was trained to give, and the only one that shifts the time: outside t runs 1 … T, a
+network is fed the 0-based index t - 1 that published checkpoints expect.
 """
 
 from abc import ABC, abstractmethod
@@ -12,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .schedules import Schedule
+from .schedules import Schedule, like
 
 
 class Prediction(NamedTuple):
     """What a denoiser knows of x_t: the clean image, the noise, and its share m of the larger log-variance.
 
-    All of x_t's shape (B, C, H, W); `var_mix`, in [0, 1], is None where the network does not predict the variance.
+    All of x_t's shape (B, C, H, W); `var_mix`, nominally in [0, 1], is None where no variance is predicted.
     """
 
     x_0: Tensor
@@ -30,12 +31,35 @@ class Parameterization(ABC):
     """What the network is trained to output, as a linear function of x_0 and ε."""
 
     @abstractmethod
-    def target(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should output at x_t = q_sample(x_0, t, ε), (B, C, H, W)."""
+    def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """a_t and b_t of output = a_t·x_0 + b_t·ε, float64, of the shape of t."""
 
-    @abstractmethod
+    def target(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        """What the network should output at x_t = q_sample(x_0, t, ε), (B, C, H, W)."""
+        a, b = self.coefficients(schedule, t)
+        return like(a, x_0) * x_0 + like(b, x_0) * eps
+
     def prediction(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Prediction:
-        """The network's output turned into x_0 and ε."""
+        """The network's output turned into x_0 and ε: x_0 = (b·x_t - √(1 - ᾱ)·o)/D, ε = (√ᾱ·o - a·x_t)/D."""
+        signal, noise = schedule.roots(t)
+        a, b = self.coefficients(schedule, t)
+        d = self.determinant(schedule, t)
+        x_0 = like(b / d, x_t) * x_t - like(noise / d, x_t) * output
+        return Prediction(x_0, like(signal / d, x_t) * output - like(a / d, x_t) * x_t)
+
+    def determinant(self, schedule: Schedule, t: int | Tensor) -> Tensor:
+        """D = √ᾱ_t·b_t - √(1 - ᾱ_t)·a_t, float64, of the shape of t; where it is 0, x_0 cannot be had."""
+        signal, noise = schedule.roots(t)
+        a, b = self.coefficients(schedule, t)
+        return signal * b - noise * a
+
+    def error_scale(self, schedule: Schedule, t: int | Tensor) -> Tensor:
+        """D²/(1 - ᾱ_t): the squared error of the output as a multiple of x_0's, ‖Δo‖² = D²/(1 - ᾱ_t)·‖Δx_0‖².
+
+        At a given x_t an error of x_0 is one of ε, √ᾱ·Δx_0 = -√(1 - ᾱ)·Δε; hence the SNR for ε, 1 for x_0 and
+        SNR + 1 for v. Float64, of the shape of t.
+        """
+        return self.determinant(schedule, t).square() / schedule.roots(t)[1].square()
 
 
 class Epsilon(Parameterization):
@@ -44,51 +68,99 @@ class Epsilon(Parameterization):
     Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, equations 9, 11, 15.
     """
 
-    def target(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        return eps
+    def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        signal, _ = schedule.roots(t)
+        return torch.zeros_like(signal), torch.ones_like(signal)
 
-    def prediction(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Prediction:
-        signal, noise = schedule.scales(t, x_t)
-        return Prediction((x_t - noise * output) / signal, output)
+
+class X0(Parameterization):
+    """The network outputs x_0; ε = (x_t - √ᾱ_t·x_0)/√(1 - ᾱ_t).
+
+    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, section 3.2.
+    """
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        signal, _ = schedule.roots(t)
+        return torch.ones_like(signal), torch.zeros_like(signal)
+
+
+class Velocity(Parameterization):
+    """The network outputs v = √ᾱ_t·ε - √(1 - ᾱ_t)·x_0; x_0 = √ᾱ_t·x_t - √(1 - ᾱ_t)·v.
+
+    Paper: Progressive distillation for fast sampling of diffusion models. Salimans, Ho, 2022, arXiv 2202.00512,
+    appendix D.
+    """
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        signal, noise = schedule.roots(t)
+        return -noise, signal
 
 
 class Denoiser(nn.Module):
     """A network, a schedule and what the one outputs: `denoiser(x_t, t, c) -> Prediction`.
 
+    A network of twice the images' channels predicts the variance too: its second half is v = 2m - 1, in which m is
+    the share of the larger log-variance (IDDPM, arXiv 2102.09672, equation 15).
+
     Args:
-        network: `forward(x_t, index, c) -> (B, C, H, W)`, index being t - 1.
+        network: `forward(x_t, index, c) -> (B, C or 2C, H, W)`, index being t - 1.
         schedule: ᾱ.
         parameterization: what the network outputs.
+
+    Raises:
+        ValueError: where the parameterisation cannot give x_0 at one of the schedule's times.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, parameterization: Parameterization) -> None:
         super().__init__()
+        determinant = parameterization.determinant(schedule, torch.arange(1, schedule.T + 1))
+        if (determinant == 0).any():
+            t = int((determinant == 0).nonzero()[0, 0]) + 1
+            raise ValueError(
+                f"the schedule leaves alpha_bar[{t}] = {schedule.alpha_bar[t]:.3g} of the signal, and "
+                f"{type(parameterization).__name__} cannot give x_0 there: predict Velocity or X0, or take a schedule "
+                "that keeps some signal at T"
+            )
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
 
-    def output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> Tensor:
-        """The network's raw output at x_t (B, C, H, W), t an int in 1 … T or a tensor (B,), in x_t's type."""
+    def output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The network's raw output at x_t (B, C, H, W), in x_t's type, and m where it predicts the variance.
+
+        t is an int in 1 … T or a tensor (B,).
+        """
         if not isinstance(t, Tensor):
             if not 1 <= t <= self.schedule.T:
                 raise ValueError(f"t = {t} is not among the times 1 … {self.schedule.T} that have noise: give one")
             t = torch.full((len(x_t),), t, device=x_t.device)
-        return self.network(x_t, t - 1, c).to(x_t.dtype)
+        output = self.network(x_t, t - 1, c).to(x_t.dtype)
+        if output.shape[1] != 2 * x_t.shape[1]:
+            return output, None
+        output, v = output.chunk(2, dim=1)
+        return output, (v + 1) / 2
 
     def forward(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> Prediction:
-        """x_0 and ε at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,)."""
-        return self.parameterization.prediction(self.schedule, self.output(x_t, t, c), x_t, t)
+        """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,)."""
+        output, var_mix = self.output(x_t, t, c)
+        return self.parameterization.prediction(self.schedule, output, x_t, t)._replace(var_mix=var_mix)
 
 
-def log_variance(schedule: Schedule, t: int, s: int, m: float | Tensor) -> Tensor:
-    """Log σ² = m·log β_{t|s} + (1 - m)·log β̃_{t|s}, float64: the variance of a reverse step from t to s.
+def log_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor, m: float | Tensor) -> Tensor:
+    """Log σ² = m·log β_{t|s} + (1 - m)·log β̃_{t|s}: the variance of a reverse step from t to s.
 
     m = 1 is DDPM's "fixed large", m = 0 its "fixed small", and a tensor what a network predicts. At s = 0, where
     β̃ = 0, log β̃ is that of the step before, from t + 1 to t (the last step draws no noise; a likelihood needs it).
 
+    Returns:
+        Float64 of the shape of t for a number m; m's type, in the shape of m (B, *), for a tensor.
+
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 15.
     """
-    large = schedule.beta(t, s).log()
-    if s == 0:
-        small = schedule.posterior_variance(t + 1, t).log() if t < schedule.T else large
-    else:
-        small = schedule.posterior_variance(t, s).log()
+    device = schedule.alpha_bar.device
+    at, to = torch.broadcast_tensors(torch.as_tensor(t, device=device), torch.as_tensor(s, device=device))
+    above, below = torch.where(to == 0, (at + 1).clamp(max=schedule.T), at), torch.where(to == 0, at, to)
+    large = schedule.beta(at, to).log()
+    # Where the first step is the last one too, there is no step before: the larger one is all there is.
+    small = torch.where(above == below, large, schedule.posterior_variance(above, below).log())
+    if isinstance(m, Tensor):
+        large, small = like(large, m), like(small, m)
     return m * large + (1 - m) * small

@@ -66,10 +66,15 @@ class Schedule(nn.Module):
         alpha_bar = self._at(t)
         return alpha_bar / (1 - alpha_bar)
 
+    def roots(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1 - ᾱ_t), float64, of the shape of t."""
+        alpha_bar = self._at(t)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
     def scales(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 - ᾱ_t), of x's type and on its device, in a shape that broadcasts against x (B, *)."""
-        alpha_bar = self._at(t)
-        return _like(alpha_bar.sqrt(), x), _like((1 - alpha_bar).sqrt(), x)
+        signal, noise = self.roots(t)
+        return like(signal, x), like(noise, x)
 
     def q_sample(self, x_0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
         """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε (equation 4): shapes (B, *), (B,) or an int in 0 … T, (B, *)."""
@@ -93,9 +98,13 @@ class Schedule(nn.Module):
             The mean (B, *), and the variance in a shape that broadcasts against it.
         """
         at_t, at_s = self._at(t), self._at(s)
-        of_x_0 = at_s.sqrt() * self.beta(t, s) / (1 - at_t)
         of_x_t = (at_t / at_s).sqrt() * (1 - at_s) / (1 - at_t)
-        return _like(of_x_0, x_t) * x_0 + _like(of_x_t, x_t) * x_t, _like(self.posterior_variance(t, s), x_t)
+        mean = like(self.x_0_share(t, s), x_t) * x_0 + like(of_x_t, x_t) * x_t
+        return mean, like(self.posterior_variance(t, s), x_t)
+
+    def x_0_share(self, t: int | Tensor, s: int | Tensor) -> Tensor:
+        """√ᾱ_s·β_{t|s}/(1 - ᾱ_t), what x_0 counts in the posterior's mean; float64, of the shape of t."""
+        return self._at(s).sqrt() * self.beta(t, s) / (1 - self._at(t))
 
     def _at(self, t: int | Tensor) -> Tensor:
         if isinstance(t, Tensor):
@@ -114,7 +123,7 @@ class Schedule(nn.Module):
         return self
 
 
-def _like(coefficient: Tensor, x: Tensor) -> Tensor:
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A float64 coefficient, () or (B,), in x's type and on its device, ready to broadcast against x (B, *)."""
     coefficient = coefficient.to(x)
     return coefficient.view(-1, *(1,) * (x.ndim - 1)) if coefficient.ndim else coefficient
@@ -169,3 +178,52 @@ class Cosine(Schedule):
             raise ValueError(f"s is {s}, but the cosine's offset lengthens the curve: give s ≥ 0")
         f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2) ** 2
         super().__init__(_from_betas((1 - f[1:] / f[:-1]).clamp(max=0.999)))
+
+
+class Sigmoid(Schedule):
+    """ᾱ_t = (σ(v_1) - σ(v_t))/(σ(v_1) - σ(v_0)) with v_t from start to end over τ: σ the logistic function.
+
+    At least 1e-9 is left at t = T, so that x_0 can be had from ε.
+
+    Paper: On the importance of noise scheduling for diffusion models. Chen, 2023, arXiv 2301.10972, algorithm 1.
+
+    Args:
+        T: number of steps, at least 1.
+        start: where on the logistic curve t = 0 lies.
+        end: where t = T lies, above start.
+        tau: temperature τ, above 0: the larger, the straighter the curve.
+    """
+
+    def __init__(self, T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> None:
+        T = _whole(T)
+        if not start < end:
+            raise ValueError(f"start is {start} and end is {end}, but the curve must fall: give start < end")
+        if tau <= 0:
+            raise ValueError(f"tau is {tau}, but a temperature is above 0: give tau > 0")
+        v = torch.sigmoid(torch.linspace(start, end, T + 1, dtype=torch.float64) / tau)
+        super().__init__(((v[-1] - v) / (v[-1] - v[0])).clamp(min=1e-9))
+
+
+class ZeroTerminalSNR(Schedule):
+    """Another schedule, stretched so that nothing of x_0 is left at T: ᾱ_T = 0, and ᾱ_1 as it was.
+
+    √ᾱ_t ← (√ᾱ_t - √ᾱ_T)·√ᾱ_1/(√ᾱ_1 - √ᾱ_T)
+
+    At T a network that predicts ε would know nothing of x_0, so it takes `X0` or `Velocity`.
+
+    Paper: Common diffusion noise schedules and sample steps are flawed. Lin et al., 2023, arXiv 2305.08891,
+    algorithm 1.
+
+    Args:
+        schedule: the one to stretch, of at least two steps.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        if schedule.T < 2:
+            raise ValueError(
+                f"the schedule has T = {schedule.T}, but its first step is to stay and its last to lose all signal: "
+                "give one of T ≥ 2"
+            )
+        root = schedule.alpha_bar.sqrt()
+        stretched = (root - root[-1]) * root[1] / (root[1] - root[-1])
+        super().__init__(torch.cat([root[:1], stretched[1:]]).square())

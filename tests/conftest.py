@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_lightning.denoising import Prediction
 from diffusion_lightning.networks import UNet
-from diffusion_lightning.schedules import Schedule
+from diffusion_lightning.schedules import Linear, Schedule, ZeroTerminalSNR
 
 CONFIG = Path(__file__).parent.parent / "configs/digits.yaml"
 
@@ -22,6 +22,11 @@ def two_threads() -> None:
     """Workers of pytest-xdist share two cores."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
+
+
+def of_length(make: type[Schedule], T: int = 1000) -> Schedule:
+    """A schedule of T steps of any class; one that wraps another, around the linear."""
+    return ZeroTerminalSNR(Linear(T)) if make is ZeroTerminalSNR else make(T=T)  # type: ignore[call-arg]
 
 
 def gaussian(schedule: Schedule, std: float, mean: float = 0.0):  # type: ignore[no-untyped-def]

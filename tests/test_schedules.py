@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from diffusion_lightning.schedules import Cosine, Linear, Schedule
+from diffusion_lightning.schedules import Cosine, Linear, Schedule, Sigmoid, ZeroTerminalSNR
+
+from .conftest import of_length
 
 ALL = Schedule.__subclasses__()
 F64 = torch.float64
@@ -14,7 +16,9 @@ F64 = torch.float64
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("T", [1, 2, 50, 1000])
 def test_alpha_bar_falls_from_one(make: type[Schedule], T: int) -> None:
-    schedule = make(T=T)  # type: ignore[call-arg]
+    if make is ZeroTerminalSNR and T == 1:
+        pytest.skip("its first step is to stay and its last to lose all signal")
+    schedule = of_length(make, T)
     assert schedule.T == T
     assert schedule.alpha_bar.shape == (T + 1,)
     assert schedule.alpha_bar.dtype == F64
@@ -26,7 +30,7 @@ def test_alpha_bar_falls_from_one(make: type[Schedule], T: int) -> None:
 @pytest.mark.parametrize("make", ALL)
 def test_closed_form_is_the_chain_in_distribution(make: type[Schedule]) -> None:
     """x_t ← √(1 - β_t)·x_{t-1} + √β_t·z, as a recursion of the mean and the variance, for every t."""
-    schedule = make(T=200)  # type: ignore[call-arg]
+    schedule = of_length(make, 200)
     mean, variance = torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
     for t in range(1, schedule.T + 1):
         beta = schedule.beta(t, t - 1)
@@ -38,7 +42,7 @@ def test_closed_form_is_the_chain_in_distribution(make: type[Schedule]) -> None:
 
 @pytest.mark.parametrize("make", ALL)
 def test_q_sample_has_the_marginal_of_the_simulated_chain(make: type[Schedule]) -> None:
-    schedule, n, t = make(T=100), 200_000, 60  # type: ignore[call-arg]
+    schedule, n, t = of_length(make, 100), 200_000, 60
     x_0 = torch.full((n,), 0.7, dtype=F64)
     g = torch.Generator().manual_seed(0)
     x = x_0.clone()
@@ -60,7 +64,7 @@ def test_q_sample_has_the_marginal_of_the_simulated_chain(make: type[Schedule]) 
 @pytest.mark.parametrize(("t", "s"), [(1, 0), (2, 1), (500, 499), (500, 250), (999, 20), (1000, 999)])
 def test_posterior_is_bayes_rule_by_quadrature(make: type[Schedule], t: int, s: int) -> None:
     """q(x_s | x_t, x_0) ∝ q(x_t | x_s)·q(x_s | x_0), its mean and variance integrated on a grid."""
-    schedule = make()  # type: ignore[call-arg]
+    schedule = of_length(make)
     at, as_ = schedule.alpha_bar[t], schedule.alpha_bar[s]
     x_0, eps = torch.tensor([0.6], dtype=F64), torch.tensor([-0.8], dtype=F64)
     x_t = at.sqrt() * x_0 + (1 - at).sqrt() * eps
@@ -121,9 +125,38 @@ def test_constants_of_the_cosine_schedule() -> None:
     assert Cosine(T=4000).alpha_bar[4000].item() == pytest.approx(1.5179804688514517e-10, rel=1e-10)
 
 
+def test_the_sigmoid_schedule_against_its_formula() -> None:
+    """Chen's γ(t), written out for three times of start = -3, end = 3 at two temperatures."""
+    for tau in (1.0, 0.5):
+        schedule = Sigmoid(T=100, tau=tau)
+        low, high = (1 / (1 + math.exp(-v / tau)) for v in (-3, 3))
+        for t in (1, 50, 93):
+            at = 1 / (1 + math.exp(-(-3 + 6 * t / 100) / tau))
+            assert schedule.alpha_bar[t].item() == pytest.approx((high - at) / (high - low), rel=1e-12)
+        assert schedule.alpha_bar[100].item() == 1e-9
+
+
+def test_zero_terminal_snr_moves_the_ends_where_the_paper_says() -> None:
+    """√ᾱ is stretched linearly: ᾱ_1 stays, ᾱ_T is exactly 0, and the log-SNR is -∞ there and finite before."""
+    for inner in (Linear(), Cosine(T=50), Sigmoid()):
+        schedule = ZeroTerminalSNR(inner)
+        assert schedule.alpha_bar[1].item() == pytest.approx(inner.alpha_bar[1].item(), rel=1e-14)
+        assert schedule.alpha_bar[-1] == 0
+        assert schedule.snr(inner.T).log() == -math.inf
+        assert schedule.snr(inner.T - 1).log().isfinite()
+        ratio = schedule.alpha_bar[1:].sqrt().diff() / inner.alpha_bar[1:].sqrt().diff()
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-9, atol=0)
+        mean, variance = schedule.posterior(torch.ones(1), torch.full((1,), 9.0), inner.T, 1)
+        assert mean.item() == pytest.approx(schedule.alpha_bar[1].sqrt().item())  # x_T says nothing of x_0
+        assert variance.item() == pytest.approx(1 - schedule.alpha_bar[1].item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
+        (lambda: Sigmoid(start=3, end=-3), "start is 3 and end is -3"),
+        (lambda: Sigmoid(tau=0), "tau is 0"),
+        (lambda: ZeroTerminalSNR(Linear(T=1)), "T = 1, but its first step is to stay"),
         (lambda: Linear(T=0), "T is 0"),
         (lambda: Cosine(T=-3), "T is -3"),
         (lambda: Linear(T=1.5), "T is 1.5"),  # type: ignore[arg-type]
@@ -147,7 +180,7 @@ def test_what_is_no_schedule_is_refused(make, says: str) -> None:  # type: ignor
 
 @pytest.mark.parametrize("make", ALL)
 def test_the_table_is_never_cast_and_never_saved(make: type[Schedule]) -> None:
-    schedule = make()  # type: ignore[call-arg]
+    schedule = of_length(make)
     module = torch.nn.Sequential(schedule, torch.nn.Linear(1, 1))
     before = schedule.alpha_bar.clone()
     for _ in (module.half(), module.to(torch.bfloat16), module.float()):
