@@ -1,14 +1,18 @@
 """Which times are trained, and how much each counts.
 
-L = E_{t, x_0, ε} [ w(t)·‖target - output‖² ],    L_simple: t uniform on 1 … T and w = 1 on the ε-error
+    L = E_t [ w(t)·‖target - output‖² ],    L_simple: t uniform on 1 … T and w = 1
+
+A time drawn with probability p_t counts 1/(T·p_t), so that the mean stays that of uniform times.
 """
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import random
+from .denoising import Parameterization
 from .schedules import Schedule
 
 
@@ -16,26 +20,98 @@ class Weighting(ABC):
     """How much each example's squared error counts."""
 
     @abstractmethod
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """(B,) factors for times t (B,)."""
+    def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
+        """(B,) float64 factors of ‖target - output‖² at times t (B,).
+
+        Papers weigh the error of x_0 or of ε; `parameterization.error_scale` turns one into the other.
+        """
 
 
 class Simple(Weighting):
-    """w = 1.
+    """w = 1, whatever the network outputs.
 
     Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, equation 14.
     """
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        return torch.ones_like(t, dtype=torch.float32)
+    def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
+        return torch.ones_like(schedule.snr(t))
 
 
-class TimestepSampler(ABC):
-    """Draws the time at which each example of a batch is trained."""
+class Nothing(Weighting):
+    """w = 0: the squared error does not count, and L_vlb alone trains the network, its mean too.
+
+    Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, section 3.3.
+    """
+
+    def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
+        return torch.zeros_like(schedule.snr(t))
+
+
+class MinSNR(Weighting):
+    """The error of x_0 counts min(SNR, γ): that of ε min(1, γ/SNR), that of v min(SNR, γ)/(SNR + 1).
+
+    Paper: Efficient diffusion training via min-SNR weighting strategy. Hang et al., 2023, arXiv 2303.09556, 3.4.
+
+    Args:
+        gamma: γ, above 0.
+    """
+
+    def __init__(self, gamma: float = 5.0) -> None:
+        if gamma <= 0:
+            raise ValueError(f"gamma is {gamma}, but it bounds the weight from above: give gamma > 0")
+        self.gamma = gamma
+
+    def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
+        return schedule.snr(t).clamp(max=self.gamma) / parameterization.error_scale(schedule, t)
+
+
+class P2(Weighting):
+    """The error of ε counts 1/(k + SNR)^γ: less where little noise hides only what no eye sees.
+
+    Paper: Perception prioritized training of diffusion models. Choi et al., 2022, arXiv 2204.00227, equation 8.
+
+    Args:
+        gamma: γ, at least 0; 0 is `Simple` for a network that predicts ε.
+        k: above 0.
+    """
+
+    def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:
+        if gamma < 0 or k <= 0:
+            raise ValueError(f"gamma is {gamma} and k is {k}, but weights fall with the SNR: give gamma ≥ 0 and k > 0")
+        self.gamma, self.k = gamma, k
+
+    def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
+        snr = schedule.snr(t)
+        return snr / (self.k + snr) ** self.gamma / parameterization.error_scale(schedule, t)
+
+
+class Times(NamedTuple):
+    """Drawn times (B,) int64 in 1 … T, and how much each counts, 1/(T·p_t), (B,)."""
+
+    t: Tensor
+    importance: Tensor
+
+
+class TimestepSampler(nn.Module, ABC):
+    """Draws the time at which each example of a batch is trained.
+
+    What it learns on the way is in its buffers, hence in every checkpoint.
+    """
+
+    learns = False
+
+    def prepare(self, schedule: Schedule) -> None:
+        """Called once, before all else."""
 
     @abstractmethod
-    def __call__(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor) -> Tensor:
-        """(B,) int64 times in 1 … T, a function of the seed, the purpose, the step and the samples' numbers (B,)."""
+    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
+        """Times for samples number `sample` (B,) of the step's global batch of `total`.
+
+        A function of the seed, the purpose, the step and each sample's number.
+        """
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Told each example's time and loss, (total,) each, in the samples' order; the same on every device."""
 
 
 class Uniform(TimestepSampler):
@@ -44,5 +120,79 @@ class Uniform(TimestepSampler):
     Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, algorithm 1, line 3.
     """
 
-    def __call__(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor) -> Tensor:
-        return random.integers(1, schedule.T + 1, seed, purpose, step, sample)
+    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
+        t = random.integers(1, schedule.T + 1, seed, purpose, step, sample)
+        return Times(t, torch.ones_like(t, dtype=torch.float32))
+
+
+class Stratified(TimestepSampler):
+    """One t from each of as many equal parts of 1 … T as the global batch has samples: t = ⌊T·(i + u_i)/B⌋ + 1.
+
+    Uniform still, over all devices and accumulated batches, with less spread between the steps' losses.
+
+    Paper: Variational diffusion models. Kingma, Salimans, Poole, Ho, 2021, arXiv 2107.00630, appendix I.1 (there with
+    one u for all).
+    """
+
+    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
+        u = random.fractions(seed, purpose, step, sample)
+        t = (schedule.T * ((sample + u) / total)).long().clamp(max=schedule.T - 1) + 1
+        return Times(t, torch.ones_like(u))
+
+
+class LossAware(TimestepSampler):
+    """p_t ∝ √E[L_t²] over each time's last losses, so that every t adds alike to the spread of the mean.
+
+    Uniform until every time has its `history`, and a little for good.
+
+    Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 18.
+
+    Args:
+        history: how many losses of each time are remembered, at least 1.
+        uniform: the share of draws that stay uniform, in (0, 1].
+    """
+
+    losses: Tensor
+    seen: Tensor
+    learns = True
+
+    def __init__(self, history: int = 10, uniform: float = 0.001) -> None:
+        super().__init__()
+        if history < 1 or not 0 < uniform <= 1:
+            raise ValueError(
+                f"history is {history} and uniform is {uniform}, but each time needs a memory and a chance: give "
+                "history ≥ 1 and uniform in (0, 1]"
+            )
+        self.history, self.uniform = history, uniform
+
+    def prepare(self, schedule: Schedule) -> None:
+        # Row 0 belongs to no time: what is not kept is written there, as 0.
+        self.register_buffer("losses", torch.zeros(schedule.T + 1, self.history))
+        self.register_buffer("seen", torch.zeros(schedule.T + 1, dtype=torch.long))
+
+    def probability(self) -> Tensor:
+        """p_t of t = 1 … T, (T,) float64."""
+        spread = self.losses[1:].double().square().mean(1).sqrt()
+        p = (1 - self.uniform) * spread / spread.sum().clamp(min=1e-300) + self.uniform / len(spread)
+        known = (self.seen[1:] >= self.history).all() & (spread.sum() > 0)
+        return torch.where(known, p, torch.full_like(p, 1 / len(p)))
+
+    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
+        p = self.probability()
+        u = random.fractions(seed, purpose, step, sample)
+        reach = p.cumsum(0)
+        index = torch.searchsorted(reach, u.to(reach.device) * reach[-1], right=True).clamp(max=schedule.T - 1)
+        return Times(index + 1, 1 / (schedule.T * p[index]))
+
+    @torch.no_grad()
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        # A ring for each time; of more than fit in one batch, the last are kept. Nothing waits for the device.
+        order = torch.argsort(t, stable=True)
+        t, losses = t[order], losses[order]
+        start, end = torch.searchsorted(t, t), torch.searchsorted(t, t, right=True)
+        place = torch.arange(len(t), device=t.device)
+        kept = end - place <= self.history
+        column = (self.seen[t] + place - start) % self.history
+        row, column = torch.where(kept, t, 0), torch.where(kept, column, 0)
+        self.losses[row, column] = torch.where(kept, losses, 0).to(self.losses)
+        self.seen.index_add_(0, t, torch.ones_like(t))

@@ -112,6 +112,11 @@ def integers(low: int, high: int, seed: int | Tensor, purpose: str, step: int, s
     return low + ((words(1, seed, purpose, step, sample)[:, 0] * (high - low)) >> 32)
 
 
+def fractions(seed: int, purpose: str, step: int, sample: Tensor) -> Tensor:
+    """(B,) float64, uniform on (0, 1): (w + ½)/2³²."""
+    return (words(1, seed, purpose, step, sample)[:, 0].double() + 0.5) * 2.0**-32
+
+
 def seeds(seed: int, purpose: str, sample: Tensor) -> Tensor:
     """(B,) int64 in [0, 2⁶³): a seed of its own for each sample."""
     low, high = words(2, seed, purpose, 0, sample).unbind(1)
