@@ -1,16 +1,30 @@
 """Samplers on Gaussian data N(μ, s²), where the optimal denoiser is linear and every result has a closed form."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from diffusion_lightning.denoising import Prediction
-from diffusion_lightning.samplers import DDIM, Ancestral, Leading, Sampler, Spacing
-from diffusion_lightning.schedules import Cosine, Linear, Schedule
+from diffusion_lightning.denoising import X0, Denoiser, Epsilon, Parameterization, Prediction, Velocity
+from diffusion_lightning.samplers import (
+    DDIM,
+    Ancestral,
+    DPMSolver,
+    Heun,
+    Karras,
+    Leading,
+    Sampler,
+    Spacing,
+    Step,
+    Trailing,
+    UniformLogSNR,
+)
+from diffusion_lightning.samplers.base import slerp
+from diffusion_lightning.schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
 
 from .conftest import gaussian
 
@@ -21,13 +35,29 @@ def one() -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=F64)
 
 
+def mixture(schedule: Schedule, std: float = 0.2):  # type: ignore[no-untyped-def]
+    """The optimal denoiser of ½·N(-1, std²) + ½·N(1, std²)."""
+
+    def denoise(x_t: Tensor, t: int, c: Tensor | None = None) -> Prediction:
+        signal, noise = schedule.scales(t, x_t)
+        variance = signal**2 * std**2 + noise**2
+        right = torch.sigmoid(2 * signal * x_t / variance)
+        mean = 2 * right - 1
+        x_0 = mean + signal * std**2 / variance * (x_t - signal * mean)
+        return Prediction(x_0, (x_t - signal * x_0) / noise)
+
+    return denoise
+
+
 def exact_std(sampler: Sampler, schedule: Schedule, std: float) -> float:
-    """The standard deviation of what a sampler makes: its step is linear in x_t and in its noise."""
+    """The standard deviation of what a sampler makes of N(0, 1): it is linear in x_T and in the noise of its steps."""
     denoise, variance = gaussian(schedule, std), 1.0
+    if sampler.deterministic:
+        return sampler(denoise, schedule, one()).item()
     for t, s in pairwise(sampler.times(schedule)):
 
         def step(x_t: Tensor, noise: Tensor, t: int = t, s: int = s) -> float:
-            return sampler.step(schedule, x_t, t, s, denoise(x_t, t), lambda: noise).item()
+            return sampler.step(x_t, Step(schedule, t, s, denoise(x_t, t), None, denoise, lambda: noise)).item()
 
         of_x, of_noise = step(one(), 0 * one()), step(0 * one(), one())
         variance = of_x**2 * variance + of_noise**2
@@ -125,9 +155,13 @@ def test_more_steps_than_times_are_refused() -> None:
         (lambda: DDIM(eta=1.5), "eta is 1.5"),
         (lambda: Ancestral(variance=2.0), "variance is 2.0"),
         (lambda: DDIM(clip=-1.0), "clip is -1.0"),
+        (lambda: DDIM(dynamic=1.5), "dynamic is 1.5"),
+        (lambda: DDIM(dynamic=0.9, clip=None), "without a clip there is no bound"),
+        (lambda: DPMSolver(order=3), "order is 3"),
+        (lambda: Karras(rho=0), "rho is 0"),
     ],
 )
-def test_impossible_samplers_are_refused(make: Callable[[], Sampler], says: str) -> None:
+def test_impossible_samplers_are_refused(make: Callable[[], object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make()
 
@@ -136,11 +170,11 @@ def test_x_0_is_clipped_before_the_mean_is_formed_and_eps_follows() -> None:
     schedule, seen = Linear(), []
 
     class Spy(DDIM):
-        def step(self, schedule, x_t, t, s, prediction, noise):
-            signal, total = schedule.scales(t, x_t)
-            torch.testing.assert_close(signal * prediction.x_0 + total * prediction.eps, x_t)
-            seen.append(prediction.x_0.abs().max().item())
-            return super().step(schedule, x_t, t, s, prediction, noise)
+        def step(self, x_t: Tensor, at: Step) -> Tensor:
+            signal, total = schedule.scales(at.t, x_t)
+            torch.testing.assert_close(signal * at.prediction.x_0 + total * at.prediction.eps, x_t)
+            seen.append(at.prediction.x_0.abs().max().item())
+            return super().step(x_t, at)
 
     def wild(x_t: Tensor, t: int, c: Tensor | None) -> Prediction:
         signal, total = schedule.scales(t, x_t)
@@ -167,3 +201,269 @@ def test_a_samples_noise_follows_its_seed_alone() -> None:
 def test_as_many_seeds_as_samples() -> None:
     with pytest.raises(ValueError, match="2 seeds for 3 samples"):
         DDIM(2)(gaussian(Linear(), 1.0), Linear(), torch.zeros(3, 1, 1, 1), seeds=[1, 2])
+
+
+# Verbs: the same steps, there and back
+
+
+def curved(x_t: Tensor, t: int, c: Tensor | None = None) -> Prediction:
+    """A denoiser that is no straight line: data on two blobs, under the linear schedule."""
+    return mixture(Linear())(x_t, t, c)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"),
+    [(DDIM(None), 5e-2), (DPMSolver(None, order=1), 5e-2), (DPMSolver(None), 1e-3), (Heun(None), 1e-3)],
+)
+def test_inversion_finds_the_noise_that_makes_the_image(sampler: Sampler, tolerance: float) -> None:
+    sampler.clip = None
+    x_0 = torch.tensor([-1.3, -0.9, -0.2, 0.1, 0.8, 1.1], dtype=F64).view(6, 1, 1, 1)
+    x_T = sampler.invert(curved, Linear(), x_0)
+    assert x_T.abs().max() < 4
+    torch.testing.assert_close(sampler(curved, Linear(), x_T), x_0, rtol=0, atol=tolerance)
+
+
+def test_the_inverse_of_gaussian_data_is_a_change_of_scale() -> None:
+    """Exactly x_T = x_0/s: both are standard normal there."""
+    x_0 = torch.linspace(-1, 1, 5, dtype=F64).view(5, 1, 1, 1)
+    found = Heun(None, clip=None).invert(gaussian(Linear(), 0.5), Linear(), x_0)
+    torch.testing.assert_close(found, x_0 / 0.5, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(10), DDIM(10, eta=0.5)])
+def test_noise_cannot_be_run_backwards(sampler: Sampler) -> None:
+    with pytest.raises(ValueError, match=r"adds noise of its own.*DDIM"):
+        sampler.invert(curved, Linear(), torch.zeros(1, 1, 1, 1))
+
+
+def test_interpolation_leads_from_one_image_to_the_other() -> None:
+    """Over noise in many dimensions, whose length stays what noise has."""
+    g = torch.Generator().manual_seed(0)
+    start, end = (0.5 * torch.randn(3, 1, 16, 16, dtype=F64, generator=g) for _ in range(2))
+    sampler, denoise = Heun(50, clip=None), gaussian(Linear(), 0.5)
+    between = sampler.interpolate(denoise, Linear(), start, end, [0, 0.25, 0.5, 1])
+    assert between.shape == (4, 3, 1, 16, 16)
+    torch.testing.assert_close(between[0], start, rtol=0, atol=5e-3)
+    torch.testing.assert_close(between[3], end, rtol=0, atol=5e-3)
+    assert (between.std((2, 3, 4)) / 0.5 - 1).abs().max() < 0.2
+    assert (between[2] - (start + end) / 2 * math.sqrt(2)).abs().mean() < 0.05
+
+
+def test_slerp_by_hand() -> None:
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    torch.testing.assert_close(slerp(a, b, 0.5), (a + b) / math.sqrt(2))
+    torch.testing.assert_close(slerp(a, a, 0.3), a)
+
+
+@pytest.mark.parametrize("make", Sampler.__subclasses__())
+def test_inpainting_keeps_what_is_known_and_fills_what_follows(make: type[Sampler]) -> None:
+    """Pairs that are equal or nearly so, N(0, 0.5²) each, correlation r: the unknown is N(r·known, 0.25·(1 - r²))."""
+    schedule, r, n = Linear(T=200, beta_1=5e-4, beta_T=0.1), 0.9, 4000
+    covariance = 0.25 * torch.tensor([[1, r], [r, 1]], dtype=F64)
+
+    def denoise(x_t: Tensor, t: int, c: Tensor | None = None) -> Prediction:
+        signal, noise = (root.item() for root in schedule.roots(t))
+        gain = signal * covariance @ torch.linalg.inv(signal**2 * covariance + noise**2 * torch.eye(2, dtype=F64))
+        x_0 = (x_t.flatten(1) @ gain.T).view_as(x_t)
+        return Prediction(x_0, (x_t - signal * x_0) / noise)
+
+    g = torch.Generator().manual_seed(0)
+    x_T = torch.randn(n, 1, 1, 2, dtype=F64, generator=g)
+    image = torch.tensor([0.8, 77.0], dtype=F64).view(1, 1, 1, 2).expand(n, 1, 1, 2)
+    known = torch.tensor([1, 0]).view(1, 1, 1, 2)
+    found = make(steps=None, clip=None).inpaint(denoise, schedule, x_T, image, known)
+    assert torch.equal(found[..., 0], image[..., 0])
+    assert abs(found[..., 1].mean() - 0.8 * r) < 0.06
+    assert 0 < found[..., 1].std() < 0.5
+    if make is Ancestral:
+        assert found[..., 1].std() == pytest.approx(0.5 * math.sqrt(1 - r**2), rel=0.25)
+
+
+# Zero terminal SNR, thresholding, spacings
+
+
+@pytest.mark.parametrize("make", Sampler.__subclasses__())
+@pytest.mark.parametrize("parameterization", [X0(), Velocity()])
+@pytest.mark.parametrize("spacing", [Trailing(), Leading(), UniformLogSNR(), Karras()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("steps", [1, 2, 10, 40])
+def test_all_stay_finite_where_no_signal_is_left(
+    make: type[Sampler], parameterization: Parameterization, spacing: Spacing, steps: int
+) -> None:
+    """In float32, with a network that is far from right, clipped and not; the inversion too."""
+    schedule = ZeroTerminalSNR(Cosine(T=40))
+
+    class Wild(torch.nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+            return 3 * torch.cos(5 * x_t + t.view(-1, 1, 1, 1))
+
+    denoise = Denoiser(Wild(), schedule, parameterization)
+    x_T = torch.randn(3, 1, 4, 4)
+    for clip in (1.0, None):
+        sampler = make(steps=steps, clip=clip, spacing=spacing)
+        assert sampler.times(schedule)[0] == 40 or isinstance(spacing, Leading)
+        assert sampler(denoise, schedule, x_T).isfinite().all()
+        if sampler.deterministic:
+            assert sampler.invert(denoise, schedule, x_T.clamp(-1, 1)).isfinite().all()
+
+
+def test_dynamic_thresholding_scales_what_is_out_of_bounds_back_into_them() -> None:
+    """Imagen's rule by hand: s = max(quantile of |x_0|, 1), x_0 clipped to ± s and divided by s."""
+    schedule, seen = Linear(), []
+
+    class Spy(DDIM):
+        def step(self, x_t: Tensor, at: Step) -> Tensor:
+            seen.append(at.prediction.x_0)
+            return super().step(x_t, at)
+
+    x_0 = torch.stack([torch.linspace(-4, 4, 101, dtype=F64), torch.linspace(-0.5, 0.5, 101, dtype=F64)])[:, None, None]
+    Spy(1, dynamic=0.9)(lambda x, t, c: Prediction(x_0, x), schedule, torch.zeros(2, 1, 1, 101, dtype=F64))
+    torch.testing.assert_close(seen[0][0], x_0[0].clamp(-3.6, 3.6) / 3.6, rtol=1e-6, atol=0)
+    torch.testing.assert_close(seen[0][1], x_0[1], rtol=1e-12, atol=0)
+
+
+def test_spacings_are_even_in_what_they_say() -> None:
+    """Where the times are fine enough: λ for one, σ^(1/7) for the other."""
+    schedule = Cosine(T=20_000, s=0.001)
+    snr = schedule.snr(torch.arange(1, 20_001))
+    for spacing, curve in (
+        (UniformLogSNR(), snr.log().clamp(min=-12)),
+        (Karras(), snr.rsqrt().clamp(max=80) ** (1 / 7)),
+    ):
+        times = torch.tensor(spacing(schedule, 20)[1:-1])  # T itself may lie beyond the bound
+        steps = curve[times[times > 100] - 1].diff()  # and below, one time is a coarse step
+        assert len(steps) > 8
+        assert (steps / steps.mean() - 1).abs().max() < 0.02
+
+
+# Order of accuracy, on EDM's grid with all its steps taken
+
+
+def edm(steps: int) -> Schedule:
+    """ᾱ = 1/(1 + σ²) for σ from 80 down to 0.002 with ρ = 7, and 0."""
+    sigma = torch.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), steps, dtype=F64) ** 7
+    return Schedule(torch.cat([torch.ones(1, dtype=F64), 1 / (1 + sigma**2)]))
+
+
+EDM_START = 80 / math.sqrt(1 + 80**2)  # x_T of N(0, 80²) in units where x_t keeps its variance
+
+SOLVERS = [(DDIM(None), 1), (DPMSolver(None, order=1), 1), (DPMSolver(None), 2), (Heun(None), 2)]
+FACTS = {
+    "DDIM": (7.70e-2, 3.90e-2, 1.96e-2, 9.84e-3),
+    "DPMSolver": (3.12e-2, 6.55e-3, 1.48e-3, 3.51e-4),
+    "Heun": (2.76e-2, 6.11e-3, 1.44e-3, 3.46e-4),
+}
+
+
+def gaussian_errors(sampler: Sampler, steps: Sequence[int]) -> list[float]:
+    """Of the standard deviation of N(0, 0.5²) against that of the exact flow, 0.5·80/√(80² + 0.5²)."""
+    sampler.clip = None
+    return [abs(EDM_START * exact_std(sampler, edm(n), 0.5) - 0.5 * 80 / math.sqrt(80**2 + 0.25)) for n in steps]
+
+
+def mixture_errors(sampler: Sampler, steps: Sequence[int]) -> list[float]:
+    """Root mean square over x_T against the exact flow, which in one dimension keeps each point's quantile."""
+    sampler.clip, std = None, 0.5
+    x_T = torch.linspace(-2, 2, 41, dtype=F64)
+
+    def quantile(x: Tensor, sigma: float) -> Tensor:
+        spread = math.sqrt(std**2 + sigma**2)
+        return (torch.special.ndtr((x + 1) / spread) + torch.special.ndtr((x - 1) / spread)) / 2
+
+    wanted, low, high = quantile(80 * x_T, 80), torch.full_like(x_T, -5), torch.full_like(x_T, 5)
+    for _ in range(80):
+        middle = (low + high) / 2
+        above = quantile(middle, 0) > wanted
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    exact = low.view(-1, 1, 1, 1)
+    start = EDM_START * x_T.view(-1, 1, 1, 1)
+    found = [sampler(mixture(edm(n), std), edm(n), start) for n in steps]
+    return [(x - exact).square().mean().sqrt().item() for x in found]
+
+
+@pytest.mark.parametrize(("sampler", "order"), SOLVERS)
+@pytest.mark.parametrize("errors", [gaussian_errors, mixture_errors])
+def test_halving_the_step_divides_the_error_by_two_to_the_order(
+    sampler: Sampler, order: int, errors: Callable[[Sampler, Sequence[int]], list[float]]
+) -> None:
+    found = errors(sampler, (36, 72, 144, 288))
+    for coarse, fine in pairwise(found):
+        assert coarse / fine == pytest.approx(2**order, rel=0.15), found
+
+
+@pytest.mark.parametrize("sampler", [DDIM(None), DPMSolver(None), Heun(None)])
+def test_known_errors_of_the_solvers(sampler: Sampler) -> None:
+    found = gaussian_errors(sampler, (18, 36, 72, 144))
+    assert found == pytest.approx(FACTS[type(sampler).__name__], rel=5e-3)
+
+
+# Equality with diffusers, whose tables are float32
+
+
+BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def one_step(
+    sampler: Sampler,
+    x_t: Tensor,
+    t: int,
+    s: int,
+    prediction: Prediction,
+    before: tuple[int, Prediction] | None = None,
+    z: Tensor | None = None,
+) -> Tensor:
+    """x_s from what was predicted, under the linear schedule, with this noise."""
+    noise = torch.zeros_like(x_t) if z is None else z
+    prediction = sampler._clipped(Linear(), x_t, t, prediction)
+    return sampler.step(x_t, Step(Linear(), t, s, prediction, before, lambda x, t: prediction, lambda: noise))
+
+
+def draws(n: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 3, 4, 4, generator=g) for _ in range(n)]
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(("variance", "name"), [(0.0, "fixed_small"), (1.0, "fixed_large"), (None, "learned_range")])
+def test_an_ancestral_step_is_that_of_diffusers(clip: float | None, variance: float | None, name: str) -> None:
+    theirs = DDPMScheduler(**BETAS, variance_type=name, clip_sample=clip is not None)
+    schedule, (x_t, eps, v) = Linear(), draws(3)
+    ours = Ancestral(variance=variance, clip=clip)
+    for t in range(2, 1001, 52):
+        output = eps if variance is not None else torch.cat([eps, v], 1)
+        their_x = theirs.step(output, t - 1, x_t, generator=torch.Generator().manual_seed(t)).prev_sample
+        z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(t))
+        prediction = Epsilon().prediction(schedule, eps, x_t, t)._replace(var_mix=(v + 1) / 2)
+        torch.testing.assert_close(one_step(ours, x_t, t, t - 1, prediction, z=z), their_x, rtol=5e-4, atol=5e-4)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_ddim_step_is_that_of_diffusers(eta: float, clip: float | None) -> None:
+    theirs = DDIMScheduler(**BETAS, clip_sample=clip is not None)
+    theirs.set_timesteps(20)
+    schedule, (x_t, eps) = Linear(), draws(2)
+    ours = DDIM(20, eta=eta, clip=clip, spacing=Leading())
+    times = ours.times(schedule)
+    assert [int(t) + 1 for t in theirs.timesteps] == times[:-1]
+    for t, s in pairwise(times):
+        their_x = theirs.step(eps, t - 1, x_t, eta=eta, use_clipped_model_output=True,
+                              generator=torch.Generator().manual_seed(t)).prev_sample  # fmt: skip
+        z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(t)) if s else torch.zeros(2, 3, 4, 4)
+        prediction = Epsilon().prediction(schedule, eps, x_t, t)
+        torch.testing.assert_close(one_step(ours, x_t, t, s, prediction, z=z), their_x, rtol=5e-4, atol=5e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_dpm_solver_step_is_that_of_diffusers(order: int) -> None:
+    theirs = DPMSolverMultistepScheduler(**BETAS, solver_order=order, timestep_spacing="leading")
+    theirs.set_timesteps(20)
+    schedule, ours = Linear(), DPMSolver(20, order=order, clip=None)
+    times = [int(t) + 1 for t in theirs.timesteps] + [0]
+    assert len(times) == 21
+    x_t, *outputs = draws(21)
+    before = None
+    for (t, s), eps in zip(pairwise(times), outputs, strict=True):
+        prediction = Epsilon().prediction(schedule, eps, x_t, t)
+        our_x = one_step(ours, x_t, t, s, prediction, before)
+        before, x_t = (t, prediction), theirs.step(eps, t - 1, x_t).prev_sample
+        torch.testing.assert_close(our_x, x_t, rtol=5e-4, atol=5e-4)

@@ -1,12 +1,9 @@
 """Algorithm 2 of DDPM: x_s ~ N(μ̃(x_0, x_t), σ²)."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from ..denoising import Prediction, log_variance
-from ..schedules import Schedule
-from .base import Sampler, Spacing
+from ..denoising import log_variance
+from .base import Sampler, Spacing, Step
 
 
 class Ancestral(Sampler):
@@ -21,6 +18,7 @@ class Ancestral(Sampler):
             what the network predicts, and fixed large where it predicts none.
         clip: see `Sampler`.
         spacing: see `Sampler`.
+        dynamic: see `Sampler`.
     """
 
     def __init__(
@@ -29,27 +27,20 @@ class Ancestral(Sampler):
         variance: float | None = None,
         clip: float | None = 1.0,
         spacing: Spacing | None = None,
+        dynamic: float | None = None,
     ) -> None:
-        super().__init__(steps, clip, spacing)
+        super().__init__(steps, clip, spacing, dynamic)
         if variance is not None and not 0 <= variance <= 1:
             raise ValueError(f"variance is {variance}, but it mixes β̃ (0) and β (1): give a number in [0, 1]")
         self.variance = variance
 
-    def step(
-        self,
-        schedule: Schedule,
-        x_t: Tensor,
-        t: int,
-        s: int,
-        prediction: Prediction,
-        noise: Callable[[], Tensor],
-    ) -> Tensor:
-        mean, _ = schedule.posterior(prediction.x_0, x_t, t, s)
-        if s == 0:
+    def step(self, x_t: Tensor, at: Step) -> Tensor:
+        mean, _ = at.schedule.posterior(at.prediction.x_0, x_t, at.t, at.s)
+        if at.s == 0:
             return mean
-        m: float | Tensor
+        m: float | Tensor = 1.0
         if self.variance is not None:
             m = self.variance
-        else:
-            m = 1.0 if prediction.var_mix is None else prediction.var_mix
-        return mean + log_variance(schedule, t, s, m).mul(0.5).exp().to(x_t) * noise()
+        elif at.prediction.var_mix is not None:
+            m = at.prediction.var_mix
+        return mean + log_variance(at.schedule, at.t, at.s, m).mul(0.5).exp().to(x_t) * at.noise()

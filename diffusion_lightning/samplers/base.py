@@ -4,15 +4,17 @@ It owns the choice of times, the clipping of x_0, and each sample's own noise; a
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import random
 from ..denoising import Prediction
-from ..schedules import Schedule
+from ..schedules import Schedule, like
 
 Denoise = Callable[[Tensor, int, Tensor | None], Prediction]
 
@@ -53,43 +55,100 @@ class UniformLogSNR(Spacing):
 
     def __call__(self, schedule: Schedule, steps: int) -> list[int]:
         log_snr = schedule.snr(torch.arange(1, schedule.T + 1)).log().clamp(min=-12).cpu()
-        wanted = torch.linspace(float(log_snr[0]), float(log_snr[-1]), steps, dtype=torch.float64)
-        nearest = (log_snr - wanted[:, None]).abs().argmin(1) + 1
-        times: list[int] = []
-        for k, t in enumerate(nearest.tolist()):
-            times.append(min(max(t, times[-1] + 1 if times else 1), schedule.T - (steps - 1 - k)))
-        if steps > 1:
-            times[-1] = schedule.T
-        return [*reversed(times), 0]
+        return _nearest(log_snr, torch.linspace(float(log_snr[0]), float(log_snr[-1]), steps, dtype=torch.float64))
+
+
+class Karras(Spacing):
+    """Times whose σ = √((1 - ᾱ_t)/ᾱ_t) are nearest to EDM's, evenly spaced in σ^(1/ρ): fewer where σ is large.
+
+    From T (its σ taken as at most 80) to 1; each time once.
+
+    Paper: Elucidating the design space of diffusion-based generative models. Karras et al., 2022, arXiv 2206.00364,
+    equation 5.
+
+    Args:
+        rho: ρ, above 0; the larger, the more of the steps are at small σ.
+    """
+
+    def __init__(self, rho: float = 7.0) -> None:
+        if rho <= 0:
+            raise ValueError(f"rho is {rho}, but σ^(1/ρ) is evenly spaced: give rho > 0")
+        self.rho = rho
+
+    def __call__(self, schedule: Schedule, steps: int) -> list[int]:
+        curve = schedule.snr(torch.arange(1, schedule.T + 1)).rsqrt().clamp(max=80).pow(1 / self.rho).cpu()
+        return _nearest(curve, torch.linspace(float(curve[0]), float(curve[-1]), steps, dtype=torch.float64))
+
+
+def _nearest(curve: Tensor, wanted: Tensor) -> list[int]:
+    """Falling times whose values on a curve over t = 1 … T are nearest to the wanted ones, then 0.
+
+    The curve and the wanted values run from 1 to T. Each time is taken once, so where many fall together they move to
+    the nearest free ones.
+    """
+    T, steps = len(curve), len(wanted)
+    times: list[int] = []
+    for k, t in enumerate(((curve - wanted[:, None]).abs().argmin(1) + 1).tolist()):
+        times.append(min(max(t, times[-1] + 1 if times else 1), T - (steps - 1 - k)))
+    times[-1] = T
+    return [*reversed(times), 0]
+
+
+class Step(NamedTuple):
+    """What a sampler's step from t to s may use.
+
+    `prediction` is the denoiser's at x_t, `before` the time and the prediction of the step before (None at the
+    first), `predict(x, t)` asks the denoiser again, `noise()` draws standard normals of x_t's shape.
+    """
+
+    schedule: Schedule
+    t: int
+    s: int
+    prediction: Prediction
+    before: tuple[int, Prediction] | None
+    predict: Callable[[Tensor, int], Prediction]
+    noise: Callable[[], Tensor]
 
 
 class Sampler(ABC):
     """The reverse loop. Subclasses give one step, t → s.
 
     Args:
-        steps: number of network calls, in 1 … T; None is all T.
+        steps: number of steps, in 1 … T; None is all T.
         clip: bound to which |x_0| is clipped before anything is made of it; None for no clipping, as latents want.
         spacing: which times are visited; None is `Trailing()`.
+        dynamic: dynamic thresholding: a quantile, in (0, 1], of each sample's |x_0|; where it exceeds the bound `clip`,
+            x_0 is clipped to it instead and scaled back into the bound (Imagen: Saharia et al., 2022, arXiv
+            2205.11487, section 2.3). For guidance that saturates; None is none.
     """
 
-    def __init__(self, steps: int | None = None, clip: float | None = 1.0, spacing: Spacing | None = None) -> None:
+    def __init__(
+        self,
+        steps: int | None = None,
+        clip: float | None = 1.0,
+        spacing: Spacing | None = None,
+        dynamic: float | None = None,
+    ) -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"a sampler of {steps} steps makes no image: give steps ≥ 1, or none for all T")
         if clip is not None and clip <= 0:
             raise ValueError(f"clip is {clip}, which leaves no image: give a bound above 0, or null for no clipping")
-        self.steps, self.clip, self.spacing = steps, clip, spacing or Trailing()
+        if dynamic is not None and not 0 < dynamic <= 1:
+            raise ValueError(f"dynamic is {dynamic}, but it is a quantile of |x_0|: give a number in (0, 1], or null")
+        if dynamic is not None and clip is None:
+            raise ValueError(
+                f"dynamic is {dynamic}, but without a clip there is no bound to return to: give a clip, or no dynamic"
+            )
+        self.steps, self.clip, self.spacing, self.dynamic = steps, clip, spacing or Trailing(), dynamic
 
     @abstractmethod
-    def step(
-        self,
-        schedule: Schedule,
-        x_t: Tensor,
-        t: int,
-        s: int,
-        prediction: Prediction,
-        noise: Callable[[], Tensor],
-    ) -> Tensor:
-        """x_s from x_t (B, C, H, W) and what was predicted there; `noise()` draws standard normals of x_t's shape."""
+    def step(self, x_t: Tensor, at: Step) -> Tensor:
+        """x_s from x_t, (B, C, H, W)."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it follows a differential equation without noise of its own, so that it can be inverted."""
+        return False
 
     def times(self, schedule: Schedule) -> list[int]:
         """The times visited, falling from at most T to 0.
@@ -124,23 +183,145 @@ class Sampler(ABC):
         Returns:
             x_0, (B, C, H, W).
         """
-        keys = torch.as_tensor(range(len(x_T)) if seeds is None else seeds, device=x_T.device)
-        if keys.shape != x_T.shape[:1]:
-            raise ValueError(f"{keys.numel()} seeds for {len(x_T)} samples: give one integer a sample")
-        x_t = x_T
-        for t, s in pairwise(self.times(schedule)):
-            prediction = self._clipped(schedule, x_t, t, denoise(x_t, t, c))
+        return self._run(denoise, schedule, x_T, self.times(schedule), c, seeds)
 
-            def noise(x_t: Tensor = x_t, t: int = t) -> Tensor:
-                return random.normal(x_t.shape[1:], keys, "reverse step", t, torch.zeros_like(keys)).to(x_t.dtype)
+    def invert(self, denoise: Denoise, schedule: Schedule, x_0: Tensor, c: Tensor | None = None) -> Tensor:
+        """The noise x_T (B, C, H, W) from which this sampler makes the images x_0, to its own order of accuracy.
 
-            x_t = self.step(schedule, x_t, t, s, prediction, noise)
-        return x_t
+        The same steps, taken from clean to noise.
+
+        Paper: Denoising diffusion implicit models. Song, Meng, Ermon, 2020, arXiv 2010.02502, section 4.3.
+
+        Raises:
+            ValueError: where the sampler adds noise of its own.
+        """
+        if not self.deterministic:
+            raise ValueError(
+                f"{type(self).__name__} adds noise of its own, so that no one x_T belongs to an image: invert by a "
+                "sampler without, such as DDIM(eta=0)"
+            )
+        return self._run(denoise, schedule, x_0, self.times(schedule)[::-1], c)
+
+    def interpolate(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x_0: Tensor,
+        other: Tensor,
+        weights: Sequence[float],
+        c: Tensor | None = None,
+    ) -> Tensor:
+        """Images between each pair of images x_0, other (B, C, H, W), (len(weights), B, C, H, W).
+
+        Both are inverted, and what is made into images lies on the great circle between the two noises: 0 gives x_0
+        again and 1 other.
+
+        Paper: Denoising diffusion implicit models. Song, Meng, Ermon, 2020, arXiv 2010.02502, appendix D.5.
+        """
+        start, end = self.invert(denoise, schedule, x_0, c), self.invert(denoise, schedule, other, c)
+        return torch.stack([self(denoise, schedule, slerp(start, end, weight), c) for weight in weights])
+
+    def inpaint(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x_T: Tensor,
+        image: Tensor,
+        known: Tensor,
+        c: Tensor | None = None,
+        seeds: Sequence[int] | Tensor | None = None,
+        resample: int = 10,
+    ) -> Tensor:
+        """Images that equal `image` (B, C, H, W) where the mask `known` (broadcast against it) is 1.
+
+        Where x_0 is known it takes the prediction's place, ε following from it: the known pixels go exactly through
+        the reverse process q(x_s | x_t, x_0) (equation 7 of DDPM). One pass leaves the others too free, since they
+        were drawn beside known pixels that were noise still; so every step is undone by the forward process and done
+        again, `resample` times in all, which brings the two together at each noise level.
+
+        Paper: RePaint: inpainting using denoising diffusion probabilistic models. Lugmayr et al., 2022, arXiv
+        2201.09865, algorithm 1 and section 4.2.
+
+        Raises:
+            ValueError: where resample is below 1.
+        """
+        if resample < 1:
+            raise ValueError(f"resample is {resample}, but each step is taken at least once: give 1 or more")
+        known = known.to(x_T)
+        signal, noise = schedule.scales(schedule.T, x_T)
+
+        def informed(x_t: Tensor, t: int, c: Tensor | None) -> Prediction:
+            prediction = denoise(x_t, t, c)
+            return _with_x_0(schedule, x_t, t, prediction, torch.lerp(prediction.x_0, image, known))
+
+        start = torch.lerp(x_T, signal * image + noise * x_T, known)
+        times = self.times(schedule)
+        path = times[:1]
+        for t, s in pairwise(times):
+            path += [s, t] * (resample - 1) + [s]
+        return self._run(informed, schedule, start, path, c, seeds, undo=True)
+
+    def _run(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x: Tensor,
+        times: list[int],
+        c: Tensor | None,
+        seeds: Sequence[int] | Tensor | None = None,
+        undo: bool = False,
+    ) -> Tensor:
+        """Along the times; `undo` goes up by the forward process where else a step is the sampler's own."""
+        keys = torch.as_tensor(range(len(x)) if seeds is None else seeds, device=x.device)
+        if keys.shape != x.shape[:1]:
+            raise ValueError(f"{keys.numel()} seeds for {len(x)} samples: give one integer a sample")
+
+        def predict(x_t: Tensor, t: int) -> Prediction:
+            if t > 0:
+                return self._clipped(schedule, x_t, t, denoise(x_t, t, c))
+            # Clean already; only an inversion asks, and for the noise: that of the least noisy time, t = 1.
+            return Prediction(x_t, denoise(x_t, 1, c).eps)
+
+        before, visits = None, Counter[tuple[int, int]]()
+        for t, s in pairwise(times):
+            visits[t, s] += 1
+
+            def noise(x: Tensor = x, t: int = t, s: int = s) -> Tensor:
+                purpose, visit = "forward step" if s > t else "reverse step", visits[t, s] - 1
+                return random.normal(x.shape[1:], keys, purpose, t, torch.full_like(keys, visit)).to(x.dtype)
+
+            if undo and s > t:
+                beta = schedule.beta(s, t)
+                x, before = (1 - beta).sqrt().to(x) * x + beta.sqrt().to(x) * noise(), None
+                continue
+            prediction = predict(x, t)
+            x = self.step(x, Step(schedule, t, s, prediction, before, predict, noise))
+            before = t, prediction
+        return x
 
     def _clipped(self, schedule: Schedule, x_t: Tensor, t: int, prediction: Prediction) -> Prediction:
         """x_0 within ± clip and the ε that belongs to it, so that a step's mean is made of what was clipped."""
         if self.clip is None:
             return prediction
-        x_0 = prediction.x_0.clamp(-self.clip, self.clip)
-        signal, noise = schedule.scales(t, x_t)
-        return Prediction(x_0, (x_t - signal * x_0) / noise, prediction.var_mix)
+        x_0 = prediction.x_0
+        if self.dynamic is not None:
+            reach = x_0.flatten(1).abs().float().quantile(self.dynamic, dim=1).to(x_0).clamp(min=self.clip)
+            x_0 = x_0 * like(self.clip / reach, x_0)
+        return _with_x_0(schedule, x_t, t, prediction, x_0.clamp(-self.clip, self.clip))
+
+
+def _with_x_0(schedule: Schedule, x_t: Tensor, t: int, prediction: Prediction, x_0: Tensor) -> Prediction:
+    """Another x_0 and the ε that belongs to it, x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε."""
+    signal, noise = schedule.scales(t, x_t)
+    return prediction._replace(x_0=x_0, eps=(x_t - signal * x_0) / noise)
+
+
+def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    """On the great circle from start to end (B, *), so that noise stays as long as noise is; 0 is start, 1 end."""
+    a, b = start.flatten(1), end.flatten(1)
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    angle = cosine.clamp(-1, 1).acos()
+    even = angle.sin() < 1e-6  # the same direction: a straight line is the circle
+    of_start = torch.where(even, 1 - weight, torch.sin((1 - weight) * angle) / angle.sin())
+    of_end = torch.where(even, weight, torch.sin(weight * angle) / angle.sin())
+    return like(of_start, start) * start + like(of_end, end) * end

@@ -1,12 +1,8 @@
 """DDIM: from ancestral noise (η = 1) to none at all (η = 0)."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from ..denoising import Prediction
-from ..schedules import Schedule
-from .base import Sampler, Spacing
+from .base import Sampler, Spacing, Step
 
 
 class DDIM(Sampler):
@@ -19,6 +15,7 @@ class DDIM(Sampler):
         eta: 0 is deterministic, 1 has the variance of `Ancestral(variance=0)`; in [0, 1].
         clip: see `Sampler`.
         spacing: see `Sampler`.
+        dynamic: see `Sampler`.
     """
 
     def __init__(
@@ -27,22 +24,21 @@ class DDIM(Sampler):
         eta: float = 0.0,
         clip: float | None = 1.0,
         spacing: Spacing | None = None,
+        dynamic: float | None = None,
     ) -> None:
-        super().__init__(steps, clip, spacing)
+        super().__init__(steps, clip, spacing, dynamic)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}, but it scales the noise from none (0) to ancestral (1): give 0 … 1")
         self.eta = eta
 
-    def step(
-        self,
-        schedule: Schedule,
-        x_t: Tensor,
-        t: int,
-        s: int,
-        prediction: Prediction,
-        noise: Callable[[], Tensor],
-    ) -> Tensor:
-        signal, total = schedule.scales(s, x_t)
-        variance = (self.eta**2 * schedule.posterior_variance(t, s)).to(x_t)
-        x_s = signal * prediction.x_0 + (total**2 - variance).clamp(min=0).sqrt() * prediction.eps
-        return x_s + variance.sqrt() * noise() if self.eta and s else x_s
+    @property
+    def deterministic(self) -> bool:
+        return self.eta == 0
+
+    def step(self, x_t: Tensor, at: Step) -> Tensor:
+        signal, total = at.schedule.scales(at.s, x_t)
+        if self.eta == 0 or at.s == 0:
+            return signal * at.prediction.x_0 + total * at.prediction.eps
+        variance = (self.eta**2 * at.schedule.posterior_variance(at.t, at.s)).to(x_t)
+        mean = signal * at.prediction.x_0 + (total**2 - variance).clamp(min=0).sqrt() * at.prediction.eps
+        return mean + variance.sqrt() * at.noise()

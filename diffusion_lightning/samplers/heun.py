@@ -1,0 +1,44 @@
+"""Heun's method: an Euler step, and its slope averaged with the one where it lands."""
+
+from torch import Tensor
+
+from .base import Karras, Sampler, Spacing, Step
+
+
+class Heun(Sampler):
+    """x_s = α_s·(x_t/α_t + (σ_s - σ_t)·(ε_t + ε_s)/2) with α = √ᾱ, σ = √((1 - ᾱ)/ᾱ), ε_s predicted at DDIM's x_s.
+
+    In x/α against σ the slope of the reverse equation is ε itself. Two network calls a step, but one at the last,
+    where ε_s cannot be asked for, and where σ_t is infinite (zero terminal SNR); these are DDIM's.
+
+    Paper: Elucidating the design space of diffusion-based generative models. Karras et al., 2022, arXiv 2206.00364,
+    algorithm 1, without its churn.
+
+    Args:
+        steps: see `Sampler`.
+        clip: see `Sampler`.
+        spacing: see `Sampler`; None is EDM's own, `Karras()`.
+        dynamic: see `Sampler`.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = 18,
+        clip: float | None = 1.0,
+        spacing: Spacing | None = None,
+        dynamic: float | None = None,
+    ) -> None:
+        super().__init__(steps, clip, spacing or Karras(), dynamic)
+
+    @property
+    def deterministic(self) -> bool:
+        return True
+
+    def step(self, x_t: Tensor, at: Step) -> Tensor:
+        signal, noise = at.schedule.scales(at.s, x_t)
+        euler = signal * at.prediction.x_0 + noise * at.prediction.eps
+        snr_t, snr_s = at.schedule.snr(at.t), at.schedule.snr(at.s)
+        if at.s == 0 or snr_t == 0 or snr_s == 0:
+            return euler
+        change = (at.schedule.roots(at.s)[0] * (snr_s.rsqrt() - snr_t.rsqrt()) / 2).to(x_t)
+        return euler + change * (at.predict(euler, at.s).eps - at.prediction.eps)
