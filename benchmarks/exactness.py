@@ -25,11 +25,11 @@ def measure(name: str, module: Diffusion, batch: int, rounds: int) -> None:
 
     def draws() -> None:
         torch.manual_seed(random.state(0, "training: dropout", 1, 0, 0))
-        module.timesteps(module.schedule, 0, "training: t", 1, sample)
+        module.timesteps(module.schedule, 0, "training: t", 1, sample, batch)
         random.normal(x_0.shape[1:], 0, "training: eps", 1, sample)
 
     def step() -> None:
-        output = module.denoiser.output(module.schedule.q_sample(x_0, t, eps), t)
+        output, _ = module.denoiser.output(module.schedule.q_sample(x_0, t, eps), t)
         (output - eps).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()

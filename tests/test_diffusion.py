@@ -8,7 +8,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from diffusion_lightning.data import Digits
+from diffusion_lightning.denoising import Parameterization, Velocity
+from diffusion_lightning.images import to_uint8
+from diffusion_lightning.likelihood import VLB, bits_per_dim, prior
 from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.networks import UNet
+from diffusion_lightning.objectives import LossAware, MinSNR, Nothing, Uniform
 from diffusion_lightning.samplers import DDIM, Ancestral
 from diffusion_lightning.schedules import Cosine, Linear, Schedule
 
@@ -30,11 +35,17 @@ class Exact(nn.Module):
         return self.denoise(x_t, t + 1).eps
 
 
+def losses(module: Diffusion, x: Tensor, step: int, sample: Tensor) -> Tensor:
+    """Of a training step with uniform times."""
+    t, _ = Uniform()(module.schedule, module.seed, "training: t", step, sample, len(x))
+    return module._losses(x, t, "training", step, sample)
+
+
 def test_the_first_loss_is_one_in_expectation() -> None:
     """ε-prediction from a network that starts at zero: E‖ε‖²/d = 1."""
     module = tiny(Linear())
     n = 2000
-    loss = module._losses(torch.rand(n, 1, 8, 8) * 2 - 1, "training", 0, torch.arange(n))[1]
+    loss = losses(module, torch.rand(n, 1, 8, 8) * 2 - 1, 0, torch.arange(n))
     assert abs(loss.mean() - 1) < 3 * math.sqrt(2 / (64 * n))
 
 
@@ -46,7 +57,7 @@ def test_the_least_loss_of_gaussian_data(std: float, least: float) -> None:
     assert (snr * std**2 / (snr * std**2 + 1)).mean().item() == pytest.approx(least, abs=1e-9)
     n = 20_000
     module = tiny(schedule, Exact(schedule, std))
-    loss = module._losses(std * torch.randn(n, 1, 8, 8), "training", 0, torch.arange(n))[1]
+    loss = losses(module, std * torch.randn(n, 1, 8, 8), 0, torch.arange(n))
     assert abs(loss.mean().item() - least) < 3 * loss.std().item() / math.sqrt(n)
 
 
@@ -64,14 +75,13 @@ def test_loss_draws_follow_step_and_sample_number() -> None:
     for p in module.parameters():
         nn.init.normal_(p, std=0.1)
     x = torch.rand(8, 1, 8, 8)
-    whole = module._losses(x, "training", 3, torch.arange(8))[1]
-    halves = [module._losses(x[i : i + 4], "training", 3, torch.arange(i, i + 4))[1] for i in (0, 4)]
+    whole = losses(module, x, 3, torch.arange(8))
+    halves = [losses(module, x[i : i + 4], 3, torch.arange(i, i + 4)) for i in (0, 4)]
     torch.testing.assert_close(whole, torch.cat(halves))
-    assert not torch.allclose(whole, module._losses(x, "training", 4, torch.arange(8))[1])
-    assert not torch.allclose(module._losses(x[:1], "training", 3, torch.tensor([0]))[1], whole[1])
-    assert not torch.allclose(
-        tiny(network=module.denoiser.network, seed=1)._losses(x, "training", 3, torch.arange(8))[1], whole
-    )
+    assert not torch.allclose(whole, losses(module, x, 4, torch.arange(8)))
+    assert not torch.allclose(losses(module, x[:1], 3, torch.tensor([0])), whole[1])
+    other = tiny(network=module.denoiser.network, seed=1)
+    assert not torch.allclose(losses(other, x, 3, torch.arange(8)), whole)
 
 
 def test_sample_i_depends_on_the_seed_and_on_i() -> None:
@@ -125,9 +135,9 @@ def test_guidance_wraps_the_denoiser() -> None:
     assert torch.equal(guided, module.generate(1, DDIM(4)))
 
 
-class Doubled(nn.Module):
+class Tripled(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        return torch.cat([x_t, x_t], 1)
+        return torch.cat([x_t, x_t, x_t], 1)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +146,9 @@ class Doubled(nn.Module):
         (lambda: Diffusion(tiny_unet(), Linear(), (3, 8, 8)), "built for images of 1 channels, but these have 3"),
         (lambda: Diffusion(tiny_unet(), Linear(), (1, 9, 9)), "which 9×9 pixels do not allow"),
         (lambda: Diffusion(nn.Conv2d(3, 3, 3), Linear(), (1, 8)), r"shape is \[1, 8\]"),
-        (lambda: Diffusion(Doubled(), Linear(), (1, 8, 8)), r"images of shape \[1, 8, 8\] into \[2, 8, 8\]"),
+        (lambda: Diffusion(Tripled(), Linear(), (1, 8, 8)), r"images of shape \[1, 8, 8\] into \[3, 8, 8\]"),
+        (lambda: tiny(vlb_weight=-1.0), "vlb_weight is -1.0 and the weighting Simple"),
+        (lambda: tiny(weighting=Nothing(), vlb_weight=0.0), "vlb_weight is 0.0 and the weighting Nothing"),
         (lambda: tiny().generate(1, DDIM(2), y=torch.zeros(1)), "without a condition"),
         (lambda: tiny().generate(0, DDIM(2)), "give n ≥ 1"),
     ],
@@ -186,3 +198,170 @@ def test_seen_from_the_trainer_every_draw_of_a_run_is_new(tmp_path) -> None:  # 
     assert len(runs[0]) == 6
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     assert all(not torch.equal(a, b) for i, a in enumerate(runs[0]) for b in runs[0][:i])
+
+
+# Learned variance and the bound
+
+
+def learned(**kwargs) -> Diffusion:  # type: ignore[no-untyped-def]
+    network = UNet(in_channels=1, size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4, dropout=0,
+                   out_channels=2)  # fmt: skip
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.1)
+    return Diffusion(network, kwargs.pop("schedule", Cosine(T=20)), (1, 8, 8), **kwargs)
+
+
+def gradients(module: Diffusion, t: int) -> tuple[float, float]:
+    """How much the loss at a time moves what becomes the mean, and what becomes the variance."""
+    module.zero_grad()
+    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    module._losses(x, torch.full((4,), t), "training", 0, torch.arange(4)).sum().backward()
+    bias = module.denoiser.network.leave.bias.grad  # type: ignore[union-attr]
+    return bias[0].abs().item(), bias[1].abs().item()  # type: ignore[index]
+
+
+def test_the_hybrid_loss_is_the_simple_one_and_a_thousandth_of_the_bound() -> None:
+    """L_simple + 0.001·T·L_{t-1} in bits/dim, each by hand from the same noise."""
+    module = learned()
+    assert module.predicts_variance
+    assert module.vlb_weight == 0.001
+    x, t, sample = torch.rand(20, 1, 8, 8) * 2 - 1, torch.arange(1, 21), torch.arange(20)
+    found = module._losses(x, t, "training", 0, sample)
+    eps = module._noise(x, "training: eps", 0, sample)
+    x_t = module.schedule.q_sample(x, t, eps)
+    prediction = module.denoiser(x_t, t)
+    simple = (prediction.eps - eps).square().flatten(1).mean(1)
+    bound = VLB(clip=None).term(module.schedule, x, t, prediction) / (64 * math.log(2))
+    torch.testing.assert_close(found, simple + 0.02 * bound)
+
+
+@pytest.mark.parametrize("t", [1, 2, 10, 20])
+def test_the_bound_leaves_the_mean_to_the_simple_loss(t: int) -> None:
+    """L_hybrid's stop-gradient: the mean's gradient is L_simple's alone; under `Nothing` the bound trains both."""
+    hybrid = learned(vlb_weight=5.0)
+    simple, pure = (learned(weighting=w, vlb_weight=v) for w, v in ((None, 0.0), (Nothing(), None)))
+    for other in (simple, pure):
+        other.load_state_dict(hybrid.state_dict())
+    torch.manual_seed(0)
+    mean, variance = gradients(hybrid, t)
+    torch.manual_seed(0)
+    assert gradients(simple, t) == (pytest.approx(mean, rel=1e-5), 0)
+    assert variance > 0
+    assert pure.vlb_weight == 1
+    assert min(gradients(pure, t)) > 0
+
+
+@pytest.mark.parametrize("make", Parameterization.__subclasses__())
+def test_every_output_trains_and_samples(make: type[Parameterization], tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Through a trainer, the variance learned, the times drawn by their losses; a perfect output has no loss."""
+    module = learned(parameterization=make(), timesteps=LossAware(history=1), weighting=MinSNR())
+    before = [p.clone() for p in module.parameters()]
+    fit(module, tmp_path, max_steps=3)
+    assert any(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert module.generate(2, Ancestral(4)).isfinite().all()
+
+
+def fit(module: Diffusion, folder, data: Digits | None = None, **kwargs) -> Trainer:  # type: ignore[no-untyped-def]
+    trainer = Trainer(
+        default_root_dir=folder, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, limit_val_batches=0, enable_model_summary=False, **kwargs,
+    )  # fmt: skip
+    trainer.fit(module, data or Digits(batch_size=32))
+    return trainer
+
+
+def test_the_history_of_losses_is_of_the_global_batch_and_in_the_checkpoint(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """One batch of 64 and two of 32 leave the same history; it is in the state that a checkpoint holds."""
+    whole, halves = (learned(timesteps=LossAware(history=4)) for _ in range(2))
+    halves.load_state_dict(whole.state_dict())
+    fit(whole, tmp_path, Digits(batch_size=64), max_steps=4)
+    fit(halves, tmp_path, Digits(batch_size=32), max_steps=4, accumulate_grad_batches=2)
+    state = whole.state_dict()
+    assert state["timesteps.seen"].sum() == 4 * 64
+    assert torch.equal(state["timesteps.seen"], halves.state_dict()["timesteps.seen"])
+    torch.testing.assert_close(state["timesteps.losses"], halves.state_dict()["timesteps.losses"], rtol=1e-3, atol=1e-4)
+    other = learned(timesteps=LossAware(history=4))
+    other.load_state_dict(state)
+    assert torch.equal(other.timesteps.probability(), whole.timesteps.probability())  # type: ignore[operator]
+
+
+def test_importance_leaves_the_mean_loss_as_it_is() -> None:
+    """The weighted mean over drawn times is the mean over all, within three standard errors."""
+    module = learned(timesteps=LossAware(history=1))
+    module.timesteps.update(torch.arange(1, 21), torch.linspace(0.2, 4, 20))
+    n = 4000
+    x, sample = torch.rand(n, 1, 8, 8) * 2 - 1, torch.arange(n)
+    with torch.no_grad():
+        t, importance = module.timesteps(module.schedule, 0, "training: t", 0, sample, n)
+        drawn = importance * module._losses(x, t, "training", 0, sample)
+        uniform = losses(module, x, 0, sample)
+    spread = (drawn.var() / n + uniform.var() / n).sqrt()
+    assert importance.std() > 0.3
+    assert abs(drawn.mean() - uniform.mean()) < 3 * spread
+
+
+class ExactWithVariance(nn.Module):
+    """The optimal ε for Gaussian data and the optimal share of the larger variance."""
+
+    def __init__(self, schedule: Schedule, std: float) -> None:
+        super().__init__()
+        self.exact, self.m = Exact(schedule, std), torch.ones(schedule.T + 1, dtype=torch.float64)
+        t = torch.arange(2, schedule.T + 1)
+        alpha_bar = schedule.alpha_bar[t]
+        variance = std**2 * (1 - alpha_bar) / (alpha_bar * std**2 + 1 - alpha_bar)
+        small, large = schedule.posterior_variance(t, t - 1), schedule.beta(t, t - 1)
+        best = small + schedule.x_0_share(t, t - 1) ** 2 * variance
+        self.m[2:] = (best / small).log() / (large / small).log()
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        v = (2 * self.m[t + 1] - 1).view(-1, 1, 1, 1).expand_as(x_t)
+        return torch.cat([self.exact(x_t, t), v.to(x_t)], 1)
+
+
+class Normal(Digits):
+    """N(0, 0.25²), rounded to bytes, in the place of digits."""
+
+    levels = 256
+
+    def read(self, split: str) -> tuple[Tensor, Tensor]:
+        x = 0.25 * torch.randn(297, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+        return to_uint8(x), torch.zeros(297, dtype=torch.long)
+
+
+def bits(module: Diffusion, folder, data: Digits) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.test(module, data, verbose=False)
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize("times", [None, 100])
+def test_bits_of_data_whose_entropy_is_known(tmp_path, times: int | None) -> None:  # type: ignore[no-untyped-def]
+    """The whole way through `test`: 7.0412 bits of entropy, the exact denoiser; the parts add up; so do the terms."""
+    schedule = Linear()
+    module = Diffusion(ExactWithVariance(schedule, 0.25), schedule, (1, 8, 8), vlb=VLB(times=times))
+    found = bits(module, tmp_path, Normal(batch_size=100))
+    error = found["test/bits_per_dim_error"]
+    assert 0.002 < error < (0.02 if times is None else 0.1)
+    assert 7.0412 - 3 * error < found["test/bits_per_dim"] < 7.0412 + 0.05 + 3 * error
+    parts = [found[f"test/bits_per_dim_{part}"] for part in ("prior", "kl", "decoder")]
+    assert found["test/bits_per_dim"] == pytest.approx(sum(parts), rel=1e-9)
+    assert parts[0] == pytest.approx(float(bits_per_dim(prior(schedule, torch.full((1, 1, 1, 1), 0.25)), 1)), rel=0.1)
+    assert module.bound.shape == (1000,)
+    assert float(module.bound[0]) == pytest.approx(parts[2], rel=1e-9)
+    if times is None:
+        assert float(module.bound[1:].sum()) == pytest.approx(parts[1], rel=1e-9)
+
+
+def test_bits_do_not_depend_on_the_batch_and_know_the_levels_of_the_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    module = learned(parameterization=Velocity())
+    found = [bits(module, tmp_path, Digits(batch_size=size)) for size in (297, 100)]
+    assert found[0]["test/bits_per_dim"] == pytest.approx(found[1]["test/bits_per_dim"], rel=1e-5)
+    assert found[0]["test/bits_per_dim_error"] == pytest.approx(found[1]["test/bits_per_dim_error"], rel=1e-4)
+    assert module.levels == 17
+
+
+def test_a_bound_of_one_step(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    found = bits(learned(schedule=Linear(T=1, beta_1=0.5)), tmp_path, Digits(batch_size=100))
+    assert found["test/bits_per_dim_kl"] == 0
+    assert math.isfinite(found["test/bits_per_dim"])

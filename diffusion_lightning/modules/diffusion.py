@@ -4,6 +4,8 @@
 
 Every draw is a function of (seed, purpose, optimizer step, number of the sample in the global batch), and of nothing
 else: ranks draw different noise, and a run does not depend on how many devices share a global batch.
+
+Where the network predicts the variance, L_hybrid = L_simple + λ·L_vlb trains it; the test is the bound in bits/dim.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,36 +20,49 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
-from ..denoising import Denoiser, Epsilon, Parameterization
-from ..objectives import Simple, TimestepSampler, Uniform, Weighting
+from ..denoising import Denoiser, Epsilon, Parameterization, Prediction
+from ..likelihood import VLB, bits_per_dim, prior
+from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
 from ..samplers import Sampler
 from ..schedules import Schedule
 
 Batch = Sequence[Tensor]
 
+# The bound as a loss: nothing is clipped, so that every error has a gradient.
+TRAINED = VLB(clip=None)
+
 
 class Diffusion(LightningModule):
     """A denoiser and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1].
 
-    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, algorithms 1 and 2.
+    The loss of an example is w·‖target - output‖² + λ·T·L_{t-1}, the first a mean over the dimensions, the second in
+    bits/dim. With w > 0 the second trains the predicted variance alone: its mean is held fixed.
+
+    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, algorithms 1 and 2;
+    Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 16.
 
     Args:
-        network: `forward(x_t, index, c) -> (B, C, H, W)`, any `nn.Module`.
+        network: `forward(x_t, index, c) -> (B, C or 2C, H, W)`, any `nn.Module`; with 2C it predicts the variance too.
         schedule: ᾱ_t.
         shape: (C, H, W) of one image.
         parameterization: what the network outputs; None is `Epsilon()`.
         timesteps: how t is drawn; None is `Uniform()`.
-        weighting: how much each example counts; None is `Simple()`.
+        weighting: w, how much each squared error counts; None is `Simple()`, and `Nothing()` leaves the bound alone.
+        vlb_weight: λ, at least 0; None is 0.001 where the network predicts the variance (L_hybrid), 1 where the
+            weighting is `Nothing()` (L_vlb), and 0 elsewhere.
+        vlb: which reverse process `test` measures; None is `VLB()`.
         optimizer: given the parameters, makes the optimizer.
         lr_scheduler: given the optimizer, makes the schedule of the learning rate, stepped once an optimizer step;
             None holds it constant.
         seed: the seed of all draws of the training.
 
     Raises:
-        ValueError: where the network does not take and return images of this shape.
+        ValueError: where the network does not take and return images of this shape, or nothing would train it.
     """
 
     denoiser: Denoiser
+    levels = 256  # values of a pixel, unless the data have others
+    bound: Tensor  # (T,) after a test: the terms L_0 … L_{T-1} of the bound in bits/dim
 
     def __init__(
         self,
@@ -57,6 +72,8 @@ class Diffusion(LightningModule):
         parameterization: Parameterization | None = None,
         timesteps: TimestepSampler | None = None,
         weighting: Weighting | None = None,
+        vlb_weight: float | None = None,
+        vlb: VLB | None = None,
         optimizer: Callable[[Iterable], Optimizer] = torch.optim.Adam,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
@@ -67,11 +84,25 @@ class Diffusion(LightningModule):
         self.shape = tuple(shape)
         self.denoiser = Denoiser(network, schedule, parameterization or Epsilon())
         self.timesteps = timesteps or Uniform()
+        self.timesteps.prepare(schedule)
         self.weighting = weighting or Simple()
+        self.vlb = vlb or VLB()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = seed
-        self._try_network()
+        self.predicts_variance = self._try_network()
+        self.vlb_weight = self._default_vlb_weight() if vlb_weight is None else vlb_weight
+        if self.vlb_weight < 0 or (self.vlb_weight == 0 and isinstance(self.weighting, Nothing)):
+            raise ValueError(
+                f"vlb_weight is {self.vlb_weight} and the weighting {type(self.weighting).__name__}, which leaves "
+                "nothing to train by: give vlb_weight above 0, or another weighting"
+            )
+        self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def _default_vlb_weight(self) -> float:
+        if isinstance(self.weighting, Nothing):
+            return 1.0
+        return 0.001 if self.predicts_variance else 0.0
 
     @property
     def schedule(self) -> Schedule:
@@ -91,33 +122,100 @@ class Diffusion(LightningModule):
         # Dropout draws from the device's generator: exact on resume, though not across numbers of devices.
         torch.manual_seed(random.state(self.seed, "training: dropout", step, micro, self.global_rank))
         sample = self._numbers(micro, len(x_0), len(x_0))
-        t, losses = self._losses(x_0, "training", step, sample)
-        loss = losses.mean()
+        total = len(x_0) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        t, importance = self.timesteps(self.schedule, self.seed, "training: t", step, sample, total)
+        losses = self._losses(x_0, t, "training", step, sample)
+        if self.timesteps.learns:
+            self._learn(micro, t, losses.detach(), sample)
+        loss = (importance.to(losses) * losses).mean()
         self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
         return {"loss": loss, "losses": losses.detach(), "t": t, "sample": sample}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val/loss", batch, batch_idx, self.trainer.val_dataloaders)
+    def _learn(self, micro: int, t: Tensor, losses: Tensor, sample: Tensor) -> None:
+        """Tells the timestep sampler of the whole global batch, before any checkpoint of this step."""
+        self._recent.append((t, losses, sample))
+        if micro + 1 < self.trainer.accumulate_grad_batches:
+            return
+        columns: list[Any] = [self.all_gather(torch.cat(column)) for column in zip(*self._recent, strict=True)]
+        t, losses, sample = (column.flatten() for column in columns)
+        self._recent = []
+        order = sample.argsort()
+        self.timesteps.update(t[order], losses[order])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss at uniform times, with draws that are the same in every round, so that rounds can be compared."""
+        x_0, schedule = batch[0], self.schedule
+        sample = self._evaluated(batch, batch_idx, self.trainer.val_dataloaders)
+        t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
+        losses = self._losses(x_0, t, "evaluation", 0, sample)
+        self.log("val/loss", losses.mean(), on_epoch=True, sync_dist=True, batch_size=len(x_0))
+        return {"losses": losses, "t": t, "sample": sample}
+
+    def _losses(self, x_0: Tensor, t: Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
+        """(B,) each example's loss at times t (B,), ε drawn for these sample numbers (B,)."""
+        schedule, parameterization = self.schedule, self.denoiser.parameterization
+        eps = self._noise(x_0, f"{purpose}: eps", step, sample)
+        x_t = schedule.q_sample(x_0, t, eps)
+        output, var_mix = self.denoiser.output(x_t, t)
+        error = F.mse_loss(output, parameterization.target(schedule, x_0, eps, t), reduction="none")
+        weight = self.weighting(schedule, parameterization, t).to(error)
+        losses = weight * error.flatten(1).mean(1)
+        if self.vlb_weight == 0:
+            return losses
+        mean = output if isinstance(self.weighting, Nothing) else output.detach()
+        prediction = parameterization.prediction(schedule, mean, x_t, t)._replace(var_mix=var_mix)
+        bits = bits_per_dim(TRAINED.term(schedule, x_0, t, prediction, self.levels), x_0[0].numel())
+        return losses + self.vlb_weight * schedule.T * bits
+
+    def _noise(self, x: Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
+        return random.normal(x.shape[1:], self.seed, purpose, step, sample).to(x)
+
+    # Test: the variational bound, sharded over the devices
+
+    def on_test_start(self) -> None:
+        # Sums over the examples: their number; the value and the square of the whole and of its three parts, in
+        # bits/dim; and for each t the terms' sum and number.
+        table = self.schedule.alpha_bar
+        self._sums = [table.new_zeros(1), table.new_zeros(2, 4), table.new_zeros(2, self.schedule.T)]
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test/loss", batch, batch_idx, self.trainer.test_dataloaders)
+        x_0, schedule = batch[0], self.schedule
+        sample = self._evaluated(batch, batch_idx, self.trainer.test_dataloaders)
+        t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
+        losses = self._losses(x_0, t, "evaluation", 0, sample)
+        self.log("test/loss", losses.mean(), on_epoch=True, sync_dist=True, batch_size=len(x_0))
+        dimensions, exact = x_0[0].numel(), x_0.to(schedule.alpha_bar)
+        n, parts, terms = self._sums
+        of_prior = bits_per_dim(prior(schedule, x_0), dimensions)
+        of_kl, of_decoder = torch.zeros_like(of_prior), torch.zeros_like(of_prior)
+        for k, (t, count) in enumerate(self.vlb.draws(schedule, self.seed, sample)):
+            x_t = schedule.q_sample(x_0, t, self._noise(x_0, "bound: eps", k, sample))
+            x_hat, eps, var_mix = self.denoiser(x_t, t)
+            prediction = Prediction(x_hat.to(exact), eps.to(exact), None if var_mix is None else var_mix.to(exact))
+            t = t.to(exact.device)
+            bits = bits_per_dim(self.vlb.term(schedule, exact, t, prediction, self.levels), dimensions)
+            terms.index_add_(1, t - 1, torch.stack([bits, torch.ones_like(bits)]))
+            if k == 0:
+                of_decoder = bits
+            else:
+                of_kl += count * bits
+        values = torch.stack([of_prior + of_kl + of_decoder, of_prior, of_kl, of_decoder], 1)
+        n += len(x_0)
+        parts += torch.stack([values, values.square()]).sum(1)
 
-    def _evaluate(self, key: str, batch: Batch, batch_idx: int, loader: Any) -> None:
-        """The loss with draws that are the same in every round, so that rounds can be compared."""
-        x_0 = batch[0]
-        full = getattr(getattr(loader, "sampler", None), "batch_size", None) or len(x_0)
-        _, losses = self._losses(x_0, "evaluation", 0, self._numbers(batch_idx, full, len(x_0)))
-        self.log(key, losses.mean(), on_epoch=True, sync_dist=True, batch_size=len(x_0))
+    def on_test_epoch_end(self) -> None:
+        n, parts, terms = (self.trainer.strategy.reduce(x, reduce_op="sum") for x in self._sums)
+        mean, square = parts / n
+        error = ((square - mean.square()).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
+        for name, value in zip(("", "_prior", "_kl", "_decoder"), mean, strict=True):
+            self.log(f"test/bits_per_dim{name}", value)
+        self.log("test/bits_per_dim_error", error[0])
+        self.bound = terms[0] / terms[1]
 
-    def _losses(self, x_0: Tensor, purpose: str, step: int, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) each example's t and its loss, t and ε drawn for these sample numbers (B,)."""
-        schedule = self.schedule
-        t = self.timesteps(schedule, self.seed, f"{purpose}: t", step, sample)
-        eps = random.normal(x_0.shape[1:], self.seed, f"{purpose}: eps", step, sample).to(x_0)
-        output = self.denoiser.output(schedule.q_sample(x_0, t, eps), t)
-        target = self.denoiser.parameterization.target(schedule, x_0, eps, t)
-        error = F.mse_loss(output, target, reduction="none").flatten(1).mean(1)
-        return t, self.weighting(schedule, t) * error
+    def _evaluated(self, batch: Batch, batch_idx: int, loader: Any) -> Tensor:
+        """The numbers of a batch's samples in the order of an evaluation."""
+        full = getattr(getattr(loader, "sampler", None), "batch_size", None) or len(batch[0])
+        return self._numbers(batch_idx, full, len(batch[0]))
 
     def _numbers(self, position: int, full: int, size: int) -> Tensor:
         """Numbers of this rank's samples when batches of `full` a device follow one another rank by rank."""
@@ -199,8 +297,12 @@ class Diffusion(LightningModule):
     # Checks before training starts
 
     @torch.no_grad()
-    def _try_network(self) -> None:
-        """One image through the network, so that a misfit shows where the model is built."""
+    def _try_network(self) -> bool:
+        """One image through the network, so that a misfit shows where the model is built.
+
+        Returns:
+            Whether it predicts the variance.
+        """
         network = self.denoiser.network
         was_training = network.training
         image = torch.zeros(1, *self.shape)
@@ -214,14 +316,18 @@ class Diffusion(LightningModule):
             ) from error
         finally:
             network.train(was_training)
-        if output.shape != image.shape:
+        channels, *size = self.shape
+        if list(output.shape) not in ([1, channels, *size], [1, 2 * channels, *size]):
             raise ValueError(
-                f"the network turns images of shape {list(self.shape)} into {list(output.shape[1:])}, but the noise "
-                "it predicts has the images' shape: make its output channels and size those of its input"
+                f"the network turns images of shape {list(self.shape)} into {list(output.shape[1:])}, but what it "
+                f"predicts has the images' shape: let it return {channels} channels of their size, or "
+                f"{2 * channels} with the variance"
             )
+        return output.shape[1] == 2 * channels
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
+        self.levels = getattr(data, "levels", self.levels)
         shape = tuple(getattr(data, "shape", self.shape))
         if shape != self.shape:
             raise ValueError(
