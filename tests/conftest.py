@@ -10,11 +10,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import Prediction
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.schedules import Linear, Schedule, ZeroTerminalSNR
 
-CONFIG = Path(__file__).parent.parent / "configs/digits.yaml"
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs/digits.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +70,7 @@ def small_config(folder: Path, **changes: Any) -> Path:
         for parent in parents:
             at = at[parent]
         at[last] = value
-    grid, metrics = config["trainer"]["callbacks"]
+    grid, _, metrics = config["trainer"]["callbacks"]
     grid["init_args"].update(n=4, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
     metrics["init_args"].update(n=66, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
     path = folder / "small.yaml"
@@ -87,3 +89,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of configs/digits.yaml at its full length, minutes long: for slow tests."""
+    folder = tmp_path_factory.mktemp("digits")
+    main(["fit", "--config", str(CONFIG), "--trainer.default_root_dir", str(folder)])
+    return folder
