@@ -20,6 +20,21 @@ def from_uint8(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1
 
 
+def resize_tf1(x: Tensor, size: int) -> Tensor:
+    """Images (B, C, H, W) as float32 of size × size pixels, bilinear as TensorFlow 1 did it.
+
+    Pixel i is read at i·H/size: no half-pixel centres, no antialiasing. Published FIDs resize so.
+    """
+    return _bilinear_tf1(_bilinear_tf1(x.float(), size).transpose(2, 3), size).transpose(2, 3)
+
+
+def _bilinear_tf1(x: Tensor, size: int) -> Tensor:
+    """The last dimension to `size` values."""
+    place = torch.arange(size, device=x.device) * x.shape[-1] / size
+    left = place.floor().long()
+    return torch.lerp(x[..., left], x[..., (left + 1).clamp(max=x.shape[-1] - 1)], place - left)
+
+
 def grid(images: Tensor, scale: int | None = None, pad: int = 8) -> Tensor:
     """Byte images (B, C, H, W) side by side in a near-square grid, bytes (H', W', C) for a picture file.
 

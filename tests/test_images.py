@@ -3,6 +3,7 @@
 import torch
 
 from diffusion_lightning import images
+from diffusion_lightning.images import resize_tf1
 
 
 def test_all_256_levels_come_back() -> None:
@@ -29,3 +30,15 @@ def test_large_images_are_shown_as_they_are() -> None:
     batch = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     sheet = images.grid(batch)
     assert torch.equal(sheet[8:72, 80:144], batch[1].permute(1, 2, 0))
+
+
+def test_the_resize_of_tensorflow_1_by_hand() -> None:
+    """Pixel i of 6 is read at 4·i/6 of 4, and of 2 at 2·i: no half-pixel centres, no antialiasing, rows and columns."""
+    ramp = torch.tensor([0.0, 30.0, 60.0, 90.0])
+    wide = torch.tensor([0.0, 20.0, 40.0, 60.0, 80.0, 90.0])
+    image = (ramp[:, None] + 100 * ramp)[None, None]
+    torch.testing.assert_close(resize_tf1(image, 6)[0, 0], wide[:, None] + 100 * wide)
+    torch.testing.assert_close(resize_tf1(image, 2)[0, 0], image[0, 0, ::2, ::2])
+    bytes_ = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
+    assert torch.equal(resize_tf1(bytes_, 5), bytes_.float())
+    assert resize_tf1(bytes_, 7).shape == (2, 3, 7, 7)
