@@ -1,4 +1,4 @@
-"""The command `diffusion-lightning`: `fit`, `validate`, `test` through Lightning's CLI, and `predict`.
+"""The command `diffusion-lightning`: `fit`, `validate`, `test` through Lightning's CLI; `predict` and `selftest`.
 
 A run lives in one folder, `trainer.default_root_dir`, and never overwrites another's. Every checkpoint carries its
 run's configuration, so that what comes after `fit` needs the file alone. Whatever is wrong is said in one sentence
@@ -26,12 +26,25 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 # Imported for their names: a class known here can be written in a config without its module's path.
-from . import callbacks, checkpoints, data, denoising, metrics, modules, networks, objectives, samplers, schedules
-from .callbacks import EMA, Checkpoint, FiniteLoss, Progress, SampleWriter
+from . import (
+    callbacks,
+    checkpoints,
+    data,
+    denoising,
+    likelihood,
+    metrics,
+    modules,
+    networks,
+    objectives,
+    samplers,
+    schedules,
+    selftest,
+)
+from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Progress, SampleWriter
 from .complaints import sentence
 from .loggers import MetricsFile
 
-FAMILIES = (callbacks, data, denoising, metrics, modules, networks, objectives, samplers, schedules)
+FAMILIES = (callbacks, data, denoising, likelihood, metrics, modules, networks, objectives, samplers, schedules)
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
 
@@ -137,6 +150,8 @@ class CLI(LightningCLI):
             if config.enable_progress_bar is not False:
                 config.callbacks.append(Progress())
                 kwargs["enable_progress_bar"] = False
+        if self.subcommand == "test":
+            config.callbacks = [*(config.callbacks or []), BoundCurve()]
         return super().instantiate_trainer(**kwargs)
 
     def _check_checkpoint(self) -> None:
@@ -270,6 +285,10 @@ def predict(args: list[str]) -> None:
         print(f"wrote {config.n} samples to {config.out}")
 
 
+# Commands that are not Lightning's.
+OWN = {"predict": predict, "selftest": selftest.main}
+
+
 def fail(message: str, status: int = 1) -> NoReturn:
     """One line on standard error, and the end."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
@@ -293,7 +312,10 @@ def main(args: Sequence[str] | None = None) -> None:
     for harmless in NOISE:
         warnings.filterwarnings("ignore", harmless)
     try:
-        predict(words[1:]) if words[:1] == ["predict"] else _lightning(words)
+        if words and words[0] in OWN:
+            OWN[words[0]](words[1:])
+        else:
+            _lightning(words)
     except OSError as error:
         if error.filename is None:
             raise

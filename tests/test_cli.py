@@ -139,6 +139,16 @@ def test_evaluation_needs_the_checkpoint_alone(run: Path, command: str, capsys: 
     found = rows(run / f"{command}.csv")[-1]
     short = {"validate": "val", "test": "test"}[command]
     assert float(found[f"{short}/loss"]) > 0
+    if command == "test":
+        parts = [float(found[f"test/bits_per_dim_{part}"]) for part in ("prior", "kl", "decoder")]
+        assert float(found["test/bits_per_dim"]) == pytest.approx(sum(parts), rel=1e-9)
+        assert 0 < float(found["test/bits_per_dim_error"]) < 0.1
+        curve = [row.split(",") for row in (run / "bound.csv").read_text().splitlines()]
+        assert curve[0] == ["t", "bits_per_dim"]
+        assert [int(t) for t, _ in curve[1:]] == list(range(1, 13))
+        assert float(curve[1][1]) == pytest.approx(parts[2], rel=1e-9)
+        assert sum(float(bits) for _, bits in curve[2:]) == pytest.approx(parts[1], rel=1e-9)
+        assert min(Image.open(run / "bound.png").size) > 300
     if command == "validate":
         logged = rows(run / "metrics.csv")[-1]
         assert float(found["val/fd_digits"]) == pytest.approx(float(logged["val/fd_digits"]), rel=1e-4)
@@ -165,6 +175,32 @@ def test_a_fresh_run_in_a_used_folder_is_refused_with_both_mends(run: Path, caps
     assert "--ckpt_path last" in said
     assert "--trainer.default_root_dir" in said
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_the_whole_of_the_science_by_options_alone(tmp_path: Path) -> None:
+    """Every schedule, output, weighting and way to draw t trains, samples, tests and loads, from the command line."""
+    model = "--model.init_args."
+    for number, (options, sampler) in enumerate([
+        (["schedule", "Sigmoid", "parameterization", "X0", "weighting", "P2", "timesteps", "Stratified"], "DPMSolver"),
+        (["schedule", "ZeroTerminalSNR", "schedule.init_args.schedule", "Cosine", "parameterization", "Velocity",
+          "weighting", "MinSNR"], "Heun"),
+        (["network.init_args.out_channels", "2", "weighting", "Nothing", "timesteps", "LossAware", "vlb", "VLB",
+          "vlb.times", "3"], "Ancestral"),
+    ]):  # fmt: skip
+        root = tmp_path / str(number)
+        words = [f"{model}{word}" if k % 2 == 0 else word for k, word in enumerate(options)]
+        config = small_config(tmp_path)
+        if "schedule" in options:
+            config = small_config(tmp_path, **{"model.init_args.schedule": {"class_path": "Cosine", "init_args": {}}})
+        main(["fit", "--config", str(config), "--trainer.default_root_dir", str(root), "--trainer.logger", "false",
+              *words])  # fmt: skip
+        last = str(root / "checkpoints/last.ckpt")
+        main(["test", "--ckpt_path", last, "--trainer.logger", "false", "--trainer.callbacks", "[]",
+              "--model.init_args.vlb", "VLB", "--model.init_args.vlb.times", "3"])  # fmt: skip
+        assert float(rows(root / "test.csv")[-1]["test/bits_per_dim"]) > 0
+        main(["predict", "--ckpt_path", last, "--n", "2", "--out", str(root / "out"), "--sampler", sampler,
+              "--sampler.steps", "3", "--sampler.dynamic", "0.9"])  # fmt: skip
+        assert len(list((root / "out").iterdir())) == 2
 
 
 def test_a_rehearsal_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +275,14 @@ def test_a_module_of_ones_own_that_knows_no_seed(tmp_path: Path, monkeypatch: py
         ),
         (["--trainer.max_steps", "7"], "schedule ends at step 6, but the run goes on to step 7"),
         (["--seed_everything", "true"], "seed"),
+        (
+            ["--model.init_args.schedule", "ZeroTerminalSNR", "--model.init_args.schedule.schedule", "Linear"],
+            "Epsilon cannot give x_0 there: predict Velocity or X0",
+        ),
+        (["--model.init_args.weighting", "MinSNR", "--model.init_args.weighting.gamma", "0"], "gamma is 0"),
+        (["--model.init_args.vlb.class_path", "VLB", "--model.init_args.vlb.init_args.variance", "2"], "variance is 2"),
+        (["--model.init_args.vlb_weight", "-1"], "vlb_weight is -1"),
+        (["--model.init_args.network.init_args.out_channels", "3"], "or 2 with the variance"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],

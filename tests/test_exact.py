@@ -25,13 +25,16 @@ from .conftest import small_config
 from .test_cli import fails
 from .test_loggers import rows
 
-# Dropout, accumulation, workers, validation in mid-epoch and checkpoints at other steps than validation.
+# Dropout, accumulation, workers, learned variance, times drawn by the losses before, validation in mid-epoch, and
+# checkpoints at other steps than validation. Twelve times of 96 samples a step: the history is full after some steps.
 EVERYTHING: dict[str, Any] = {
     "trainer.max_steps": 90,
     "trainer.val_check_interval": 14,
     "trainer.accumulate_grad_batches": 2,
     "trainer.logger": False,
     "model.init_args.network.init_args.dropout": 0.2,
+    "model.init_args.network.init_args.out_channels": 2,
+    "model.init_args.timesteps": {"class_path": "LossAware"},
     "model.init_args.lr_scheduler.init_args.total_steps": 90,
     "data.init_args.batch_size": 48,
     "data.init_args.num_workers": 2,
@@ -169,6 +172,46 @@ def test_another_number_of_processes_gives_the_same_trajectory(tmp_path: Path) -
     for found, expected in ((together, alone), (moved, alone[100:]), (back, alone[200:])):
         assert len(found) == len(expected)
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_history_of_losses_and_the_bound(tmp_path: Path) -> None:
+    """Times drawn by their losses, and bits/dim of the 297 held-out images: 1 process against 2."""
+    config = small_config(tmp_path, **{
+        "trainer.max_steps": 60, "trainer.log_every_n_steps": 1, "trainer.limit_val_batches": 0,
+        "model.init_args.network.init_args.out_channels": 2, "model.init_args.optimizer.init_args.lr": 2e-4,
+        "model.init_args.timesteps": {"class_path": "LossAware"}, "model.init_args.lr_scheduler": None,
+    })  # fmt: skip
+    found = []
+    for name, *words in (
+        ("one", "--data.init_args.batch_size", "64"),
+        ("two", "--data.init_args.batch_size", "32", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+    ):
+        root = tmp_path / name
+        for command in (
+            ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), *words],
+            ["test", "--ckpt_path", str(tmp_path / "one/checkpoints/last.ckpt"), "--trainer.callbacks", "[]",
+             "--trainer.default_root_dir", str(root), *words],
+        ):  # fmt: skip
+            subprocess.run(
+                [sys.executable, "-m", "diffusion_lightning", *command, "--trainer.logger", "false"], check=True,
+                capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        weights = read(root / "checkpoints/last.ckpt")["state_dict"]
+        found.append(
+            (weights, rows(root / "metrics.csv"), rows(root / "test.csv")[-1], (root / "bound.csv").read_text())
+        )
+    (one, losses, bits, curve), (two, other_losses, other_bits, other_curve) = found
+    assert one["timesteps.seen"].sum() == 60 * 64
+    assert one["timesteps.seen"][1:].min() >= 10
+    assert torch.equal(one["timesteps.seen"], two["timesteps.seen"])
+    torch.testing.assert_close(one["timesteps.losses"], two["timesteps.losses"], rtol=1e-3, atol=1e-5)
+    for key in [key for key in losses[0] if key.startswith("train")]:
+        for a, b in zip(losses, other_losses, strict=True):
+            assert a[key] == b[key] == "" or float(a[key]) == pytest.approx(float(b[key]), rel=1e-3)
+    for key in [key for key in bits if key.startswith("test/bits")]:
+        assert float(bits[key]) == pytest.approx(float(other_bits[key]), rel=1e-5)
+    assert len(curve.splitlines()) == len(other_curve.splitlines()) == 13
 
 
 @pytest.mark.slow

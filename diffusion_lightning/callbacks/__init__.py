@@ -1,9 +1,11 @@
 """What happens beside the training: averaged weights, checkpoints, samples, metrics, a progress bar."""
 
+from .bound_curve import BoundCurve as BoundCurve
 from .checkpoint import Checkpoint as Checkpoint
 from .ema import EMA as EMA
 from .finite_loss import FiniteLoss as FiniteLoss
 from .generative_metrics import GenerativeMetrics as GenerativeMetrics
+from .loss_by_timestep import LossByTimestep as LossByTimestep
 from .progress import Progress as Progress
 from .sample_grid import SampleGrid as SampleGrid
 from .sample_writer import SampleWriter as SampleWriter
