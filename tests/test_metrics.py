@@ -1,5 +1,6 @@
 """The Fréchet distance against scipy, closed forms and sums; the shipped classifier against the held-out digits."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,31 @@ def test_the_shipped_classifier() -> None:
     assert weights.stat().st_size < 300_000
     with pytest.raises(ValueError, match=r"shape \[3, 32, 32\], but it knows bytes of shape \[1, 8, 8\]"):
         net(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def bias(n: int, d: int, draws: int) -> tuple[float, float]:
+    """Mean and spread of the distance between two samples of n from one N(0, I_d)."""
+    g = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(draws):
+        moments = []
+        for _ in range(2):
+            x = torch.randn(n, d, dtype=torch.float64, generator=g)
+            moments += [x.mean(0), torch.cov(x.T)]
+        found.append(float(frechet_distance(*moments)))
+    values = torch.tensor(found, dtype=torch.float64)
+    return values.mean().item(), values.std().item()
+
+
+@pytest.mark.parametrize(("n", "published", "draws"), [(500, 4.65, 20), (2000, 1.07, 10), (10_000, 0.22, 5)])
+def test_two_samples_of_one_distribution_are_not_at_distance_zero(n: int, published: float, draws: int) -> None:
+    """D = 64: within three standard errors of one published draw; and about (d² + 4d)/2n, which falls as 1/n."""
+    mean, spread = bias(n, 64, draws)
+    assert abs(mean - published) < 3 * spread * math.sqrt(1 + 1 / draws) + 0.005  # a figure of three digits
+    assert mean == pytest.approx((64**2 + 4 * 64) / (2 * n), rel=0.06)
+
+
+@pytest.mark.slow
+def test_fewer_samples_than_features_say_nothing() -> None:
+    """N = 32 in 2,048 dimensions: 3,799 where the truth is 0, which is why so few are refused."""
+    assert bias(32, 2048, 2)[0] == pytest.approx(3799, rel=0.005)

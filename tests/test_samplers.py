@@ -203,6 +203,28 @@ def test_as_many_seeds_as_samples() -> None:
         DDIM(2)(gaussian(Linear(), 1.0), Linear(), torch.zeros(3, 1, 1, 1), seeds=[1, 2])
 
 
+def test_the_exact_flow_and_the_solver_that_finds_it() -> None:
+    """N(0, 1) at T = 1000 of the linear schedule flows into std 0.50000757 for N(0, 0.5²); Heun nearly so."""
+    schedule = Linear()
+    alpha_bar = schedule.alpha_bar[-1]
+    exact = (0.5 / (alpha_bar * 0.25 + 1 - alpha_bar).sqrt()).item()
+    assert exact == pytest.approx(0.50000757, abs=5e-9)
+    assert exact_std(Heun(None, clip=None, spacing=Trailing()), schedule, 0.5) == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("spacing", [Trailing(), Leading(), UniformLogSNR(), Karras()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_dpm_solver_of_first_order_is_ddim(spacing: Spacing, clip: float | None) -> None:
+    x_T = torch.randn(3, 2, 4, 4, dtype=F64)
+
+    def denoise(x_t: Tensor, t: int, c: Tensor | None) -> Prediction:
+        return Epsilon().prediction(Linear(), torch.tanh(x_t + t / 1000), x_t, t)
+
+    first = DPMSolver(20, order=1, clip=clip, spacing=spacing)(denoise, Linear(), x_T)
+    second = DDIM(20, clip=clip, spacing=spacing)(denoise, Linear(), x_T)
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
 # Verbs: the same steps, there and back
 
 
