@@ -107,7 +107,11 @@ class VLB:
         """(B,) nats: L_{t-1} where t > 1 and L_0 where t = 1, from what was predicted at x_t, with a gradient."""
         if self.clip is not None:
             prediction = prediction._replace(x_0=prediction.x_0.clamp(-self.clip, self.clip))
-        at_x_1 = decoder(schedule, x_0, prediction, self._share(self.decoder, prediction), levels)
+        # Both terms are worked out for each example, and the one not taken must have a finite gradient all the same:
+        # far off, where predictions from noise lie, the decoder's would be 0·∞.
+        first = (t == 1).view(-1, *(1,) * (x_0.ndim - 1))
+        near = prediction._replace(x_0=torch.where(first, prediction.x_0, x_0))
+        at_x_1 = decoder(schedule, x_0, near, self._share(self.decoder, prediction), levels)
         between = kl(schedule, x_0, t.clamp(min=2), prediction, self._share(None, prediction)) if schedule.T > 1 else 0
         return torch.where(t == 1, at_x_1, between)
 

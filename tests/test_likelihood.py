@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
-from diffusion_lightning.denoising import Prediction, log_variance
+from diffusion_lightning.denoising import Epsilon, Prediction, log_variance
 from diffusion_lightning.likelihood import VLB, bits_per_dim, decoder, kl, prior
 from diffusion_lightning.schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
 
@@ -127,6 +127,21 @@ def test_terms_have_gradients_at_the_outermost_levels() -> None:
             assert gradient.isfinite().all()
     assert guess.grad is not None
     assert guess.grad.abs().min() > 0
+
+
+def test_gradients_are_finite_at_every_time_in_float32() -> None:
+    """Also where a network that knows nothing yet puts x_0 at ε/√ᾱ, 20,000 off at the cosine's T."""
+    schedule, t = Cosine(), torch.arange(1, 1001)
+    g = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 1000, 1, 4, 4, generator=g).clamp(-1, 1)
+    x_t = schedule.q_sample(x_0, t, eps)
+    output = torch.zeros_like(x_t).requires_grad_()
+    mix = torch.full_like(x_t, 0.5).requires_grad_()
+    prediction = Epsilon().prediction(schedule, output, x_t, t)._replace(var_mix=mix)
+    VLB(clip=None).term(schedule, x_0, t, prediction).sum().backward()
+    for gradient in (output.grad, mix.grad):
+        assert gradient is not None
+        assert gradient.isfinite().all()
 
 
 def test_a_term_is_the_decoder_at_one_and_a_kl_elsewhere() -> None:
