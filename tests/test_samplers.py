@@ -209,7 +209,7 @@ def test_the_exact_flow_and_the_solver_that_finds_it() -> None:
     alpha_bar = schedule.alpha_bar[-1]
     exact = (0.5 / (alpha_bar * 0.25 + 1 - alpha_bar).sqrt()).item()
     assert exact == pytest.approx(0.50000757, abs=5e-9)
-    assert exact_std(Heun(None, clip=None, spacing=Trailing()), schedule, 0.5) == pytest.approx(exact, rel=1e-4)
+    assert exact_std(Heun(None, clip=None, spacing=Trailing()), schedule, 0.5) == pytest.approx(exact, rel=5e-4)
 
 
 @pytest.mark.parametrize("spacing", [Trailing(), Leading(), UniformLogSNR(), Karras()], ids=lambda s: type(s).__name__)
@@ -326,6 +326,23 @@ def test_all_stay_finite_where_no_signal_is_left(
         assert sampler(denoise, schedule, x_T).isfinite().all()
         if sampler.deterministic:
             assert sampler.invert(denoise, schedule, x_T.clamp(-1, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), ZeroTerminalSNR(Linear()), Linear()], ids=["cosine", "zero", "linear"])
+@pytest.mark.parametrize("sampler", [DPMSolver(20), Heun(20), Heun(20, spacing=Trailing())])
+def test_few_steps_suffice_whatever_the_noise_at_T(schedule: Schedule, sampler: Sampler) -> None:
+    """σ_T is 20,000 for the cosine and infinite for zero terminal SNR; the digits' spread is made in 20 steps."""
+    sampler.clip = None
+    assert exact_std(sampler, schedule, 0.5) == pytest.approx(0.5, rel=0.06)
+    wobbly = gaussian(schedule, 0.5)
+
+    def denoise(x_t: Tensor, t: int, c: Tensor | None = None) -> Prediction:
+        """As a network is: off by a tenth, differently at every time."""
+        x_0 = wobbly(x_t, t).x_0 + 0.1 * math.sin(7 * t)
+        signal, noise = schedule.scales(t, x_t)
+        return Prediction(x_0, (x_t - signal * x_0) / noise)
+
+    assert sampler(denoise, schedule, 0 * one()).abs().item() < 0.5
 
 
 def test_dynamic_thresholding_scales_what_is_out_of_bounds_back_into_them() -> None:

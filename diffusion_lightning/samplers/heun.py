@@ -4,12 +4,16 @@ from torch import Tensor
 
 from .base import Karras, Sampler, Spacing, Step
 
+LARGEST = 80 * 1.001  # EDM's σ_max, and what rounding adds
+
 
 class Heun(Sampler):
     """x_s = α_s·(x_t/α_t + (σ_s - σ_t)·(ε_t + ε_s)/2) with α = √ᾱ, σ = √((1 - ᾱ)/ᾱ), ε_s predicted at DDIM's x_s.
 
     In x/α against σ the slope of the reverse equation is ε itself. Two network calls a step, but one at the last,
-    where ε_s cannot be asked for, and where σ_t is infinite (zero terminal SNR); these are DDIM's.
+    where ε_s cannot be asked for, and where σ is beyond EDM's largest, 80, there to see of x_0 being nothing: such a
+    step, which a cosine schedule (σ_T = 20,000) or zero terminal SNR begins with, has a slope that means nothing
+    multiplied by its great length. These steps are DDIM's.
 
     Paper: Elucidating the design space of diffusion-based generative models. Karras et al., 2022, arXiv 2206.00364,
     algorithm 1, without its churn.
@@ -37,8 +41,8 @@ class Heun(Sampler):
     def step(self, x_t: Tensor, at: Step) -> Tensor:
         signal, noise = at.schedule.scales(at.s, x_t)
         euler = signal * at.prediction.x_0 + noise * at.prediction.eps
-        snr_t, snr_s = at.schedule.snr(at.t), at.schedule.snr(at.s)
-        if at.s == 0 or snr_t == 0 or snr_s == 0:
+        sigma_t, sigma_s = at.schedule.snr(at.t).rsqrt(), at.schedule.snr(at.s).rsqrt()
+        if at.s == 0 or max(sigma_t, sigma_s) > LARGEST:
             return euler
-        change = (at.schedule.roots(at.s)[0] * (snr_s.rsqrt() - snr_t.rsqrt()) / 2).to(x_t)
+        change = (at.schedule.roots(at.s)[0] * (sigma_s - sigma_t) / 2).to(x_t)
         return euler + change * (at.predict(euler, at.s).eps - at.prediction.eps)
