@@ -30,7 +30,7 @@ def resize_tf1(x: Tensor, size: int) -> Tensor:
 
 def _bilinear_tf1(x: Tensor, size: int) -> Tensor:
     """The last dimension to `size` values."""
-    place = torch.arange(size, device=x.device) * x.shape[-1] / size
+    place = torch.arange(size, dtype=x.dtype, device=x.device) * (x.shape[-1] / size)
     left = place.floor().long()
     return torch.lerp(x[..., left], x[..., (left + 1).clamp(max=x.shape[-1] - 1)], place - left)
 

@@ -6,6 +6,7 @@ A driver, a library or an edit that changes the mathematics shows here before it
 import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -103,25 +104,24 @@ def checks(device: torch.device) -> Iterator[Check]:
                 lambda: MinSNR()(linear, Epsilon(), torch.ones(1, dtype=torch.long, device=device)))  # fmt: skip
 
     # Samplers: the standard deviation that they make of N(0, 0.25), which each step's algebra fixes
-    for name, sampler, expected in (
+    makes: tuple[tuple[str, Sampler, float], ...] = (
         ("ancestral, fixed small", Ancestral(variance=0.0, clip=None), 0.49611008),
         ("ancestral, fixed large", Ancestral(variance=1.0, clip=None), 0.50075151),
         ("DDIM, 10 steps", DDIM(10, clip=None, spacing=Leading()), 0.37412849),
         ("DDIM, 50 steps", DDIM(50, clip=None, spacing=Leading()), 0.47243911),
-    ):
-        yield exact(f"{name}: std of N(0, 0.25)", expected, lambda sampler=sampler: _std(sampler, linear), 2e-8)
-    for name, sampler, expected in (
+    )
+    for name, sampler, expected in makes:
+        yield exact(f"{name}: std of N(0, 0.25)", expected, partial(_std, sampler, linear), 2e-8)
+    solvers: tuple[tuple[str, Sampler, float], ...] = (
         ("DPM-Solver++ 2M", DPMSolver(None, clip=None), 1.48e-3),
         ("Heun", Heun(None, clip=None), 1.44e-3),
-    ):
-        yield Check(f"{name}, 72 steps: error", expected, 6e-6, lambda sampler=sampler: _solver_error(sampler, device))
+    )
+    for name, sampler, expected in solvers:
+        yield Check(f"{name}, 72 steps: error", expected, 6e-6, partial(_solver_error, sampler, device))
 
     # Random numbers
-    zero = torch.zeros(2, 1, dtype=torch.long, device=device)
     for k, word in enumerate((0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)):
-        yield Check(
-            f"Philox4x32-10 of zeros: word {k}", word, 0, lambda k=k: random.philox(zero, zero, zero)[k % 2][k // 2]
-        )
+        yield Check(f"Philox4x32-10 of zeros: word {k}", word, 0, partial(_word, k, device))
     yield Check("words that differ between this device and the CPU", 0, 0, lambda: _foreign_words(device))
     yield Check("noise that two devices of one run share", 0, 0, lambda: _shared_noise(device))
     yield Check("images that two devices of one step share", 0, 0, _shared_images)
@@ -138,7 +138,8 @@ def checks(device: torch.device) -> Iterator[Check]:
 
 def _distinct(device: torch.device) -> int:
     model = nn.Sequential(nn.Linear(1, 1), Linear()).to(device).to(torch.bfloat16)
-    return len(model[1].alpha_bar.unique())  # type: ignore[union-attr, arg-type]
+    schedule: Any = model[1]
+    return len(schedule.alpha_bar.unique())
 
 
 def _gaussian(schedule: Schedule, std: float) -> Callable[..., Prediction]:
@@ -190,6 +191,11 @@ def _levels(schedule: Schedule) -> Tensor:
 def _least_loss(schedule: Schedule, std: float) -> Tensor:
     snr = schedule.snr(torch.arange(1, schedule.T + 1)) * std**2
     return (snr / (snr + 1)).mean()
+
+
+def _word(k: int, device: torch.device) -> Tensor:
+    zero = torch.zeros(2, 1, dtype=torch.long, device=device)
+    return random.philox(zero, zero, zero)[k % 2][k // 2]
 
 
 def _foreign_words(device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """The loss by bands of t, against sums by hand, over resumes and accumulated batches."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,14 +24,14 @@ class Spy(Callback):
         self.train: list[dict] = []
         self.val: list[dict] = []
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.train.append(outputs)
 
-    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):  # type: ignore[no-untyped-def]
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         self.val.append(outputs)
 
 
-def run(folder: Path, callback: LossByTimestep, T: int = 50, **kwargs) -> tuple[Trainer, Spy, list[dict[str, str]]]:  # type: ignore[no-untyped-def]
+def run(folder: Path, callback: LossByTimestep, T: int = 50, **kwargs: Any) -> tuple[Trainer, Spy, list[dict[str, str]]]:
     torch.manual_seed(0)
     module, spy = Diffusion(tiny_unet(), Linear(T), (1, 8, 8)), Spy()
     ckpt_path = kwargs.pop("ckpt_path", None)

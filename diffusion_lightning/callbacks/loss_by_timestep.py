@@ -99,4 +99,4 @@ class LossByTimestep(Callback):
 
 
 def _over_devices(trainer: Trainer, sums: Tensor) -> Tensor:
-    return trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+    return trainer.strategy.reduce(sums.clone(), reduce_op="sum")

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 class Progress(Callback):
