@@ -31,7 +31,9 @@ class Spy(Callback):
         self.val.append(outputs)
 
 
-def run(folder: Path, callback: LossByTimestep, T: int = 50, **kwargs: Any) -> tuple[Trainer, Spy, list[dict[str, str]]]:
+def run(
+    folder: Path, callback: LossByTimestep, T: int = 50, **kwargs: Any
+) -> tuple[Trainer, Spy, list[dict[str, str]]]:
     torch.manual_seed(0)
     module, spy = Diffusion(tiny_unet(), Linear(T), (1, 8, 8)), Spy()
     ckpt_path = kwargs.pop("ckpt_path", None)

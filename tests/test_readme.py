@@ -19,12 +19,14 @@ def named(name: str) -> str:
     return next(block for block in PYTHON if block.startswith(f"# {name}"))
 
 
-def test_the_example_of_the_three_nouns() -> None:
-    example = next(block for block in PYTHON if "x_T" in block)
+def test_the_examples_one_after_the_other() -> None:
     space: dict = {}
-    exec(example, space)
+    for example in (block for block in PYTHON if not block.startswith("# my_")):
+        exec(example, space)
     assert space["x_0"].shape == (4, 1, 8, 8)
     assert torch.isfinite(space["x_0"]).all()
+    assert space["between"].shape == (5, 1, 1, 8, 8)
+    assert torch.equal(space["filled"][:, :, :4], space["x_0"][:, :, :4])
 
 
 def test_a_network_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
