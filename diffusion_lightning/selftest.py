@@ -5,6 +5,7 @@ A driver, a library or an edit that changes the mathematics shows here before it
 
 import argparse
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -284,7 +285,7 @@ def main(args: Sequence[str]) -> None:
     device = _device(parser.parse_args(args).device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"torch {torch.__version__} on {name}\n\n{'what':<58} {'expected':>15} {'found':>15} {'tolerance':>10}  pass")
-    results = []
+    results, start = [], time.monotonic()
     for check, found, passed in run(device):
         mark = "yes" if passed else "NO"
         print(f"{check.what:<58} {check.expected:>15.10g} {found:>15} {check.tolerance:>10.1e}  {mark}", flush=True)
@@ -295,7 +296,7 @@ def main(args: Sequence[str]) -> None:
             f"{len(failed)} of {len(results)} checks failed ({'; '.join(failed)}): do not trust figures from this "
             "installation; reinstall torch and this package, or report the table above"
         )
-    print(f"\nall {len(results)} checks passed")
+    print(f"\nall {len(results)} checks passed in {time.monotonic() - start:.0f} s")
 
 
 def _device(name: str) -> torch.device:
