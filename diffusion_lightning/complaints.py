@@ -3,12 +3,13 @@
 jsonargparse tells everything it tried, over many lines; the last thing it tried is what the user got wrong.
 """
 
+import argparse
 import inspect
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 
 def sentence(message: str, options: Iterable[str] = (), classes: Iterable[str] = ()) -> str:
@@ -87,3 +88,10 @@ def _plain(types: str) -> str:
     words = re.findall(r"Literal\[(.*?)\]|<class '([^']+)'>|([\w.]+\[[^\]]*\])", types)
     names = [(literal or cls or generic).rpartition(".")[2] for literal, cls, generic in words] or [types]
     return " or ".join("null" if name == "NoneType" else name for name in names)
+
+
+class Arguments(argparse.ArgumentParser):
+    """The words of a command that is not Lightning's; what is wrong with them is one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}: see {self.prog} --help")

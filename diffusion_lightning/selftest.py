@@ -3,7 +3,6 @@
 A driver, a library or an edit that changes the mathematics shows here before it shows in a week of training.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from . import images, random
 from .callbacks import EMA
+from .complaints import Arguments
 from .data.base import Order
 from .denoising import Epsilon, Prediction, log_variance
 from .likelihood import bits_per_dim, decoder, kl, prior
@@ -279,7 +279,7 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ValueError: where the device is not there, or a check fails.
     """
-    parser = argparse.ArgumentParser(prog="diffusion-lightning selftest", description=DESCRIPTION)
+    parser = Arguments(prog="diffusion-lightning selftest", description=DESCRIPTION)
     default = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="such as cpu, cuda or cuda:1")
     device = _device(parser.parse_args(args).device)

@@ -329,6 +329,7 @@ def test_unusable_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["fit"], "--config"),
         (["predict", "--out", "x"], "ckpt_path"),
         (["validate"], "--ckpt_path"),
+        (["selftest", "--devise", "cpu"], "unrecognized arguments: --devise cpu"),
     ],
 )
 def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:
