@@ -42,7 +42,7 @@ def figures(ckpt: str | Path) -> Figures:
         return float(distance.compute())
 
     samples = diffusion_lightning.load(ckpt).generate(512, Ancestral())
-    chance, digit = net.logits(images.to_uint8(samples)).softmax(1).max(1)
+    chance, digit = net.classify(images.to_uint8(samples))[1].softmax(1).max(1)
     share = torch.bincount(digit, minlength=10) / len(digit)
     return Figures(
         confident=float((chance >= 0.9).double().mean()),

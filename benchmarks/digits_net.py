@@ -33,7 +33,7 @@ def main() -> None:
     for epoch in range(EPOCHS):
         for batch in random.permutation(len(y), SEED, "digits net", epoch).split(BATCH):
             noise = NOISE * random.normal(x.shape[1:], SEED, "digits net: noise", epoch, batch)
-            loss = F.cross_entropy(net.classify(net.convolve(images.from_uint8(x[batch]) + noise)), y[batch])
+            loss = F.cross_entropy(net.logits(net.convolve(images.from_uint8(x[batch]) + noise)), y[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -41,7 +41,7 @@ def main() -> None:
 
     path = Path(shipped.__file__).with_name(shipped.WEIGHTS)
     save_file(net.state_dict(), path)
-    guess = shipped.DigitsNet().logits(x_held).argmax(1)
+    guess = shipped.DigitsNet().classify(x_held)[1].argmax(1)
     print(f"held-out accuracy {(guess == y_held).double().mean():.4f} on {len(y_held)} digits")
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to bytes, round(127.5·(x + 1)): rounded, since truncation moves 63 of the 256 levels by one."""
+    """[-1, 1] to bytes, round(127.5·(x + 1)): rounded, since truncation moves 63 of the 256 levels by one.
+
+    Bytes stay as they are.
+    """
+    if x.dtype == torch.uint8:
+        return x
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -32,11 +37,12 @@ def _bilinear_tf1(x: Tensor, size: int) -> Tensor:
     """The last dimension to `size` values."""
     place = torch.arange(size, dtype=x.dtype, device=x.device) * (x.shape[-1] / size)
     left = place.floor().long()
-    return torch.lerp(x[..., left], x[..., (left + 1).clamp(max=x.shape[-1] - 1)], place - left)
+    start, end = x[..., left], x[..., (left + 1).clamp(max=x.shape[-1] - 1)]
+    return start + (end - start) * (place - left)  # in TensorFlow's order of operations, hence to the last bit
 
 
-def grid(images: Tensor, scale: int | None = None, pad: int = 8) -> Tensor:
-    """Byte images (B, C, H, W) side by side in a near-square grid, bytes (H', W', C) for a picture file.
+def grid(images: Tensor, scale: int | None = None, pad: int = 8, columns: int | None = None) -> Tensor:
+    """Byte images (B, C, H, W) side by side in a grid, bytes (H', W', C) for a picture file.
 
     Enlarged ones are interpolated (bicubic): a person reads a digit of 8×8 pixels only when they are not squares.
 
@@ -44,13 +50,14 @@ def grid(images: Tensor, scale: int | None = None, pad: int = 8) -> Tensor:
         images: bytes.
         scale: how many times as large every image becomes; None makes small ones at least 64 pixels high and wide.
         pad: width of the white lines between the images, in pixels.
+        columns: how many; None makes the grid near-square.
     """
     scale = scale or max(1, math.ceil(64 / max(images.shape[2:])))
     if scale > 1:
         large = F.interpolate(from_uint8(images), scale_factor=float(scale), mode="bicubic", align_corners=False)
         images = to_uint8(large)
     b, c, h, w = images.shape
-    columns = math.ceil(math.sqrt(b))
+    columns = columns or math.ceil(math.sqrt(b))
     rows = math.ceil(b / columns)
     sheet = images.new_full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), 255)
     for i, image in enumerate(images):

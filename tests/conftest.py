@@ -1,5 +1,6 @@
 """What several tests need: the exact denoiser of Gaussian data, a small model, a small config and a finished run."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,14 @@ from diffusion_lightning.schedules import Linear, Schedule, ZeroTerminalSNR
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/digits.yaml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing is read from, or left in, the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DIFFUSION_LIGHTNING_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +81,9 @@ def small_config(folder: Path, **changes: Any) -> Path:
         at[last] = value
     grid, _, metrics = config["trainer"]["callbacks"]
     grid["init_args"].update(n=4, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
-    metrics["init_args"].update(n=66, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
+    metrics["init_args"].update(
+        n=66, test_n=132, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}}
+    )
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

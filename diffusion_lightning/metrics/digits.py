@@ -24,6 +24,8 @@ class DigitsNet(nn.Module):
 
     name = "digits"
     num_features = 64
+    num_classes = 10
+    channels = 1
 
     def __init__(self, pretrained: bool = True) -> None:
         super().__init__()
@@ -39,11 +41,12 @@ class DigitsNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self._convolved(images).mean((2, 3))
 
-    def logits(self, images: Tensor) -> Tensor:
-        """The ten classes' logits (B, 10) of byte images (B, 1, 8, 8)."""
-        return self.classify(self._convolved(images))
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, 64) and the ten classes' logits (B, 10) of byte images (B, 1, 8, 8)."""
+        convolved = self._convolved(images)
+        return convolved.mean((2, 3)), self.logits(convolved)
 
-    def classify(self, convolved: Tensor) -> Tensor:
+    def logits(self, convolved: Tensor) -> Tensor:
         """(B, 64, 4, 4) to logits (B, 10)."""
         h = self.hidden(F.avg_pool2d(convolved, 2).flatten(1))
         return self.head(F.dropout(F.silu(h), 0.3, self.training))

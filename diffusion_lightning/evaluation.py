@@ -1,0 +1,218 @@
+"""Generated images scored against real ones: the loop that training, `test` and `score` share.
+
+A metric is any of torchmetrics' kind: `update(images, real)`, or `update(images)` where it looks at generated images
+alone, then `compute()` and `reset()`. What it may have beside these, as the metrics of this package do, is used:
+
+- `update(…, index)`: the images' numbers, so that a value does not depend on who made which;
+- `expect(generated, real, uncertainty)`: how many will come, told in advance;
+- `reference`, `needs_reference`, and its `kind` and `settings`: what is made of the real images, kept in a file;
+- `exchange()`: called by every process between the last generated image and the first real one;
+- `extractor`: asked once for each batch, however many metrics have an equal one.
+"""
+
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from . import images as pixels
+from .references import read_arrays, write_arrays
+
+
+class Pictures(Protocol):
+    """Images (N, C, H, W) as bytes or in [-1, 1], in slices: a tensor, or whatever reads them when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: slice, /) -> Tensor: ...
+
+
+class Shared(nn.Module):
+    """An extractor that remembers its last answer, so that several metrics ask it once a batch."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self._of: Tensor | None = None
+        self._answer: tuple[Tensor, Tensor | None]
+        for name in ("num_features", "num_classes", "name", "distance", "channels"):
+            if hasattr(extractor, name):
+                setattr(self, name, getattr(extractor, name))
+        if hasattr(extractor, "classify"):
+            self.classify = self._ask
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._ask(images)[0]
+
+    def _ask(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._of is not images:
+            classify = getattr(self.extractor, "classify", None)
+            self._of, self._answer = images, classify(images) if classify else (self.extractor(images), None)
+        return self._answer
+
+
+def share(metrics: Iterable[Metric]) -> None:
+    """Gives metrics whose extractors are equal, in kind, settings and weights, one and the same."""
+    known: dict[str, Shared] = {}
+    for metric in metrics:
+        if isinstance(extractor := getattr(metric, "extractor", None), nn.Module):
+            extractor = extractor.extractor if isinstance(extractor, Shared) else extractor
+            metric.extractor = known.setdefault(fingerprint(extractor), Shared(extractor))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's class, plain attributes, structure and weights."""
+    plain = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, int | float | str | tuple | None)}
+    plain.pop("training", None)
+    digest = hashlib.blake2b(f"{type(module).__module__}.{type(module).__qualname__} {plain} {module!r}".encode())
+    for name, x in module.state_dict().items():
+        digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def digest(images: Pictures, batch_size: int = 1024) -> str:
+    """A hash of a set of images."""
+    found = hashlib.blake2b()
+    for first in range(0, len(images), batch_size):
+        found.update(pixels.to_uint8(images[first : first + batch_size]).contiguous().numpy().data)
+    return found.hexdigest()[:32]
+
+
+class Evaluation:
+    """Metrics, and the share in them of one process.
+
+    Every process makes and scores its own blocks of numbers, block after block in turn, and waits for no other until
+    the sums are put together.
+
+    Args:
+        metrics: see the module.
+        real: the real images, the same for every process; None where every metric has its reference.
+        rank: this process's number.
+        world: how many processes there are.
+        batch_size: images a block.
+        device: where the metrics work.
+        cache: folder of references; None keeps none.
+        agree: whether something holds on every process; a collective call.
+    """
+
+    def __init__(
+        self,
+        metrics: list[Metric],
+        real: Pictures | None,
+        rank: int = 0,
+        world: int = 1,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+        cache: Path | None = None,
+        agree: Callable[[bool], bool] = bool,
+    ) -> None:
+        self.metrics, self.real, self.rank, self.world, self.batch_size = metrics, real, rank, world, batch_size
+        self.device, self.cache, self.agree = torch.device(device), cache, agree
+        share(metrics)
+        for metric in metrics:
+            metric.to(self.device)
+        self._files = {i: self._file(metric) for i, metric in enumerate(metrics)} if cache and real is not None else {}
+        for i, file in self._files.items():
+            if file is not None and self.agree(file.exists()):
+                made: Any = {name: x.to(self.device) for name, x in read_arrays(file).items()}
+                metrics[i].reference = made
+                self._files[i] = None
+
+    def _file(self, metric: Any) -> Path | None:
+        """Where the metric's reference is kept between runs: a function of all that it depends on."""
+        kind = getattr(metric, "kind", "")
+        if not kind or not metric.needs_reference:
+            return None
+        assert self.cache is not None
+        assert self.real is not None
+        if not hasattr(self, "_digest"):
+            self._digest = self.real.digest() if hasattr(self.real, "digest") else digest(self.real)
+        shape = list(self.real[0:1].shape[1:])
+        extractor = fingerprint(metric.extractor.extractor)
+        text = f"{kind} {metric.settings} {extractor} {self._digest} {len(self.real)} {shape}"
+        name = re.sub(r"\W", "_", str(getattr(metric.extractor, "name", "features")))
+        key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        return self.cache / f"{kind}-{name}-{'x'.join(map(str, shape))}-{key}.npz"
+
+    def blocks(self, n: int) -> Iterator[tuple[int, int]]:
+        """The blocks of this process, of the numbers 0 … n - 1, as pairs (first, size)."""
+        for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
+            yield first, min(self.batch_size, n - first)
+
+    def expect(self, n: int, uncertainty: bool = False) -> None:
+        """Forgets the images of the round before, and says how many generated ones will come."""
+        metric: Any
+        for metric in self.metrics:
+            metric.reset()
+            if hasattr(metric, "expect"):
+                shown = None if self.real is None or not _wants_real(metric) else len(self.real)
+                metric.expect(n, shown, uncertainty)
+
+    def generated(self, images: Tensor, first: int) -> None:
+        """Adds generated images (B, C, H, W), bytes or in [-1, 1], numbered from `first` on."""
+        self._update(self.metrics, images, first, real=False)
+
+    def values(self, watch: Callable[[Iterable, int], Iterable] = lambda blocks, n: blocks) -> dict[str, Any]:
+        """Shows the real images to the metrics that want them, puts the processes together and computes.
+
+        Args:
+            watch: given this process's blocks of real images and their number, gives them back: a bar.
+        """
+        metric: Any
+        for metric in self.metrics:
+            if hasattr(metric, "exchange"):
+                metric.exchange()
+        waiting = [metric for metric in self.metrics if _wants_real(metric)]
+        if waiting and self.real is not None:
+            blocks = list(self.blocks(len(self.real)))
+            for first, size in watch(blocks, len(blocks)):
+                self._update(waiting, self.real[first : first + size], first, real=True)
+        found: dict[str, Any] = {}
+        for i, metric in enumerate(self.metrics):
+            found |= _named(metric, metric.compute())
+            file = self._files.get(i)
+            if file is not None and self.rank == 0:
+                write_arrays(file, metric.reference)
+            self._files[i] = None
+        return found
+
+    def _update(self, metrics: list[Metric], images: Tensor, first: int, real: bool) -> None:
+        images = pixels.to_uint8(images).to(self.device)
+        index = torch.arange(first, first + len(images), device=self.device)
+        for metric in metrics:
+            takes = inspect.signature(metric.update).parameters
+            own = {"real": real, "index": index}
+            metric.update(images, **{name: value for name, value in own.items() if name in takes})
+
+
+def _wants_real(metric: Metric) -> bool:
+    """Whether the real images are to be shown in this round."""
+    if hasattr(metric, "needs_reference"):
+        return bool(metric.needs_reference)
+    return "real" in inspect.signature(metric.update).parameters
+
+
+def _named(metric: Metric, values: Any) -> dict[str, Any]:
+    """A metric's value under its name, the members of a dict under their own, a pair as mean and standard deviation."""
+    if isinstance(values, dict):
+        return values
+    name = getattr(metric, "name", None) or re.sub(r"(?<!^)(?=[A-Z])", "_", type(metric).__name__).lower()
+    if isinstance(values, tuple | list):
+        return {f"{name}_{part}": value for part, value in zip(("mean", "std"), values, strict=True)}
+    return {name: values}
+
+
+def cache_folder() -> Path:
+    """Where references are kept: `$DIFFUSION_LIGHTNING_CACHE`, else the user's cache folder."""
+    given = os.environ.get("DIFFUSION_LIGHTNING_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_lightning"

@@ -1,0 +1,196 @@
+"""What metrics over a network's features share: `update(images, real)` over bytes, `compute()`, and a reference.
+
+An extractor is any `nn.Module` from bytes (B, C, H, W) to features (B, num_features), with the integer attribute
+`num_features` and, for the metrics' names, `name`; one that is a classifier too has `num_classes` and
+`classify(images) -> (features, logits)`.
+
+Nothing here grows with the number of images but what a metric says it keeps. Each image has a number within its set,
+of which alone it depends what is made of it: so a value is the same on any number of devices.
+"""
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from .. import random
+
+Reference = dict[str, Tensor]
+
+
+class FeatureMetric(Metric, ABC):
+    """A metric of generated images, and mostly of real ones beside them, over an extractor's features.
+
+    What is made of the real images, `reference`, is made once: it outlives `reset`, and may be read from a file.
+
+    Args:
+        extractor: see the module.
+
+    Raises:
+        ValueError: where the extractor does not say how many features it gives, or is to classify and cannot.
+    """
+
+    is_differentiable = False
+    higher_is_better: bool | None = False
+    full_state_update = False
+
+    compares = True  # whether it needs real images at all
+    classifies = False  # whether it needs the extractor's logits
+    uncertainty = False  # whether to tell an error beside the value, where that costs more
+    min_samples = 1
+    kind = ""  # what the reference is made of: metrics of one kind and of equal settings may have one reference
+    settings: tuple[Any, ...] = ()  # what it depends on, beside the extractor and the images
+
+    def __init__(self, extractor: nn.Module, **kwargs: Any) -> None:
+        super().__init__(**{"dist_sync_fn": _summed_or_gathered, **kwargs})
+        if not isinstance(getattr(extractor, "num_features", None), int):
+            raise ValueError(
+                f"the extractor {type(extractor).__name__} does not say how many features it gives: let it have an "
+                "integer attribute num_features"
+            )
+        if self.classifies and not hasattr(extractor, "classify"):
+            raise ValueError(
+                f"{type(self).__name__} counts classes, but the extractor {type(extractor).__name__} gives none: let "
+                "it have a method classify(images) -> (features, logits), or choose one that has, such as Inception"
+            )
+        self.extractor = extractor.eval().requires_grad_(False)
+        name = getattr(extractor, "name", type(extractor).__name__.lower())
+        self.suffix = "" if name == "inception" else f"_{name}"
+        self.num_features: int = extractor.num_features  # type: ignore[assignment]
+        self.reference: Reference | None = None
+        self.expected: dict[bool, int | None] = {True: None, False: None}
+        self._seen = {True: 0, False: 0}
+        self._kept: list[Kept] = []
+
+    def expect(self, generated: int, real: int | None, uncertainty: bool = False) -> None:
+        """Says how many images will come; None where the reference is given.
+
+        Raises:
+            ValueError: where that is too few.
+        """
+        self.expected = {True: real, False: generated}
+        self.uncertainty = uncertainty
+        for kind, n in (("generated", generated), ("real", real)):
+            if n is not None and n < self.min_samples:
+                raise ValueError(self._too_few(kind, n))
+
+    def _too_few(self, kind: str, n: int) -> str:
+        return f"{type(self).__name__} needs at least {self.min_samples} images of a kind, but there are {n} {kind}"
+
+    def update(self, images: Tensor, real: bool, index: Tensor | None = None) -> None:
+        """Adds images, bytes (B, C, H, W), to the real or the generated side.
+
+        Args:
+            images: bytes.
+            real: which side.
+            index: (B,) their numbers within that side; None counts on.
+        """
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"the images are {images.dtype}, but a metric sees bytes: pass them through images.to_uint8"
+            )
+        if index is None:
+            index = torch.arange(self._seen[real], self._seen[real] + len(images), device=images.device)
+        self._seen[real] += len(images)
+        if real and not self.compares:
+            return
+        with torch.autocast(images.device.type, enabled=False):
+            if self.classifies:
+                features, logits = self.extractor.classify(images)  # type: ignore[operator]
+            else:
+                features, logits = self.extractor(images), None
+        self.add(images, features, logits, real, index)
+
+    @abstractmethod
+    def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
+        """Adds features (B, num_features), and logits (B, num_classes) where it `classifies`."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether real images have to be shown yet."""
+        return self.compares and self.reference is None
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Puts the processes' states together, a process without images included."""
+        for kept in self._kept:
+            kept.fill()
+        super().sync(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Forgets the images; the reference stays."""
+        super().reset()
+        self._seen = {True: 0, False: 0}
+
+
+def chosen(total: int | None, size: int, index: Tensor) -> Tensor:
+    """(B,) which of the images with these numbers are among `size` chosen out of `total`; all where there are no more.
+
+    The choice is a function of the two numbers alone, spread over all of the set.
+    """
+    if total is None or total <= size:
+        return torch.ones_like(index, dtype=torch.bool)
+    return torch.isin(index, _choice(total, size).to(index.device))
+
+
+@lru_cache(maxsize=8)
+def _choice(total: int, size: int) -> Tensor:
+    return random.permutation(total, 0, "metrics: kept", 0)[:size]
+
+
+class Kept:
+    """The features of one side that a metric keeps, as states of it: of all images, or of `size` chosen ones."""
+
+    def __init__(self, metric: FeatureMetric, real: bool, size: int) -> None:
+        self.metric, self.real, self.size = metric, real, size
+        self.name = "real" if real else "fake"
+        for part in ("features", "index"):
+            metric.add_state(f"{self.name}_{part}", [], dist_reduce_fx="cat")
+        metric._kept.append(self)
+
+    def fill(self) -> None:
+        """No images as tensors of the right shape, which processes can put together with what others have."""
+        if not self._list("index"):
+            device = self.metric.device
+            self._list("features").append(torch.zeros(0, self.metric.num_features, device=device))
+            self._list("index").append(torch.zeros(0, dtype=torch.long, device=device))
+
+    def add(self, features: Tensor, index: Tensor) -> None:
+        wanted = chosen(self.metric.expected[self.real], self.size, index)
+        self._list("features").append(features[wanted])
+        self._list("index").append(index[wanted])
+
+    def __len__(self) -> int:
+        index = self._list("index")
+        return len(index) if isinstance(index, Tensor) else sum(map(len, index))
+
+    def __call__(self) -> Tensor:
+        """(min(n, size), d) in the order of the images' numbers."""
+        features, index = (_joined(self._list(part)) for part in ("features", "index"))
+        return features[index.argsort()]
+
+    def _list(self, part: str) -> Any:
+        return getattr(self.metric, f"{self.name}_{part}")
+
+
+def _joined(parts: Any) -> Tensor:
+    return parts if isinstance(parts, Tensor) else torch.cat(parts)
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The rows of all processes, rank after rank; one that has none gives any empty tensor of as many dimensions."""
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return torch.cat([part for part in ([x] if alone else gather_all_tensors(x)) if len(part)])
+
+
+def _summed_or_gathered(x: Tensor, group: Any = None) -> list[Tensor]:
+    """What torchmetrics does with a state between processes. Matrices by block, the only large ones, are added up."""
+    if x.ndim < 3 or not x.is_floating_point():
+        return gather_all_tensors(x, group)
+    total = x.clone()
+    torch.distributed.all_reduce(total, group=group)
+    return [total]

@@ -1,0 +1,63 @@
+"""How many of the samples look real, and how much of what is real the samples reach."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import FeatureMetric, Kept
+
+ROWS = 1000  # images whose distances to all others are in memory at once
+
+
+class PrecisionRecall(FeatureMetric):
+    """Improved precision and recall: an image is covered that lies no farther from one of the other side than its k-th
+    nearest neighbour of its own side does.
+
+    precision is the share of the samples covered by real images, recall the share of the real images covered by
+    samples. Distances are ‖f - g‖ in float64, summed over the features in their order.
+
+    Keys: `precision`, `recall` over Inception, `precision_<name>`, `recall_<name>` over others.
+
+    Paper: Improved precision and recall metric for assessing generative models. Kynkäänniemi et al., 2019, arXiv
+    1904.06991, equations 1 and 2 (there over VGG-16's features).
+
+    Args:
+        extractor: see `FeatureMetric`.
+        k: which neighbour, at least 1.
+        kept: of how many images a side the features are kept: all, or as many as this, evenly chosen. Values compare
+            at equal numbers alone.
+    """
+
+    kind = "features"
+    higher_is_better = True
+
+    def __init__(self, extractor: nn.Module, k: int = 3, kept: int = 10_000, **kwargs: Any) -> None:
+        super().__init__(extractor, **kwargs)
+        if not 1 <= k < kept:
+            raise ValueError(f"the neighbour number k = {k} of {kept} images is none: give 1 ≤ k < kept")
+        self.k, self.min_samples, self.settings = k, k + 1, (kept,)
+        self.real, self.fake = Kept(self, True, kept), Kept(self, False, kept)
+
+    def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
+        (self.real if real else self.fake).add(features, index)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Both shares, float64."""
+        if self.reference is None or len(self.real):
+            self.reference = {"features": self.real()}
+        fake, real = self.fake().double(), self.reference["features"].double()
+        return {
+            f"precision{self.suffix}": _covered(fake, real, self.k),
+            f"recall{self.suffix}": _covered(real, fake, self.k),
+        }
+
+
+def _covered(of: Tensor, by: Tensor, k: int) -> Tensor:
+    """The share of rows within the k-th neighbour's distance of one of the rows `by`."""
+    reach = torch.cat([_distances(rows, by).kthvalue(k + 1).values for rows in by.split(ROWS)])  # its own 0 is first
+    return torch.cat([(_distances(rows, by) <= reach).any(1) for rows in of.split(ROWS)]).double().mean()
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
