@@ -1,4 +1,4 @@
-"""The command `diffusion-lightning`: `fit`, `validate`, `test` through Lightning's CLI; `predict` and `selftest`.
+"""The command `diffusion-lightning`: `fit`, `validate`, `test` through Lightning's CLI, and what has files of its own.
 
 A run lives in one folder, `trainer.default_root_dir`, and never overwrites another's. Every checkpoint carries its
 run's configuration, so that what comes after `fit` needs the file alone. Whatever is wrong is said in one sentence
@@ -12,9 +12,8 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -23,28 +22,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
 
-# Imported for their names: a class known here can be written in a config without its module's path.
-from . import (
-    callbacks,
-    checkpoints,
-    data,
-    denoising,
-    likelihood,
-    metrics,
-    modules,
-    networks,
-    objectives,
-    samplers,
-    schedules,
-    selftest,
-)
-from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Progress, SampleWriter
-from .complaints import sentence
+from . import checkpoints, predict, score, selftest
+from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Progress
 from .loggers import MetricsFile
-
-FAMILIES = (callbacks, data, denoising, likelihood, metrics, modules, networks, objectives, samplers, schedules)
+from .parser import Parser, fail
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
 
@@ -58,21 +40,6 @@ NOISE = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*Couldn't infer the batch indices.*",
 )
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, without the usage; takes no abbreviation for an option."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message, ex)
-        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
-        options = {action.dest for parser in parsers for action in parser._actions}
-        classes = {name for family in FAMILIES for name, value in vars(family).items() if isinstance(value, type)}
-        fail(sentence(message, sorted(options), sorted(classes)), 2)
 
 
 class Record(SaveConfigCallback):
@@ -250,49 +217,8 @@ def _lightning(args: list[str]) -> None:
             Path(args[2]).unlink(missing_ok=True)
 
 
-def predict(args: list[str]) -> None:
-    """Draws samples from a checkpoint and writes them as pictures."""
-    parser = Parser(prog="diffusion-lightning predict", description="Draw samples from a checkpoint's averaged model.")
-    parser.add_argument("--ckpt_path", type=str, required=True, help="the checkpoint")
-    parser.add_argument("--out", type=str, required=True, help="folder of the pictures")
-    parser.add_argument("--n", type=int, default=64, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
-    parser.add_argument("--first", type=int, default=0, help="the first sample's number")
-    parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
-    parser.add_argument(
-        "--sampler", type=samplers.Sampler, default={"class_path": "Ancestral"}, help="the reverse loop"
-    )
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
-    config = parser.parse_args(args)
-    sampler = parser.instantiate(config).sampler
-    if config.n < 1 or config.batch_size < 1 or config.first < 0:
-        raise ValueError(
-            f"n = {config.n}, batch_size = {config.batch_size}, first = {config.first} are no samples: "
-            "give n ≥ 1, batch_size ≥ 1 and first ≥ 0"
-        )
-    model = checkpoints.load(config.ckpt_path)
-    sampler.times(model.schedule)
-    size, end = min(config.batch_size, config.n), config.first + config.n
-    bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
-    requests = [
-        {"n": b - a, "sampler": sampler, "seed": config.seed, "first": a, "batch_size": size}
-        for a, b in pairwise(bounds)
-    ]
-    options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(**options, logger=False, callbacks=[SampleWriter(config.out)])
-    trainer.predict(model, DataLoader(requests, batch_size=None), return_predictions=False)  # type: ignore[arg-type]
-    if trainer.is_global_zero:
-        print(f"wrote {config.n} samples to {config.out}")
-
-
 # Commands that are not Lightning's.
-OWN = {"predict": predict, "selftest": selftest.main}
-
-
-def fail(message: str, status: int = 1) -> NoReturn:
-    """One line on standard error, and the end."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(status)
+OWN = {"predict": predict.main, "score": score.main, "selftest": selftest.main}
 
 
 def _explained(error: BaseException) -> bool:

@@ -8,17 +8,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "diffusion_lightning"
 
 FLOORS = {
-    0: ["schedules", "random", "images", "networks", "conditioning", "first_stages"],
+    0: ["schedules", "random", "images", "references", "pictures", "networks", "conditioning", "first_stages"],
     1: ["denoising"],
     2: ["objectives", "guidance", "likelihood"],
     3: ["samplers"],
-    4: ["modules"],
+    4: ["modules", "evaluation"],
     5: ["data", "callbacks", "metrics", "loggers"],
-    6: ["cli", "checkpoints", "complaints", "export", "selftest", "__main__"],
+    6: ["cli", "checkpoints", "complaints", "parser", "export", "predict", "score", "selftest", "__main__"],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 EVERYWHERE = {"random"}
-DISPATCHED = {"checkpoints", "complaints", "export", "selftest", "cli"}
+DISPATCHED = {"checkpoints", "complaints", "parser", "export", "predict", "score", "selftest", "cli"}
 
 
 def modules() -> list[Path]:

@@ -6,22 +6,26 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 from torch import Tensor
 
 from .. import images
+from ..pictures import write_npz, write_png
 
 
 class SampleWriter(BasePredictionWriter):
-    """Writes the samples of `predict` as `000000.png`, `000001.png`, …, named by their numbers.
+    """Writes the samples of `predict` as `000000.png`, `000001.png`, …, named by their numbers, whole or not at all.
+
+    Pictures that are there already stay as they are.
 
     Args:
         out: folder, made where it is missing.
+        origin: how the samples are made, written into every picture.
+        archive: an `.npz` into which all pictures of the folder go at the end, the folder with them; None is none.
     """
 
-    def __init__(self, out: str | Path) -> None:
+    def __init__(self, out: str | Path, origin: dict[str, Any] | None = None, archive: Path | None = None) -> None:
         super().__init__(write_interval="batch")
-        self.out = Path(out)
+        self.out, self.origin, self.archive = Path(out), origin or {}, archive
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -37,4 +41,19 @@ class SampleWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         for number, image in enumerate(images.to_uint8(prediction).cpu(), start=batch["first"]):
-            Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(self.out / f"{number:06d}.png")
+            path = self.out / f"{number:06d}.png"
+            if not path.exists():
+                write_png(image, path, self.origin)
+
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.strategy.barrier()  # all processes have written
+        if trainer.is_global_zero and self.archive is not None:
+            self.pack()
+
+    def pack(self) -> None:
+        """Moves the folder's pictures into the archive."""
+        assert self.archive is not None
+        write_npz(self.out, self.archive, self.origin)
+        for file in self.out.glob("*.png"):
+            file.unlink()
+        self.out.rmdir()

@@ -1,0 +1,33 @@
+"""The parser of configs and options: knows this package's classes by name, says what is wrong in one sentence."""
+
+import sys
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+# Imported for their names: a class known here can be written in a config without its module's path.
+from . import callbacks, data, denoising, likelihood, metrics, modules, networks, objectives, samplers, schedules
+from .complaints import sentence
+
+FAMILIES = (callbacks, data, denoising, likelihood, metrics, modules, networks, objectives, samplers, schedules)
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, without the usage; takes no abbreviation for an option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
+        options = {action.dest for parser in parsers for action in parser._actions}
+        classes = {name for family in FAMILIES for name, value in vars(family).items() if isinstance(value, type)}
+        fail(sentence(message, sorted(options), sorted(classes)), 2)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """One line on standard error, and the end."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,139 @@
+"""`diffusion-lightning predict`: samples of a checkpoint as pictures, made on all devices, resumable."""
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from . import checkpoints, samplers
+from .callbacks import SampleWriter
+from .parser import Parser
+from .pictures import ORIGIN, contents, origin
+
+Request = dict[str, Any]
+
+
+def main(args: list[str]) -> None:
+    """Draws samples from a checkpoint and writes them as pictures.
+
+    Sample number i is the same whatever else is drawn, so a run that was stopped goes on when it is started again:
+    what lies in the folder already is kept.
+    """
+    parser = Parser(prog="diffusion-lightning predict", description="Draw samples from a checkpoint's averaged model.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="the checkpoint")
+    parser.add_argument("--out", type=str, required=True, help="folder of the pictures, or one .npz file of them")
+    parser.add_argument("--n", type=int, default=64, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
+    parser.add_argument("--first", type=int, default=0, help="the first sample's number")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
+    parser.add_argument(
+        "--sampler", type=samplers.Sampler, default={"class_path": "Ancestral"}, help="the reverse loop"
+    )
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
+    config = parser.parse_args(args)
+    sampler = parser.instantiate(config).sampler
+    if config.n < 1 or config.batch_size < 1 or config.first < 0:
+        raise ValueError(
+            f"n = {config.n}, batch_size = {config.batch_size}, first = {config.first} are no samples: "
+            "give n ≥ 1, batch_size ≥ 1 and first ≥ 0"
+        )
+    model = checkpoints.load(config.ckpt_path)
+    sampler.times(model.schedule)
+
+    out = Path(config.out)
+    archive = out if out.suffix == ".npz" else None
+    made = {"checkpoint": _digest(config.ckpt_path), "seed": config.seed, "sampler": config.sampler.as_dict()}
+    if archive is not None:
+        made |= {"first": config.first, "n": config.n}  # it holds these and no others
+        out = archive.with_name(f"{archive.name}.parts")
+        if archive.exists():
+            _check(archive, _origin_of_archive(archive), made)
+            print(f"{archive} holds these {config.n} samples already")
+            return
+    writer = SampleWriter(out, made, archive)
+    there = _there(out, made)
+
+    size, end = min(config.batch_size, config.n), config.first + config.n
+    bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
+    requests: list[Request] = [
+        {"n": b - a, "sampler": sampler, "seed": config.seed, "first": a, "batch_size": size}
+        for a, b in pairwise(bounds)
+        if not there.issuperset(range(a, b))
+    ]
+    options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(**{**options, "use_distributed_sampler": False}, logger=False, callbacks=[writer])
+    kept = len(there.intersection(range(config.first, end)))
+    if requests:
+        trainer.predict(model, datamodule=Requests(requests), return_predictions=False)
+    elif archive is not None and trainer.is_global_zero:
+        writer.pack()
+    if trainer.is_global_zero:
+        print(f"wrote {config.n - kept} samples to {config.out}" + (f", where {kept} were already" if kept else ""))
+
+
+class Requests(LightningDataModule):
+    """What to ask of `generate`, this process's share."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        super().__init__()
+        self.requests = requests
+
+    def predict_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        mine = self.requests[self.trainer.global_rank :: self.trainer.world_size]
+        # A process without a share would not wait for the others at the end: it repeats one that is not written twice.
+        return DataLoader(mine or self.requests[:1], batch_size=None)  # type: ignore[arg-type]
+
+
+def _digest(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _there(folder: Path, made: dict[str, Any]) -> set[int]:
+    """Numbers of the samples that the folder holds, all of them made alike; half-written ones are removed."""
+    if not folder.is_dir():
+        return set()
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+    files = [file for file in folder.glob("*.png") if file.stem.isdigit()]
+    for file in files:
+        _check(file, origin(file), made)
+    return {int(file.stem) for file in files}
+
+
+def _check(file: Path, found: dict[str, Any] | None, made: dict[str, Any]) -> None:
+    """Nothing where the file says that it was made so.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    if found is None:
+        raise ValueError(
+            f"{file} is there already and does not say that this command drew it: choose another --out, or remove it"
+        )
+    for key, value in made.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{file} was drawn with {key} {_plain(found.get(key))}, but now {key} is {_plain(value)}: choose "
+                "another --out, or remove the earlier samples"
+            )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        arguments = ", ".join(f"{k}={_plain(v)}" for k, v in value.get("init_args", {}).items())
+        return f"{str(value.get('class_path')).rpartition('.')[2]}({arguments})"
+    return str(value)
+
+
+def _origin_of_archive(path: Path) -> dict[str, Any] | None:
+    if ORIGIN not in contents(path):
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file[ORIGIN]))

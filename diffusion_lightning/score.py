@@ -1,0 +1,193 @@
+"""`diffusion-lightning score GENERATED REFERENCE`: what images are worth, without a model."""
+
+import json
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torchmetrics import Metric
+from tqdm import tqdm
+
+from .complaints import Arguments
+from .evaluation import Evaluation, cache_folder
+from .metrics import (
+    EXTRACTORS,
+    KID,
+    ClassCoverage,
+    FrechetDistance,
+    Inception,
+    InceptionScore,
+    NearestNeighbours,
+    PrecisionRecall,
+    frechet_distance,
+)
+from .metrics.inception import is_published
+from .pictures import Archive, Folder, contents
+from .references import read_statistics, write_arrays
+
+EPILOG = """GENERATED and REFERENCE are each a folder of pictures, an .npz of images (arr_0, bytes of shape N, H, W, C),
+or an .npz of statistics (mu, sigma), as pytorch-fid and guided-diffusion's evaluator have them. The reference should
+be the whole training set, as it is. What is made of it is kept in the user's cache, $DIFFUSION_LIGHTNING_CACHE."""
+
+
+def main(args: list[str]) -> None:
+    """Scores generated images against real ones and prints the figures."""
+    parser = Arguments(prog="diffusion-lightning score", description=main.__doc__, epilog=EPILOG)
+    parser.add_argument("generated", metavar="GENERATED", help="the images to score")
+    parser.add_argument("reference", metavar="REFERENCE", help="the real ones")
+    names = ", ".join(EXTRACTORS)
+    parser.add_argument("--extractor", default="inception", help=f"{names}, or a class by its path; inception")
+    parser.add_argument("--weights", help="file of Inception's weights; else torch's cache or a download")
+    parser.add_argument("--few", action="store_true", help="allow no more images than features; the value is marked")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too, the distance first")
+    parser.add_argument("--save", metavar="FILE", help="write the reference's mu and sigma there, an .npz")
+    parser.add_argument("--pairs", metavar="FILE", help="a picture of the samples nearest to reference images")
+    parser.add_argument("--kid_subsets", type=int, default=100, help="subsets of KID; 100")
+    parser.add_argument("--kid_subset_size", type=int, help="images in each; 1000, or all where there are fewer")
+    parser.add_argument("--kept", type=int, default=10_000, help="images a side for KID, precision, recall; 10000")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once; 64")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, …")
+    options = parser.parse_args(args)
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}, which is no batch: give at least 1")
+    extractor = _extractor(options.extractor, options.weights)
+    generated, reference = (_Side(path, extractor) for path in (options.generated, options.reference))
+    found = {**_scores(generated, reference, extractor, options), "extractor": options.extractor}
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(_lines(found)))
+
+
+class _Side:
+    """Images, or their statistics, or both, as one path gives them."""
+
+    def __init__(self, path: str, extractor: nn.Module) -> None:
+        self.path, self.images, self.statistics = Path(path), None, None
+        channels = getattr(extractor, "channels", 3)
+        if self.path.is_dir():
+            self.images = Folder(self.path, channels)
+        elif self.path.is_file():
+            names = contents(self.path)
+            if "mu" in names:
+                self.statistics = read_statistics(self.path, extractor.num_features)  # type: ignore[arg-type]
+            if "arr_0" in names or self.statistics is None:
+                self.images = Archive(self.path, channels)
+        else:
+            raise ValueError(f"{path} does not exist: give a folder of pictures, or an .npz of images or statistics")
+
+    images: Folder | Archive | None
+    statistics: dict[str, torch.Tensor] | None
+
+    @property
+    def shape(self) -> list[int] | None:
+        """Of an image, where it is known."""
+        if self.images is not None:
+            return list(self.images.shape)
+        shape = (self.statistics or {}).get("shape")
+        return None if shape is None else shape.tolist()
+
+
+def _scores(generated: _Side, reference: _Side, extractor: nn.Module, options: Any) -> dict[str, Any]:
+    if None not in (generated.shape, reference.shape) and generated.shape != reference.shape:
+        raise ValueError(
+            f"the images of {generated.path} have shape {generated.shape}, but those of {reference.path} "
+            f"{reference.shape}, and resizing changes a distance: make both of one size first"
+        )
+    distance = FrechetDistance(extractor, few=options.few)
+    if generated.images is None:
+        if reference.statistics is None:
+            raise ValueError(
+                f"{generated.path} holds statistics and {reference.path} images: give the statistics as the reference"
+            )
+        a, b = generated.statistics, reference.statistics
+        assert a is not None
+        return {distance.name: float(frechet_distance(a["mu"], a["sigma"], b["mu"], b["sigma"]))}
+    distance.reference = reference.statistics
+    metrics: list[Metric] = [distance]
+    n = len(generated.images)
+    neighbours = NearestNeighbours(extractor)
+    if reference.images is not None:
+        most = min(n, len(reference.images), options.kept)
+        size = options.kid_subset_size or min(1000, most)
+        subsets = 1 if size == n == len(reference.images) else options.kid_subsets
+        metrics.append(KID(extractor, subsets, size, max(options.kept, size)))
+        metrics += [PrecisionRecall(extractor, kept=options.kept), neighbours]
+    if hasattr(extractor, "classify"):
+        metrics += [InceptionScore(extractor)] if n >= 10 else []
+        metrics += [ClassCoverage(extractor)] if reference.images is not None else []
+    evaluation = Evaluation(
+        metrics,
+        reference.images,
+        batch_size=options.batch_size,
+        device=options.device,
+        cache=cache_folder() / "references",
+    )
+    with torch.inference_mode():
+        evaluation.expect(n, uncertainty=True)
+        for first, size in _bar("generated", list(evaluation.blocks(n))):
+            evaluation.generated(generated.images[first : first + size], first)
+        values = evaluation.values(lambda blocks, _: _bar("reference", list(blocks)))
+    if options.save:
+        assert distance.reference is not None
+        kept = {key: x for key, x in distance.reference.items() if key in ("mu", "sigma", "n")}
+        write_arrays(options.save, {**kept, "shape": torch.tensor(generated.shape)})
+    if options.pairs and neighbours.picture is not None:
+        Path(options.pairs).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(neighbours.picture.squeeze(-1).numpy()).save(options.pairs)
+    return {key: float(value) for key, value in values.items()}
+
+
+def _extractor(name: str, weights: str | None) -> nn.Module:
+    if name == "inception":
+        if weights is not None and Path(weights).is_file() and not is_published(weights):
+            print(f"note: {weights} is not the published Inception: its distances compare with no others'",
+                  file=sys.stderr)  # fmt: skip
+        return Inception(weights)
+    if weights is not None:
+        raise ValueError(f"weights are Inception's, but the extractor is {name}: leave --weights out")
+    if name in EXTRACTORS:
+        return EXTRACTORS[name]()
+    module, _, kind = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"there is no extractor {name}: give {', '.join(EXTRACTORS)}, or a class by its path, such as "
+            "my_file.MyExtractor"
+        ) from error
+    return found()
+
+
+def _bar(name: str, blocks: list[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    with tqdm(desc=name, total=sum(size for _, size in blocks), unit=" images", mininterval=interval) as bar:
+        for first, size in blocks:
+            yield first, size
+            bar.update(size)
+
+
+def _lines(found: dict[str, Any]) -> Iterable[str]:
+    """The figures for a person: the distance with its error and number of samples, then the others, one a line."""
+    name = next(iter(found))
+    beside = {key.removeprefix(f"{name}_"): found[key] for key in found if key.startswith(f"{name}_")}
+    rows = [(name, found[name], "")]
+    if "samples" in beside:
+        error = f"± {beside['error']:.2g} " if "error" in beside else ""
+        rows = [(name, found[name], f"{error}({beside['samples']:.0f} samples)")]
+    if "infinity" in beside:
+        rows.append(("  N → ∞", beside["infinity"], "what infinitely many samples would have, by extrapolation"))
+    if "few" in beside:
+        rows.append(
+            ("  FEW", beside["samples"], "samples are no more than the features: mostly bias, compare with nothing")
+        )
+    others = [key for key in found if key != name and key.removeprefix(f"{name}_") not in beside]
+    rows += [(key, found[key], "") for key in others if isinstance(found[key], float)]
+    width = max(len(key) for key, _, _ in rows) + 2
+    for key, value, text in rows:
+        yield f"{key:<{width}}{value:<10.5g} {text}".rstrip()
