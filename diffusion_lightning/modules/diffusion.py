@@ -148,8 +148,13 @@ class Diffusion(LightningModule):
         sample = self._evaluated(batch, batch_idx, self.trainer.val_dataloaders)
         t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
         losses = self._losses(x_0, t, "evaluation", 0, sample)
-        self.log("val/loss", losses.mean(), on_epoch=True, sync_dist=True, batch_size=len(x_0))
+        self._log_mean("val/loss", losses)
         return {"losses": losses, "t": t, "sample": sample}
+
+    def _log_mean(self, name: str, losses: Tensor) -> None:
+        """The mean over all examples of an evaluation, on whatever number of devices."""
+        # As a float: the devices' numbers are averaged, and Lightning rounds the average of whole numbers down.
+        self.log(name, losses.mean(), on_epoch=True, sync_dist=True, batch_size=float(len(losses)))  # type: ignore[arg-type]
 
     def _losses(self, x_0: Tensor, t: Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
         """(B,) each example's loss at times t (B,), ε drawn for these sample numbers (B,)."""
@@ -183,7 +188,7 @@ class Diffusion(LightningModule):
         sample = self._evaluated(batch, batch_idx, self.trainer.test_dataloaders)
         t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
         losses = self._losses(x_0, t, "evaluation", 0, sample)
-        self.log("test/loss", losses.mean(), on_epoch=True, sync_dist=True, batch_size=len(x_0))
+        self._log_mean("test/loss", losses)
         dimensions, exact = x_0[0].numel(), x_0.to(schedule.alpha_bar)
         n, parts, terms = self._sums
         of_prior = bits_per_dim(prior(schedule, x_0), dimensions)
