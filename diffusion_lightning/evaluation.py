@@ -116,6 +116,7 @@ class Evaluation:
     ) -> None:
         self.metrics, self.real, self.rank, self.world, self.batch_size = metrics, real, rank, world, batch_size
         self.device, self.cache, self.agree = torch.device(device), cache, agree
+        self._keep: set[int] = set()  # those of torchmetrics that keep the real images when they are reset
         share(metrics)
         for metric in metrics:
             metric.to(self.device)
@@ -170,7 +171,8 @@ class Evaluation:
         for metric in self.metrics:
             if hasattr(metric, "exchange"):
                 metric.exchange()
-        waiting = [metric for metric in self.metrics if _wants_real(metric)]
+        waiting = [metric for metric in self.metrics if _wants_real(metric) and id(metric) not in self._keep]
+        self._keep |= {id(metric) for metric in waiting if getattr(metric, "reset_real_features", True) is False}
         if waiting and self.real is not None:
             blocks = list(self.blocks(len(self.real)))
             for first, size in watch(blocks, len(blocks)):
@@ -185,7 +187,8 @@ class Evaluation:
         return found
 
     def _update(self, metrics: list[Metric], images: Tensor, first: int, real: bool) -> None:
-        images = pixels.to_uint8(images).to(self.device)
+        # In one layout whatever they come from, on which the last bit of a convolution depends.
+        images = pixels.to_uint8(images).to(self.device).clone(memory_format=torch.contiguous_format)
         index = torch.arange(first, first + len(images), device=self.device)
         for metric in metrics:
             takes = inspect.signature(metric.update).parameters

@@ -20,8 +20,8 @@ from .metrics import (
     KID,
     ClassCoverage,
     FrechetDistance,
-    Inception,
     InceptionScore,
+    InceptionV3,
     NearestNeighbours,
     PrecisionRecall,
     frechet_distance,
@@ -148,7 +148,7 @@ def _extractor(name: str, weights: str | None) -> nn.Module:
         if weights is not None and Path(weights).is_file() and not is_published(weights):
             print(f"note: {weights} is not the published Inception: its distances compare with no others'",
                   file=sys.stderr)  # fmt: skip
-        return Inception(weights)
+        return InceptionV3(weights)
     if weights is not None:
         raise ValueError(f"weights are Inception's, but the extractor is {name}: leave --weights out")
     if name in EXTRACTORS:

@@ -38,3 +38,14 @@ def test_an_option_that_there_is_not() -> None:
 
 def test_what_it_does_not_know_it_repeats_in_one_line() -> None:
     assert sentence("something\n  else") == "something else"
+
+
+def test_a_name_that_several_classes_have() -> None:
+    said = sentence(
+        'Parser key "extractor": Multiple subclasses with name Inception. Give the full class path to avoid ambiguity: '
+        "torchvision.models.googlenet.Inception, my.Inception. - Not a valid subclass"
+    )
+    assert said == (
+        "there are several classes Inception for extractor: give one by its full path, "
+        "torchvision.models.googlenet.Inception or my.Inception"
+    )

@@ -4,7 +4,7 @@ from .class_coverage import ClassCoverage as ClassCoverage
 from .digits import DigitsNet as DigitsNet
 from .frechet import FrechetDistance as FrechetDistance
 from .frechet import frechet_distance as frechet_distance
-from .inception import Inception as Inception
+from .inception import InceptionV3 as InceptionV3
 from .inception_score import InceptionScore as InceptionScore
 from .kid import KID as KID
 from .nearest_neighbours import NearestNeighbours as NearestNeighbours
@@ -13,4 +13,4 @@ from .vision_transformers import CLIP as CLIP
 from .vision_transformers import DINOv2 as DINOv2
 
 # The extractors' short names, for `score --extractor`; any other is given by its class path.
-EXTRACTORS = {"inception": Inception, "digits": DigitsNet}
+EXTRACTORS = {"inception": InceptionV3, "digits": DigitsNet}

@@ -56,7 +56,7 @@ class FeatureMetric(Metric, ABC):
         if self.classifies and not hasattr(extractor, "classify"):
             raise ValueError(
                 f"{type(self).__name__} counts classes, but the extractor {type(extractor).__name__} gives none: let "
-                "it have a method classify(images) -> (features, logits), or choose one that has, such as Inception"
+                "it have a method classify(images) -> (features, logits), or choose one that has, such as InceptionV3"
             )
         self.extractor = extractor.eval().requires_grad_(False)
         name = getattr(extractor, "name", type(extractor).__name__.lower())

@@ -23,7 +23,7 @@ SHA256 = "6726825d"
 PATIENCE = 20.0  # seconds without an answer until a network counts as none
 
 
-class Inception(nn.Module):
+class InceptionV3(nn.Module):
     """Bytes (B, 1 or 3, H, W) to the 2,048 features of the last pooling; grey images count as three equal channels.
 
     The Fréchet distance over it is the FID. `classify` gives its logits too: over 1,008 outputs and without the bias,
@@ -116,7 +116,7 @@ class _Last(_E):
 
 def _network() -> tv.Inception3:
     blocks = [tv.BasicConv2d, _A, tv.InceptionB, _C, tv.InceptionD, _E, tv.InceptionAux]
-    network = tv.Inception3(Inception.num_classes, aux_logits=False, inception_blocks=blocks, init_weights=False)
+    network = tv.Inception3(InceptionV3.num_classes, aux_logits=False, inception_blocks=blocks, init_weights=False)
     network.Mixed_7c = _Last(2048)
     return network
 
