@@ -6,6 +6,7 @@ A picture that this package draws says in its own file how it was made, so that 
 import hashlib
 import json
 import os
+import secrets
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -165,7 +166,7 @@ def write_png(image: Tensor, path: Path, origin: dict[str, Any]) -> None:
     """Writes bytes (C, H, W) beside the file and renames, so that there is the whole picture or none."""
     text = PngImagePlugin.PngInfo()
     text.add_text(ORIGIN, json.dumps(origin, sort_keys=True))
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # two processes may write one picture
     with part.open("wb") as file:
         Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "PNG", pnginfo=text)
     os.replace(part, path)

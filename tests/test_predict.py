@@ -42,7 +42,7 @@ def test_it_goes_on_where_it_stopped(run: Path, tmp_path: Path) -> None:
     assert made["sampler"]["class_path"].endswith("Ancestral")
     for number in (2, 8, 9):
         (out / f"{number:06d}.png").unlink()
-    (out / ".000008.png.part").write_bytes(whole["000008.png"][:50])
+    (out / ".000008.png.1234.part").write_bytes(whole["000008.png"][:50])
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("0*.png")}
     assert "wrote 3 samples" in draw(run, out)
     assert contents(out) == whole
