@@ -25,6 +25,8 @@ from torchmetrics import Metric
 from . import images as pixels
 from .references import read_arrays, write_arrays
 
+Block = tuple[int, int]  # the first number, and how many
+
 
 class Pictures(Protocol):
     """Images (N, C, H, W) as bytes or in [-1, 1], in slices: a tensor, or whatever reads them when asked."""
@@ -120,12 +122,16 @@ class Evaluation:
         share(metrics)
         for metric in metrics:
             metric.to(self.device)
+            if isinstance(given := getattr(metric, "reference", None), dict):
+                self._refer(metric, given)
         self._files = {i: self._file(metric) for i, metric in enumerate(metrics)} if cache and real is not None else {}
         for i, file in self._files.items():
             if file is not None and self.agree(file.exists()):
-                made: Any = {name: x.to(self.device) for name, x in read_arrays(file).items()}
-                metrics[i].reference = made
+                self._refer(metrics[i], read_arrays(file))
                 self._files[i] = None
+
+    def _refer(self, metric: Any, reference: dict[str, Tensor]) -> None:
+        metric.reference = {name: x.to(self.device) for name, x in reference.items()}
 
     def _file(self, metric: Any) -> Path | None:
         """Where the metric's reference is kept between runs: a function of all that it depends on."""
@@ -143,7 +149,7 @@ class Evaluation:
         key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         return self.cache / f"{kind}-{name}-{'x'.join(map(str, shape))}-{key}.npz"
 
-    def blocks(self, n: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, n: int) -> Iterator[Block]:
         """The blocks of this process, of the numbers 0 … n - 1, as pairs (first, size)."""
         for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
             yield first, min(self.batch_size, n - first)
@@ -161,11 +167,11 @@ class Evaluation:
         """Adds generated images (B, C, H, W), bytes or in [-1, 1], numbered from `first` on."""
         self._update(self.metrics, images, first, real=False)
 
-    def values(self, watch: Callable[[Iterable, int], Iterable] = lambda blocks, n: blocks) -> dict[str, Any]:
+    def values(self, watch: Callable[[list[Block]], Iterable[Block]] = iter) -> dict[str, Any]:
         """Shows the real images to the metrics that want them, puts the processes together and computes.
 
         Args:
-            watch: given this process's blocks of real images and their number, gives them back: a bar.
+            watch: given this process's blocks of real images, gives them one by one: a bar.
         """
         metric: Any
         for metric in self.metrics:
@@ -174,8 +180,7 @@ class Evaluation:
         waiting = [metric for metric in self.metrics if _wants_real(metric) and id(metric) not in self._keep]
         self._keep |= {id(metric) for metric in waiting if getattr(metric, "reset_real_features", True) is False}
         if waiting and self.real is not None:
-            blocks = list(self.blocks(len(self.real)))
-            for first, size in watch(blocks, len(blocks)):
+            for first, size in watch(list(self.blocks(len(self.real)))):
                 self._update(waiting, self.real[first : first + size], first, real=True)
         found: dict[str, Any] = {}
         for i, metric in enumerate(self.metrics):

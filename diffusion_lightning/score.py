@@ -26,7 +26,6 @@ from .metrics import (
     PrecisionRecall,
     frechet_distance,
 )
-from .metrics.inception import is_published
 from .pictures import Archive, Folder, contents
 from .references import read_statistics, write_arrays
 
@@ -132,7 +131,7 @@ def _scores(generated: _Side, reference: _Side, extractor: nn.Module, options: A
         evaluation.expect(n, uncertainty=True)
         for first, size in _bar("generated", list(evaluation.blocks(n))):
             evaluation.generated(generated.images[first : first + size], first)
-        values = evaluation.values(lambda blocks, _: _bar("reference", list(blocks)))
+        values = evaluation.values(lambda blocks: _bar("reference", blocks))
     if options.save:
         assert distance.reference is not None
         kept = {key: x for key, x in distance.reference.items() if key in ("mu", "sigma", "n")}
@@ -145,9 +144,6 @@ def _scores(generated: _Side, reference: _Side, extractor: nn.Module, options: A
 
 def _extractor(name: str, weights: str | None) -> nn.Module:
     if name == "inception":
-        if weights is not None and Path(weights).is_file() and not is_published(weights):
-            print(f"note: {weights} is not the published Inception: its distances compare with no others'",
-                  file=sys.stderr)  # fmt: skip
         return InceptionV3(weights)
     if weights is not None:
         raise ValueError(f"weights are Inception's, but the extractor is {name}: leave --weights out")

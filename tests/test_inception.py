@@ -89,7 +89,7 @@ def test_weights_are_found_in_the_usual_cache(weights: Path, tmp_path: Path, mon
         assert part in str(error.value)
 
 
-def test_files_that_are_no_weights_of_it(weights: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_weights_of_it(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="do not exist"):
         InceptionV3(str(tmp_path / "no.pth"))
     (tmp_path / "cut.pth").write_bytes(weights.read_bytes()[:1000])
@@ -102,6 +102,7 @@ def test_files_that_are_no_weights_of_it(weights: Path, tmp_path: Path) -> None:
     # Files older than the counters of batches have none of these, and serve.
     torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "old.pth")
     InceptionV3(str(tmp_path / "old.pth"))
+    assert "old.pth is not the published Inception" in capsys.readouterr().err
 
 
 def test_a_run_without_weights_ends_before_it_starts(

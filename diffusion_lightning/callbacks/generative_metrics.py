@@ -117,7 +117,7 @@ class GenerativeMetrics(Callback):
             samples = module.generate(count, sampler, seed=self.seed, first=first, batch_size=size)
             sampling += _now(module.device) - since
             evaluation.generated(samples, first)
-        values = evaluation.values(lambda blocks, _: _bar(trainer, f"{stage}: real images", list(blocks)))
+        values = evaluation.values(lambda blocks: _bar(trainer, f"{stage}: real images", blocks))
         scoring = _now(module.device) - began - sampling
         for key, value in values.items():
             module.log(f"{stage}/{key}", value, sync_dist=True)

@@ -7,6 +7,7 @@ where those tools keep it too, downloaded where there is a network, or given by 
 import hashlib
 import os
 import socket
+import sys
 from pathlib import Path
 
 import torch
@@ -49,6 +50,10 @@ class InceptionV3(nn.Module):
         path = Path(weights) if weights is not None else _found_or_downloaded()
         self.network = _network()
         _load(self.network, path)
+        if not is_published(path) and _alone():
+            print(
+                f"note: {path} is not the published Inception: its distances compare with no others'", file=sys.stderr
+            )
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
