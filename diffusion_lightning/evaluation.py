@@ -61,9 +61,19 @@ class Shared(nn.Module):
 
 
 def share(metrics: Iterable[Metric]) -> None:
-    """Gives metrics whose extractors are equal, in kind, settings and weights, one and the same."""
+    """Gives metrics whose extractors are equal, in kind, settings and weights, one and the same.
+
+    A metric without one gets that of the first metric.
+    """
     known: dict[str, Shared] = {}
+    metric: Any
     for metric in metrics:
+        if hasattr(metric, "over") and metric.extractor is None:
+            if not known:
+                raise ValueError(
+                    f"{type(metric).__name__} is the first of the metrics and has no extractor: give it one"
+                )
+            metric.over(next(iter(known.values())).extractor)
         if isinstance(extractor := getattr(metric, "extractor", None), nn.Module):
             extractor = extractor.extractor if isinstance(extractor, Shared) else extractor
             metric.extractor = known.setdefault(fingerprint(extractor), Shared(extractor))

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import diffusion_lightning
 from diffusion_lightning import images
+from diffusion_lightning.callbacks import GenerativeMetrics
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import DigitsNet, FrechetDistance
+from diffusion_lightning.metrics import KID, ClassCoverage, DigitsNet, FrechetDistance, InceptionScore, PrecisionRecall
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM, Ancestral
 
@@ -133,3 +134,14 @@ def test_it_says_what_it_costs_and_shows_the_closest_pairs(tmp_path: Path, capsy
     assert float(found["cost/scoring_seconds"]) > 0
     assert 0 <= float(found["val/copies_pixels_digits"]) <= 1
     assert min(Image.open(tmp_path / "run/closest_pairs.png").size) > 200
+
+
+def test_metrics_without_an_extractor_have_the_first_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = [FrechetDistance(DigitsNet()), PrecisionRecall(), ClassCoverage(), InceptionScore(), KID()]
+    GenerativeMetrics([first, *others])
+    assert {metric.suffix for metric in others} == {"_digits"}
+    assert len({id(metric.extractor) for metric in (first, *others)}) == 1
+    config = with_metrics(tmp_path, [{"class_path": "diffusion_lightning.metrics.FrechetDistance"}])
+    assert "FrechetDistance is the first of the metrics and has no extractor" in fails(
+        capsys, "fit", "--config", str(config)
+    )

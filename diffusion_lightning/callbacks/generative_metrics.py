@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from tqdm import tqdm
 
 from .. import images
-from ..evaluation import Evaluation, cache_folder
+from ..evaluation import Evaluation, cache_folder, share
 from ..samplers import Ancestral, Sampler
 
 
@@ -55,6 +55,7 @@ class GenerativeMetrics(Callback):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
+        share(metrics)
         self.metrics, self.batch_size, self.seed, self.split, self.cache = metrics, batch_size, seed, split, cache
         self.protocol = {"val": (n, sampler or Ancestral()), "test": (test_n, test_sampler or Ancestral())}
         self._real: Any = None

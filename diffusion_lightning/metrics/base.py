@@ -29,7 +29,7 @@ class FeatureMetric(Metric, ABC):
     What is made of the real images, `reference`, is made once: it outlives `reset`, and may be read from a file.
 
     Args:
-        extractor: see the module.
+        extractor: see the module; None is that of the first metric in a list of metrics.
 
     Raises:
         ValueError: where the extractor does not say how many features it gives, or is to classify and cannot.
@@ -46,8 +46,23 @@ class FeatureMetric(Metric, ABC):
     kind = ""  # what the reference is made of: metrics of one kind and of equal settings may have one reference
     settings: tuple[Any, ...] = ()  # what it depends on, beside the extractor and the images
 
-    def __init__(self, extractor: nn.Module, **kwargs: Any) -> None:
+    name = ""
+    suffix = ""
+    num_features: int
+    extractor: Any
+
+    def __init__(self, extractor: nn.Module | None, **kwargs: Any) -> None:
         super().__init__(**{"dist_sync_fn": _summed_or_gathered, **kwargs})
+        self.reference: Reference | None = None
+        self.expected: dict[bool, int | None] = {True: None, False: None}
+        self._seen = {True: 0, False: 0}
+        self._kept: list[Kept] = []
+        self.extractor = None
+        if extractor is not None:
+            self.over(extractor)
+
+    def over(self, extractor: nn.Module) -> None:
+        """Makes it a metric over an extractor's features, where it was made without one."""
         if not isinstance(getattr(extractor, "num_features", None), int):
             raise ValueError(
                 f"the extractor {type(extractor).__name__} does not say how many features it gives: let it have an "
@@ -61,11 +76,11 @@ class FeatureMetric(Metric, ABC):
         self.extractor = extractor.eval().requires_grad_(False)
         name = getattr(extractor, "name", type(extractor).__name__.lower())
         self.suffix = "" if name == "inception" else f"_{name}"
-        self.num_features: int = extractor.num_features  # type: ignore[assignment]
-        self.reference: Reference | None = None
-        self.expected: dict[bool, int | None] = {True: None, False: None}
-        self._seen = {True: 0, False: 0}
-        self._kept: list[Kept] = []
+        self.num_features = extractor.num_features  # type: ignore[assignment]
+        self.begin()
+
+    def begin(self) -> None:
+        """Adds the states whose size the extractor tells."""
 
     def expect(self, generated: int, real: int | None, uncertainty: bool = False) -> None:
         """Says how many images will come; None where the reference is given.
@@ -101,7 +116,7 @@ class FeatureMetric(Metric, ABC):
             return
         with torch.autocast(images.device.type, enabled=False):
             if self.classifies:
-                features, logits = self.extractor.classify(images)  # type: ignore[operator]
+                features, logits = self.extractor.classify(images)
             else:
                 features, logits = self.extractor(images), None
         self.add(images, features, logits, real, index)

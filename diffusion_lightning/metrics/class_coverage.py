@@ -36,9 +36,11 @@ class ClassCoverage(FeatureMetric):
     higher_is_better = True
     classifies = True
 
-    def __init__(self, extractor: nn.Module, **kwargs: Any) -> None:
+    def __init__(self, extractor: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(extractor, **kwargs)
-        classes: int = extractor.num_classes  # type: ignore[assignment]
+
+    def begin(self) -> None:
+        classes = self.extractor.num_classes
         for side in ("real", "fake"):
             self.add_state(f"{side}_count", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
 

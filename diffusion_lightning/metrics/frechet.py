@@ -71,7 +71,7 @@ class FrechetDistance(FeatureMetric):
 
     Args:
         extractor: bytes (B, C, H, W) to features (B, num_features), with attributes `num_features` and, for the
-            distance's name, `name`.
+            distance's name, `name`; see `FeatureMetric`.
         few: allow no more samples than features, where the covariance is singular and the distance mostly bias; the
             value is then accompanied by `…_few` = 1, and is rounded as other tools round it (`_as_published`).
         reference: path of a file of statistics, `.npz` with `mu` and `sigma`, to take in the place of the data's own.
@@ -83,18 +83,21 @@ class FrechetDistance(FeatureMetric):
     fake_n: Tensor
     real_n: Tensor
 
-    def __init__(self, extractor: nn.Module, few: bool = False, reference: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, extractor: nn.Module | None = None, few: bool = False, reference: str | None = None, **kwargs: Any
+    ) -> None:
+        self.few, self.file, self.settings = few, reference, (few,)
         super().__init__(extractor, **kwargs)
-        self.name = getattr(extractor, "distance", f"fd{self.suffix}")
-        self.few = few
-        self.min_samples = 2 if few else self.num_features + 1
-        if few:  # up to as many as there are features, which is less than their covariance
+
+    def begin(self) -> None:
+        self.name = getattr(self.extractor, "distance", f"fd{self.suffix}")
+        self.min_samples = 2 if self.few else self.num_features + 1
+        if self.few:  # up to as many as there are features, which is less than their covariance
             self.kept_real, self.kept_fake = (Kept(self, real, self.num_features) for real in (True, False))
-        self.settings = (few,)
         self._add_states("real", 1)
         self._add_states("fake", 1)
-        if reference is not None:
-            self.reference = read_statistics(reference, self.num_features)
+        if self.file is not None:
+            self.reference = read_statistics(self.file, self.num_features)
 
     def _add_states(self, side: str, blocks: int) -> None:
         """Of each block its n, mean times n, and scatter Σ (f - mean)(f - mean)ᵀ, in float64."""

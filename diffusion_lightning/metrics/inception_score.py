@@ -31,12 +31,14 @@ class InceptionScore(FeatureMetric):
     chance: Tensor
     certainty: Tensor
 
-    def __init__(self, extractor: nn.Module, splits: int = 10, **kwargs: Any) -> None:
-        super().__init__(extractor, **kwargs)
+    def __init__(self, extractor: nn.Module | None = None, splits: int = 10, **kwargs: Any) -> None:
         if splits < 1:
             raise ValueError(f"an Inception Score of {splits} splits is none: give splits ≥ 1")
         self.splits = self.min_samples = splits
-        classes: int = extractor.num_classes  # type: ignore[assignment]
+        super().__init__(extractor, **kwargs)
+
+    def begin(self) -> None:
+        splits, classes = self.splits, self.extractor.num_classes
         self.add_state("n", torch.zeros(splits, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("chance", torch.zeros(splits, classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("certainty", torch.zeros(splits, dtype=torch.float64), dist_reduce_fx="sum")

@@ -35,7 +35,7 @@ class KID(FeatureMetric):
 
     def __init__(
         self,
-        extractor: nn.Module,
+        extractor: nn.Module | None = None,
         subsets: int = 100,
         subset_size: int = 1000,
         kept: int = 10_000,

@@ -43,7 +43,7 @@ class NearestNeighbours(FeatureMetric):
     higher_is_better = False
 
     def __init__(
-        self, extractor: nn.Module, kept: int = 1000, ratio: float = 1 / 3, pairs: int = 8, **kwargs: Any
+        self, extractor: nn.Module | None = None, kept: int = 1000, ratio: float = 1 / 3, pairs: int = 8, **kwargs: Any
     ) -> None:
         super().__init__(extractor, **kwargs)
         if kept < 1 or not 0 < ratio < 1 or pairs < 1:

@@ -32,7 +32,7 @@ class PrecisionRecall(FeatureMetric):
     kind = "features"
     higher_is_better = True
 
-    def __init__(self, extractor: nn.Module, k: int = 3, kept: int = 10_000, **kwargs: Any) -> None:
+    def __init__(self, extractor: nn.Module | None = None, k: int = 3, kept: int = 10_000, **kwargs: Any) -> None:
         super().__init__(extractor, **kwargs)
         if not 1 <= k < kept:
             raise ValueError(f"the neighbour number k = {k} of {kept} images is none: give 1 ≤ k < kept")
