@@ -4,6 +4,7 @@ Those of a Fréchet distance are the ones of pytorch-fid and of guided-diffusion
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ def write_arrays(path: str | Path, arrays: Arrays) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_arrays(path: str | Path) -> Arrays:
-    """The file's numbers, on the CPU; runs nothing that the file may hold.
+def read_arrays(path: str | Path, names: Collection[str] | None = None) -> Arrays:
+    """The file's numbers, or those of these names, on the CPU; runs nothing that the file may hold.
 
     Raises:
         ValueError: where there is no such file, or it is none of arrays.
@@ -36,7 +37,7 @@ def read_arrays(path: str | Path) -> Arrays:
         raise ValueError(f"the statistics {path} do not exist: give the path of an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files if names is None or name in names}
     except Exception as error:  # zip, numpy and pickle each have their own
         raise ValueError(f"{path} is cut short, damaged or no .npz file of arrays: make it again") from error
     return {name: torch.from_numpy(x) for name, x in arrays.items() if x.dtype.kind in "fiub"}
@@ -48,10 +49,10 @@ def read_statistics(path: str | Path, num_features: int) -> Arrays:
     Raises:
         ValueError: where the file has none, or of another number of features.
     """
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, ("mu", "sigma", "n", "shape"))  # beside these there may be gigabytes of images
     if "mu" not in arrays or "sigma" not in arrays:
         raise ValueError(
-            f"{path} holds {', '.join(arrays) or 'no arrays'}, but statistics are mu and sigma: give a file that "
+            f"{path} does not hold both mu and sigma, which statistics are: give a file that "
             "pytorch-fid, guided-diffusion's evaluator or `diffusion-lightning score --save` wrote"
         )
     mu, sigma = arrays["mu"].double(), arrays["sigma"].double()

@@ -1,6 +1,7 @@
 """Each metric against an independent computation; the shipped classifier against the held-out digits."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -318,15 +319,24 @@ def test_neighbours_by_all_pairs() -> None:
         assert torch.equal(cells[0], cells[2])
 
 
-def test_reset_forgets_the_samples_and_keeps_the_reference() -> None:
-    real, fake = (torch.randint(0, 256, (100, 1, 4, 4), dtype=torch.uint8) for _ in range(2))
-    metric = FrechetDistance(Pixels())
+@pytest.mark.parametrize("make", [FrechetDistance, KID, PrecisionRecall, ClassCoverage])
+def test_reset_forgets_the_samples_and_keeps_the_reference(make: Callable[..., FeatureMetric]) -> None:
+    """Whether it was made of the real images before or not."""
+    data = Digits()
+    real, fake = (images.to_uint8(data.reference(split)) for split in ("train", "val"))
+    metric = make(DigitsNet(), **({"subset_size": 100, "subsets": 5} if make is KID else {}))
     metric.update(real, real=True)
+    metric.update(real[:200], real=False)
+    metric.reset()
     metric.update(fake, real=False)
     first = metric.compute()
     metric.reset()
     metric.update(fake, real=False)
     assert metric.compute() == first
+    once = make(DigitsNet(), **({"subset_size": 100, "subsets": 5} if make is KID else {}))
+    for x, is_real in ((real, True), (fake, False)):
+        once.update(x, real=is_real)
+    assert once.compute() == first
 
 
 def test_float64_survives_a_cast_and_costs_a_checkpoint_nothing() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,24 @@ def test_folders_archives_and_statistics_agree(
         features = DigitsNet()(images.to_uint8(Digits().reference("train"))).double().numpy()
         np.testing.assert_allclose(file["mu"], features.mean(0), rtol=1e-6)
         np.testing.assert_allclose(file["sigma"], np.cov(features, rowvar=False), rtol=1e-6, atol=1e-9)
+
+
+def test_a_reference_batch_of_guided_diffusion(digits: Path, tmp_path: Path) -> None:
+    """Statistics of the whole set beside some of its images: the distance is to the ones, the rest to the others."""
+    train = images.to_uint8(Digits().reference("train"))
+    features = DigitsNet()(train).double().numpy()
+    some = train[:500].permute(0, 2, 3, 1).numpy()
+    spatial: dict[str, Any] = {"mu_s": np.zeros(7), "sigma_s": np.eye(7)}
+    np.savez(tmp_path / "batch.npz", some, mu=features.mean(0), sigma=np.cov(features, rowvar=False), **spatial)
+    np.savez(tmp_path / "some.npz", some)
+    extractor = ("--extractor", "digits")
+    batch, whole, part = (
+        found(tmp_path, digits / "val", path, *extractor)
+        for path in (tmp_path / "batch.npz", digits / "train", tmp_path / "some.npz")
+    )
+    assert batch["fd_digits"] == pytest.approx(whole["fd_digits"], rel=1e-6)
+    assert batch["fd_digits"] != pytest.approx(part["fd_digits"], rel=1e-2)
+    assert batch["recall_digits"] == part["recall_digits"]
 
 
 class Corners(torch.nn.Module):

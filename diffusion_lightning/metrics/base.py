@@ -137,9 +137,13 @@ class FeatureMetric(Metric, ABC):
         super().sync(*args, **kwargs)
 
     def reset(self) -> None:
-        """Forgets the images; the reference stays."""
+        """Forgets the generated images. The reference stays, or the real images of which none is made yet."""
+        names = [] if self.reference is not None else [name for name in self._defaults if name.startswith("real_")]
+        kept = {name: list(x) if isinstance(x := getattr(self, name), list) else x for name in names}
         super().reset()
-        self._seen = {True: 0, False: 0}
+        for name, value in kept.items():
+            setattr(self, name, value)
+        self._seen = {True: self._seen[True] if kept else 0, False: 0}
 
 
 def chosen(total: int | None, size: int, index: Tensor) -> Tensor:
