@@ -27,7 +27,7 @@ COLUMNS = {
     "precision_digits": "`precision_digits`",
     "recall_digits": "`recall_digits`",
     "class_coverage_digits": "`class_coverage_digits`",
-    "copies_pixels_digits": "`copies_pixels_digits`",
+    "copies_pixels": "`copies_pixels`",
 }
 
 
@@ -55,10 +55,7 @@ def figures(samples: torch.Tensor) -> dict[str, float]:
         NearestNeighbours(net),
     ]
     evaluation = Evaluation(list(metrics), images.to_uint8(Digits().reference()))
-    evaluation.expect(len(samples))
-    for first, size in evaluation.blocks(len(samples)):
-        evaluation.generated(samples[first : first + size], first)
-    return {key: float(value) for key, value in evaluation.values().items()}
+    return {key: float(value) for key, value in evaluation.score(samples).items()}
 
 
 def main() -> None:

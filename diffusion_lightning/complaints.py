@@ -30,18 +30,18 @@ def sentence(message: str, options: Iterable[str] = (), classes: Iterable[str] =
         r"class_path '\2': \1",
         text,
     )
-    if found := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
-        takes = _parameters(found[1])
-        return f"{found[1]} takes no {found[2]}{_meant(found[2], takes)}: it takes {', '.join(takes)}"
-    if found := re.search(r"class_path '([^']+)': (?:No module named|module '[^']+' has no attribute)", text):
-        module, _, name = found[1].rpartition(".")
-        return f"there is no class {found[1]}{place}{_meant(name, _names(module))}: correct its class_path"
     if found := re.search(
         r"Multiple subclasses with name (\w+)\. Give the full class path [^:]*: (.*?)\. ", f"{text} "
     ):
         return (
             f"there are several classes {found[1]}{place}: give one by its full path, {found[2].replace(', ', ' or ')}"
         )
+    if found := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
+        takes = _parameters(found[1])
+        return f"{found[1]} takes no {found[2]}{_meant(found[2], takes)}: it takes {', '.join(takes)}"
+    if found := re.search(r"class_path '([^']+)': (?:No module named|module '[^']+' has no attribute)", text):
+        module, _, name = found[1].rpartition(".")
+        return f"there is no class {found[1]}{place}{_meant(name, _names(module))}: correct its class_path"
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         return (
             f"there is no class {found[1]}{place}{_meant(found[1], classes)}: give a class of this package by its "

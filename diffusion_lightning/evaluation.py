@@ -14,7 +14,9 @@ import hashlib
 import inspect
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +28,7 @@ from . import images as pixels
 from .references import read_arrays, write_arrays
 
 Block = tuple[int, int]  # the first number, and how many
+Watch = Callable[[str, list[Block]], Iterable[Block]]
 
 
 class Pictures(Protocol):
@@ -37,11 +40,16 @@ class Pictures(Protocol):
 
 
 class Shared(nn.Module):
-    """An extractor that remembers its last answer, so that several metrics ask it once a batch."""
+    """An extractor that remembers its last answer, so that several metrics ask it once a batch.
 
-    def __init__(self, extractor: nn.Module) -> None:
+    Args:
+        extractor: the extractor.
+        key: its fingerprint.
+    """
+
+    def __init__(self, extractor: nn.Module, key: str) -> None:
         super().__init__()
-        self.extractor = extractor
+        self.extractor, self.key = extractor, key
         self._of: Tensor | None = None
         self._answer: tuple[Tensor, Tensor | None]
         for name in ("num_features", "num_classes", "name", "distance", "channels"):
@@ -73,17 +81,23 @@ def share(metrics: Iterable[Metric]) -> None:
                 raise ValueError(
                     f"{type(metric).__name__} is the first of the metrics and has no extractor: give it one"
                 )
-            metric.over(next(iter(known.values())).extractor)
-        if isinstance(extractor := getattr(metric, "extractor", None), nn.Module):
-            extractor = extractor.extractor if isinstance(extractor, Shared) else extractor
-            metric.extractor = known.setdefault(fingerprint(extractor), Shared(extractor))
+            metric.over(next(iter(known.values())))
+        extractor = getattr(metric, "extractor", None)
+        if isinstance(extractor, Shared):
+            metric.extractor = known.setdefault(extractor.key, extractor)
+        elif isinstance(extractor, nn.Module):
+            key = fingerprint(extractor)
+            metric.extractor = known.setdefault(key, Shared(extractor, key))
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's class, plain attributes, structure and weights."""
+    """A hash of a module's class and the file that defines it, its plain attributes, structure and weights."""
     plain = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, int | float | str | tuple | None)}
     plain.pop("training", None)
     digest = hashlib.blake2b(f"{type(module).__module__}.{type(module).__qualname__} {plain} {module!r}".encode())
+    source = getattr(inspect.getmodule(type(module)), "__file__", None)
+    if source is not None:
+        digest.update(Path(source).read_bytes())
     for name, x in module.state_dict().items():
         digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
         digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -96,6 +110,10 @@ def digest(images: Pictures, batch_size: int = 1024) -> str:
     for first in range(0, len(images), batch_size):
         found.update(pixels.to_uint8(images[first : first + batch_size]).contiguous().numpy().data)
     return found.hexdigest()[:32]
+
+
+def _unseen(name: str, blocks: list[Block]) -> Iterable[Block]:
+    return blocks
 
 
 class Evaluation:
@@ -127,37 +145,35 @@ class Evaluation:
         agree: Callable[[bool], bool] = bool,
     ) -> None:
         self.metrics, self.real, self.rank, self.world, self.batch_size = metrics, real, rank, world, batch_size
-        self.device, self.cache, self.agree = torch.device(device), cache, agree
+        self.device, self.cache = torch.device(device), cache
+        # Those that are to be compared with the real images themselves, and not with a file that was given.
+        self._compared = {id(metric) for metric in metrics if _wants_real(metric)}
         self._keep: set[int] = set()  # those of torchmetrics that keep the real images when they are reset
+        self._files: dict[int, Path] = {}  # where references will be kept that have to be made first
         share(metrics)
+        metric: Any
         for metric in metrics:
+            if cache is not None and real is not None and getattr(metric, "kind", None) and metric.needs_reference:
+                file = self._file(metric)
+                if agree(file.exists()):
+                    metric.reference = read_arrays(file)
+                else:
+                    self._files[id(metric)] = file
             metric.to(self.device)
-            if isinstance(given := getattr(metric, "reference", None), dict):
-                self._refer(metric, given)
-        self._files = {i: self._file(metric) for i, metric in enumerate(metrics)} if cache and real is not None else {}
-        for i, file in self._files.items():
-            if file is not None and self.agree(file.exists()):
-                self._refer(metrics[i], read_arrays(file))
-                self._files[i] = None
 
-    def _refer(self, metric: Any, reference: dict[str, Tensor]) -> None:
-        metric.reference = {name: x.to(self.device) for name, x in reference.items()}
-
-    def _file(self, metric: Any) -> Path | None:
+    def _file(self, metric: Any) -> Path:
         """Where the metric's reference is kept between runs: a function of all that it depends on."""
-        kind = getattr(metric, "kind", "")
-        if not kind or not metric.needs_reference:
-            return None
         assert self.cache is not None
-        assert self.real is not None
-        if not hasattr(self, "_digest"):
-            self._digest = self.real.digest() if hasattr(self.real, "digest") else digest(self.real)
-        shape = list(self.real[0:1].shape[1:])
-        extractor = fingerprint(metric.extractor.extractor)
-        text = f"{kind} {metric.settings} {extractor} {self._digest} {len(self.real)} {shape}"
+        shape = list(self.real[0:1].shape[1:])  # type: ignore[index]
+        text = f"{metric.kind} {metric.settings} {metric.extractor.key} {self._digest} {shape}"
         name = re.sub(r"\W", "_", str(getattr(metric.extractor, "name", "features")))
         key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-        return self.cache / f"{kind}-{name}-{'x'.join(map(str, shape))}-{key}.npz"
+        return self.cache / f"{metric.kind}-{name}-{'x'.join(map(str, shape))}-{key}.npz"
+
+    @cached_property
+    def _digest(self) -> str:
+        real: Any = self.real
+        return real.digest() if hasattr(real, "digest") else digest(real)
 
     def blocks(self, n: int) -> Iterator[Block]:
         """The blocks of this process, of the numbers 0 … n - 1, as pairs (first, size)."""
@@ -170,18 +186,25 @@ class Evaluation:
         for metric in self.metrics:
             metric.reset()
             if hasattr(metric, "expect"):
-                shown = None if self.real is None or not _wants_real(metric) else len(self.real)
-                metric.expect(n, shown, uncertainty)
+                compared = self.real is not None and id(metric) in self._compared
+                metric.expect(n, len(self.real) if compared else None, uncertainty)  # type: ignore[arg-type]
 
     def generated(self, images: Tensor, first: int) -> None:
         """Adds generated images (B, C, H, W), bytes or in [-1, 1], numbered from `first` on."""
         self._update(self.metrics, images, first, real=False)
 
-    def values(self, watch: Callable[[list[Block]], Iterable[Block]] = iter) -> dict[str, Any]:
+    def score(self, images: Pictures, uncertainty: bool = False, watch: Watch = _unseen) -> dict[str, Any]:
+        """The values of a set of images: one round."""
+        self.expect(len(images), uncertainty)
+        for first, size in watch("generated", list(self.blocks(len(images)))):
+            self.generated(images[first : first + size], first)
+        return self.values(watch)
+
+    def values(self, watch: Watch = _unseen) -> dict[str, Any]:
         """Shows the real images to the metrics that want them, puts the processes together and computes.
 
         Args:
-            watch: given this process's blocks of real images, gives them one by one: a bar.
+            watch: given a name and this process's blocks of real images, gives them one by one: a bar.
         """
         metric: Any
         for metric in self.metrics:
@@ -190,15 +213,17 @@ class Evaluation:
         waiting = [metric for metric in self.metrics if _wants_real(metric) and id(metric) not in self._keep]
         self._keep |= {id(metric) for metric in waiting if getattr(metric, "reset_real_features", True) is False}
         if waiting and self.real is not None:
-            for first, size in watch(list(self.blocks(len(self.real)))):
+            for first, size in watch("real images", list(self.blocks(len(self.real)))):
                 self._update(waiting, self.real[first : first + size], first, real=True)
         found: dict[str, Any] = {}
-        for i, metric in enumerate(self.metrics):
+        for metric in self.metrics:
             found |= _named(metric, metric.compute())
-            file = self._files.get(i)
+            file = self._files.pop(id(metric), None)
             if file is not None and self.rank == 0:
-                write_arrays(file, metric.reference)
-            self._files[i] = None
+                try:
+                    write_arrays(file, metric.reference)
+                except OSError as error:  # a value that took hours is not lost for a cache
+                    warnings.warn(f"the reference is not kept for later runs: {file}: {error.strerror}", stacklevel=2)
         return found
 
     def _update(self, metrics: list[Metric], images: Tensor, first: int, real: bool) -> None:

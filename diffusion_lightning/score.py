@@ -1,5 +1,6 @@
 """`diffusion-lightning score GENERATED REFERENCE`: what images are worth, without a model."""
 
+import inspect
 import json
 import sys
 from collections.abc import Iterable
@@ -54,11 +55,14 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}, which is no batch: give at least 1")
-    extractor = _extractor(options.extractor, options.weights)
+    for path in filter(None, (options.json, options.save, options.pairs)):  # before an hour is spent
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("a"):
+            pass
+    device, extractor = _device(options.device), _extractor(options.extractor, options.weights)
     generated, reference = (_Side(path, extractor) for path in (options.generated, options.reference))
-    found = {**_scores(generated, reference, extractor, options), "extractor": options.extractor}
+    found = {**_scores(generated, reference, extractor, device, options), "extractor": options.extractor}
     if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(_lines(found)))
 
@@ -92,7 +96,9 @@ class _Side:
         return None if shape is None else shape.tolist()
 
 
-def _scores(generated: _Side, reference: _Side, extractor: nn.Module, options: Any) -> dict[str, Any]:
+def _scores(
+    generated: _Side, reference: _Side, extractor: nn.Module, device: torch.device, options: Any
+) -> dict[str, Any]:
     if None not in (generated.shape, reference.shape) and generated.shape != reference.shape:
         raise ValueError(
             f"the images of {generated.path} have shape {generated.shape}, but those of {reference.path} "
@@ -124,20 +130,16 @@ def _scores(generated: _Side, reference: _Side, extractor: nn.Module, options: A
         metrics,
         reference.images,
         batch_size=options.batch_size,
-        device=options.device,
+        device=device,
         cache=cache_folder() / "references",
     )
     with torch.inference_mode():
-        evaluation.expect(n, uncertainty=True)
-        for first, size in _bar("generated", list(evaluation.blocks(n))):
-            evaluation.generated(generated.images[first : first + size], first)
-        values = evaluation.values(lambda blocks: _bar("reference", blocks))
+        values = evaluation.score(generated.images, uncertainty=True, watch=_bar)
     if options.save:
         assert distance.reference is not None
         kept = {key: x for key, x in distance.reference.items() if key in ("mu", "sigma", "n")}
         write_arrays(options.save, {**kept, "shape": torch.tensor(generated.shape)})
     if options.pairs and neighbours.picture is not None:
-        Path(options.pairs).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(neighbours.picture.squeeze(-1).numpy()).save(options.pairs)
     return {key: float(value) for key, value in values.items()}
 
@@ -157,7 +159,24 @@ def _extractor(name: str, weights: str | None) -> nn.Module:
             f"there is no extractor {name}: give {', '.join(EXTRACTORS)}, or a class by its path, such as "
             "my_file.MyExtractor"
         ) from error
+    try:
+        inspect.signature(found).bind()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot be made without arguments ({error}), but an extractor is named by its class alone: derive "
+            "a class of your own that gives them"
+        ) from error
     return found()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {name} cannot be used ({reason}): give --device cpu, or another") from error
+    return device
 
 
 def _bar(name: str, blocks: list[tuple[int, int]]) -> Iterable[tuple[int, int]]:

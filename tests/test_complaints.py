@@ -42,6 +42,7 @@ def test_what_it_does_not_know_it_repeats_in_one_line() -> None:
 
 def test_a_name_that_several_classes_have() -> None:
     said = sentence(
+        "class_path 'lightning.Callback': Option 'metrics' is not accepted "
         'Parser key "extractor": Multiple subclasses with name Inception. Give the full class path to avoid ambiguity: '
         "torchvision.models.googlenet.Inception, my.Inception. - Not a valid subclass"
     )

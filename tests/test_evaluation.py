@@ -42,11 +42,8 @@ def digits(split: str) -> Tensor:
 
 
 def values(metrics: list[Metric], fake: Tensor, real: Tensor | None, cache: Path | None = None) -> dict[str, float]:
-    evaluation = Evaluation(metrics, real, batch_size=64, cache=cache)
-    evaluation.expect(len(fake))
-    for first, size in evaluation.blocks(len(fake)):
-        evaluation.generated(fake[first : first + size], first)
-    return {key: float(value) for key, value in evaluation.values().items()}
+    found = Evaluation(metrics, real, batch_size=64, cache=cache).score(fake)
+    return {key: float(value) for key, value in found.items()}
 
 
 def test_a_network_is_asked_once_and_the_real_images_once_for_all_runs(tmp_path: Path) -> None:
@@ -78,6 +75,38 @@ def test_a_network_is_asked_once_and_the_real_images_once_for_all_runs(tmp_path:
     assert Counting.seen == 297 + 1500
 
 
+def test_a_cache_that_cannot_be_written_costs_no_value(tmp_path: Path) -> None:
+    held, train = digits("val"), digits("train")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(UserWarning, match="the reference is not kept for later runs: .*file"):
+        found = values([FrechetDistance(DigitsNet())], held, train, tmp_path / "file/references")
+    assert found == values([FrechetDistance(DigitsNet())], held, train)
+
+
+def test_too_few_real_images_are_refused_with_and_without_a_cache(tmp_path: Path) -> None:
+    """At the start, where what is made of them was kept by another metric too."""
+    held = digits("val")
+    values([PrecisionRecall(DigitsNet())], held, held, tmp_path)
+    with pytest.raises(ValueError, match="subsets of 400 images, but there are 297 real"):
+        Evaluation([KID(DigitsNet(), subset_size=400)], held, cache=tmp_path).expect(500)
+
+
+def test_a_reference_goes_with_its_metric() -> None:
+    metric = FrechetDistance(DigitsNet())
+    metric.reference = {"mu": torch.zeros(64), "sigma": torch.eye(64)}
+    metric.to("meta")
+    assert metric.reference["mu"].device.type == "meta"
+
+
+@pytest.mark.parametrize("make", [FrechetDistance, KID, PrecisionRecall, ClassCoverage, NearestNeighbours])
+def test_nothing_to_compare_with(make: type) -> None:
+    metric = make(DigitsNet())
+    for batch in digits("train").split(500):
+        metric.update(batch, real=False)
+    with pytest.raises(ValueError, match="real"):
+        metric.compute()
+
+
 def test_rounds_do_not_depend_on_the_rounds_before(tmp_path: Path) -> None:
     held, train = digits("val"), digits("train")
     make: list[Metric] = [
@@ -87,12 +116,9 @@ def test_rounds_do_not_depend_on_the_rounds_before(tmp_path: Path) -> None:
     evaluation = Evaluation(make, train, batch_size=64)
     found = []
     for fake in (held, train[:200], held):
-        evaluation.expect(len(fake))
-        for first, size in evaluation.blocks(len(fake)):
-            evaluation.generated(fake[first : first + size], first)
-        found.append({key: float(value) for key, value in evaluation.values().items()})
+        found.append({key: float(value) for key, value in evaluation.score(fake).items()})
     assert found[0] == found[2] != found[1]
-    assert found[1]["copies_pixels_digits"] == 1
+    assert found[1]["copies_pixels"] == 1
 
 
 class Brightness(Metric):
@@ -145,10 +171,7 @@ def test_the_distance_of_torchmetrics(again: bool) -> None:
     theirs = FrechetInceptionDistance(DigitsNet(), input_img_size=(1, 8, 8), reset_real_features=again)
     evaluation = Evaluation([theirs, FrechetDistance(DigitsNet()), Contrast()], train, batch_size=64)
     for fake in (train[::5], held):
-        evaluation.expect(len(fake))
-        for first, size in evaluation.blocks(len(fake)):
-            evaluation.generated(fake[first : first + size], first)
-        found = evaluation.values()
+        found = evaluation.score(fake)
         expected = found["frechet_inception_distance"].item()
         assert found["fd_digits"].item() == pytest.approx(expected, rel=1e-4)
         assert theirs.real_features_num_samples == 1500

@@ -132,7 +132,7 @@ def test_it_says_what_it_costs_and_shows_the_closest_pairs(tmp_path: Path, capsy
     found = rows(tmp_path / "run/metrics.csv")[-1]
     assert float(found["cost/sampling_seconds"]) > 0
     assert float(found["cost/scoring_seconds"]) > 0
-    assert 0 <= float(found["val/copies_pixels_digits"]) <= 1
+    assert 0 <= float(found["val/copies_pixels"]) <= 1
     assert min(Image.open(tmp_path / "run/closest_pairs.png").size) > 200
 
 

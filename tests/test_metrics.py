@@ -271,11 +271,8 @@ def test_a_missing_class_is_seen() -> None:
 
 def scored(fake: Tensor, real: Tensor, *metrics: FeatureMetric) -> dict[str, float]:
     """Byte images scored by the loop that training and `score` use."""
-    evaluation = Evaluation(list(metrics), real, batch_size=50)
-    evaluation.expect(len(fake))
-    for first, size in evaluation.blocks(len(fake)):
-        evaluation.generated(fake[first : first + size], first)
-    return {key: float(value) for key, value in evaluation.values().items()}
+    found = Evaluation(list(metrics), real, batch_size=50).score(fake)
+    return {key: float(value) for key, value in found.items()}
 
 
 def test_planted_faults_are_caught() -> None:
@@ -292,8 +289,8 @@ def test_planted_faults_are_caught() -> None:
     )
     assert found["no nines"]["class_rarest_index_digits"] == 9
     assert found["no nines"]["fd_digits"] > 1.5 * found["honest"]["fd_digits"]
-    for space in ("pixels", "features"):
-        shares = {name: f[f"copies_{space}_digits"] for name, f in found.items()}
+    for space in ("pixels", "features_digits"):
+        shares = {name: f[f"copies_{space}"] for name, f in found.items()}
         assert shares["honest"] == 0
         assert shares["copied"] == pytest.approx(0.1, abs=0.005)
 
@@ -307,8 +304,8 @@ def test_neighbours_by_all_pairs() -> None:
     found = scored(fake, real, metric)
     distance = (fake.flatten(1).double()[:, None] - real.flatten(1).double()).square().sum(2).sqrt().sort(1).values
     expected = (distance[:, 0] <= distance[:, 1] / 3).double().mean().item()
-    assert found["copies_pixels_pixels"] == found["copies_features_pixels"] == expected == 2 / 40
-    assert found["nearest_pixels_pixels"] == pytest.approx(distance[:, 0].median().item() / 4)
+    assert found["copies_pixels"] == found["copies_features_pixels"] == expected == 2 / 40
+    assert found["nearest_pixels"] == pytest.approx(distance[:, 0].median().item() / 4)
     assert found["nearest_features_pixels"] == pytest.approx(distance[:, 0].median().item())
     assert metric.picture is not None
     sheet = metric.picture[:, -3 * 72 - 8 :]

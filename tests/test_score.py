@@ -55,7 +55,7 @@ def test_folders_archives_and_statistics_agree(
     assert 0 < first["fd_digits_error"] < 0.2
     assert first["fd_digits_samples"] == 297
     assert {"kid_digits_mean", "kid_digits_std", "precision_digits", "recall_digits", "is_digits_mean",
-            "class_coverage_digits", "copies_pixels_digits", "extractor"} <= set(first)  # fmt: skip
+            "class_coverage_digits", "copies_pixels", "extractor"} <= set(first)  # fmt: skip
     assert min(Image.open(tmp_path / "pairs.png").size) > 200
     said = capsys.readouterr().out
     assert f"fd_digits                  {first['fd_digits']:.5g}" in said
@@ -126,6 +126,10 @@ def test_what_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ((val, train, "--extractor", "no.such.Net"), "there is no extractor no.such.Net"),
         ((val, train, *digits_net, "--weights", "x.pth"), "leave --weights out"),
         ((val, train, "--weights", "x.pth"), "x.pth do not exist"),
+        ((val, train, "--extractor", "torch.nn.Linear"), "torch.nn.Linear cannot be made without arguments"),
+        ((val, train, "--extractor", "torch.float32"), "torch.float32 cannot be made"),
+        ((val, train, *digits_net, "--device", "gpu"), "the device gpu cannot be used", "--device cpu"),
+        ((val, train, *digits_net, "--json", "/dev/null/x.json"), "/dev/null", "choose another place"),
         ((val,), "REFERENCE"),
         ((val, train, "--extracter", "digits"), "--extracter"),
     ):

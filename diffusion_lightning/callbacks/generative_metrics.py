@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from tqdm import tqdm
 
 from .. import images
-from ..evaluation import Evaluation, cache_folder, share
+from ..evaluation import Block, Evaluation, cache_folder, share
 from ..samplers import Ancestral, Sampler
 
 
@@ -118,7 +118,15 @@ class GenerativeMetrics(Callback):
             samples = module.generate(count, sampler, seed=self.seed, first=first, batch_size=size)
             sampling += _now(module.device) - since
             evaluation.generated(samples, first)
-        values = evaluation.values(lambda blocks: _bar(trainer, f"{stage}: real images", blocks))
+        reading = 0.0  # the real images
+
+        def watch(name: str, blocks: list[Block]) -> Iterable[Block]:
+            nonlocal reading
+            since = _now(module.device)
+            yield from _bar(trainer, f"{stage}: {name}", blocks)
+            reading += _now(module.device) - since
+
+        values = evaluation.values(watch)
         scoring = _now(module.device) - began - sampling
         for key, value in values.items():
             module.log(f"{stage}/{key}", value, sync_dist=True)
@@ -128,7 +136,9 @@ class GenerativeMetrics(Callback):
             self._save_pictures(trainer)
             if self._trained is not None and trainer.state.fn == TrainerFn.FITTING:
                 step, since = self._trained
-                self._tell_cost(trainer, n, sampling, scoring, trainer.global_step - step, began - since)
+                again = any(getattr(metric, "needs_reference", True) for metric in self.metrics)
+                once = 0.0 if again else reading
+                self._tell_cost(trainer, n, sampling, scoring - once, once, trainer.global_step - step, began - since)
         self._trained = None
 
     def _prepared(self, trainer: Trainer, module: LightningModule) -> Evaluation:
@@ -157,7 +167,10 @@ class GenerativeMetrics(Callback):
                     if hasattr(logger, "log_image"):
                         logger.log_image("closest_pairs", [image], step=max(trainer.global_step - 1, 0))
 
-    def _tell_cost(self, trainer: Trainer, n: int, sampling: float, scoring: float, steps: int, seconds: float) -> None:
+    @staticmethod
+    def _tell_cost(
+        trainer: Trainer, n: int, sampling: float, scoring: float, once: float, steps: int, seconds: float
+    ) -> None:
         """Says once what this schedule of evaluations costs, by the steps done so far."""
         if steps < 1:
             return
@@ -167,8 +180,9 @@ class GenerativeMetrics(Callback):
         training = seconds / steps * (every if 0 < every < float("inf") else steps)
         share = (sampling + scoring) / (sampling + scoring + training)
         tqdm.write(
-            f"evaluation of {n} samples: {sampling:.1f} s sampling and {scoring:.1f} s scoring (the real images "
-            f"included, this once), beside {training:.0f} s of training before each: {share:.0%} of the run's time",
+            f"evaluation of {n} samples: {sampling:.1f} s sampling and {scoring:.1f} s scoring, beside {training:.0f} "
+            f"s of training before each: {share:.0%} of the run's time"
+            + (f"; and {once:.1f} s, once, for the real images" if once >= 0.1 else ""),
             file=sys.stderr,
         )
 
@@ -180,7 +194,7 @@ def _now(device: torch.device) -> float:
     return time.monotonic()
 
 
-def _bar(trainer: Trainer, name: str, blocks: list[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+def _bar(trainer: Trainer, name: str, blocks: list[Block]) -> Iterable[Block]:
     """The blocks, and a bar of the images done with the time left: for a person who waits, gone when it is over."""
     hidden = not trainer.is_global_zero or (trainer.state.fn == TrainerFn.FITTING and not sys.stderr.isatty())
     interval = 0.5 if sys.stderr.isatty() else 10.0

@@ -9,12 +9,14 @@ of which alone it depends what is made of it: so a value is the same on any numb
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -50,12 +52,15 @@ class FeatureMetric(Metric, ABC):
     suffix = ""
     num_features: int
     extractor: Any
+    real_seen: Tensor
+    fake_seen: Tensor
 
     def __init__(self, extractor: nn.Module | None, **kwargs: Any) -> None:
         super().__init__(**{"dist_sync_fn": _summed_or_gathered, **kwargs})
+        for side in ("real", "fake"):
+            self.add_state(f"{side}_seen", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.reference: Reference | None = None
         self.expected: dict[bool, int | None] = {True: None, False: None}
-        self._seen = {True: 0, False: 0}
         self._kept: list[Kept] = []
         self.extractor = None
         if extractor is not None:
@@ -79,8 +84,9 @@ class FeatureMetric(Metric, ABC):
         self.num_features = extractor.num_features  # type: ignore[assignment]
         self.begin()
 
+    @abstractmethod
     def begin(self) -> None:
-        """Adds the states whose size the extractor tells."""
+        """Adds the states, whose size the extractor tells."""
 
     def expect(self, generated: int, real: int | None, uncertainty: bool = False) -> None:
         """Says how many images will come; None where the reference is given.
@@ -109,9 +115,10 @@ class FeatureMetric(Metric, ABC):
             raise ValueError(
                 f"the images are {images.dtype}, but a metric sees bytes: pass them through images.to_uint8"
             )
+        seen = self.real_seen if real else self.fake_seen
         if index is None:
-            index = torch.arange(self._seen[real], self._seen[real] + len(images), device=images.device)
-        self._seen[real] += len(images)
+            index = torch.arange(int(seen), int(seen) + len(images), device=images.device)
+        seen += len(images)
         if real and not self.compares:
             return
         with torch.autocast(images.device.type, enabled=False):
@@ -124,6 +131,29 @@ class FeatureMetric(Metric, ABC):
     @abstractmethod
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
         """Adds features (B, num_features), and logits (B, num_classes) where it `classifies`."""
+
+    def compute(self) -> Any:
+        """The value; first what is made of the real images, where some were shown.
+
+        Raises:
+            ValueError: where there are too few images of a kind.
+        """
+        for kind, n in (("generated", int(self.fake_seen)), ("real", int(self.real_seen))):
+            if n < self.min_samples and (n > 0 or kind == "generated"):
+                raise ValueError(self._too_few(kind, n))
+        if self.kind and self.real_seen:
+            self.reference = self.refer()
+        if self.kind and self.reference is None:
+            raise ValueError(f"{type(self).__name__} compares with real images, but none were shown: show some")
+        return self.value()
+
+    def refer(self) -> Reference:
+        """What is made of the real images; of a metric that keeps nothing of them, nothing."""
+        return {}
+
+    @abstractmethod
+    def value(self) -> Any:
+        """The value, of what was shown and of `reference`."""
 
     @property
     def needs_reference(self) -> bool:
@@ -143,7 +173,12 @@ class FeatureMetric(Metric, ABC):
         super().reset()
         for name, value in kept.items():
             setattr(self, name, value)
-        self._seen = {True: self._seen[True] if kept else 0, False: 0}
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Module:
+        """To another device together with the reference."""
+        if self.reference is not None:
+            self.reference = {name: fn(x) for name, x in self.reference.items()}
+        return super()._apply(fn, exclude_state)
 
 
 def chosen(total: int | None, size: int, index: Tensor) -> Tensor:
@@ -182,10 +217,6 @@ class Kept:
         wanted = chosen(self.metric.expected[self.real], self.size, index)
         self._list("features").append(features[wanted])
         self._list("index").append(index[wanted])
-
-    def __len__(self) -> int:
-        index = self._list("index")
-        return len(index) if isinstance(index, Tensor) else sum(map(len, index))
 
     def __call__(self) -> Tensor:
         """(min(n, size), d) in the order of the images' numbers."""

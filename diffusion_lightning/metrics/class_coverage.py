@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric
+from .base import FeatureMetric, Reference
 
 EXPECTED = 5  # samples that a class must have by its share of the real images, to be missed
 APPEARS = 0.1  # of its share of the real images
@@ -49,10 +49,12 @@ class ClassCoverage(FeatureMetric):
         count = self.real_count if real else self.fake_count
         count += torch.bincount(logits.argmax(1), minlength=len(count))
 
-    def compute(self) -> dict[str, Tensor]:
+    def refer(self) -> Reference:
+        return {"count": self.real_count.clone()}
+
+    def value(self) -> dict[str, Tensor]:
         """The figures, float64."""
-        if self.reference is None or self.real_count.sum() > 0:
-            self.reference = {"count": self.real_count.clone()}
+        assert self.reference is not None
         real, n = self.reference["count"], self.fake_count.sum()
         p, q = real / real.sum(), self.fake_count / n
         found = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..references import read_statistics
-from .base import FeatureMetric, Kept
+from .base import FeatureMetric, Kept, Reference
 
 BLOCKS = 10
 
@@ -116,7 +116,7 @@ class FrechetDistance(FeatureMetric):
     def _too_few(self, kind: str, n: int) -> str:
         return (
             f"{self.name} has {self.num_features} features, but only {n} {kind} images were given, which leaves their "
-            f"covariance singular: give at least {self.min_samples}, or allow it by few=true"
+            f"covariance singular: give at least {self.min_samples}, or allow it by few (of score: --few)"
         )
 
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
@@ -136,20 +136,13 @@ class FrechetDistance(FeatureMetric):
             n[block] += len(mine)
             total[block] += mine.sum(0)
 
-    def compute(self) -> Any:
-        """d², float64; a dict by name where `uncertainty` or `few` have more to tell.
+    def refer(self) -> Reference:
+        made = dict(zip(("mu", "sigma", "n"), self._moments("real", [0]), strict=True))
+        return made if made["n"] > self.num_features else {**made, "features": self.kept_real()}
 
-        Raises:
-            ValueError: where a side has no more images than there are features, whose covariance is singular.
-        """
-        if self.real_n.sum() > 0:
-            self._check("real", self.real_n)
-            self.reference = dict(zip(("mu", "sigma", "n"), self._moments("real", [0]), strict=True))
-            if self.reference["n"] <= self.num_features:
-                self.reference["features"] = self.kept_real()
-        if self.reference is None:
-            raise ValueError(f"{self.name} compares with real images, but none were given: give some")
-        self._check("generated", self.fake_n)
+    def value(self) -> Any:
+        """d², float64; a dict by name where `uncertainty` or `few` have more to tell."""
+        assert self.reference is not None
         mean, factor = self.reference["mu"], _factor(self.reference["sigma"])
 
         def distance(blocks: list[int]) -> Tensor:
@@ -175,10 +168,6 @@ class FrechetDistance(FeatureMetric):
         if self.uncertainty:
             values[f"{self.name}_samples"] = n.sum()
         return values if len(values) > 1 else values[self.name]
-
-    def _check(self, kind: str, n: Tensor) -> None:
-        if n.sum() < self.min_samples:
-            raise ValueError(self._too_few(kind, int(n.sum())))
 
     def _moments(self, side: str, blocks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, covariance and number of some blocks, put together over the processes."""

@@ -58,7 +58,7 @@ class InceptionScore(FeatureMetric):
         self.chance.index_add_(0, split, p)
         self.certainty.index_add_(0, split, (p * log_p).sum(1))
 
-    def compute(self) -> dict[str, Tensor]:
+    def value(self) -> dict[str, Tensor]:
         """Mean and standard deviation over the runs, float64."""
         p = self.chance / self.n[:, None]
         score = (self.certainty / self.n - torch.special.xlogy(p, p).sum(1)).exp()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric, Kept
+from .base import FeatureMetric, Kept, Reference
 
 
 class KID(FeatureMetric):
@@ -43,16 +43,17 @@ class KID(FeatureMetric):
         precision: Literal["float32", "float64"] = "float32",
         **kwargs: Any,
     ) -> None:
-        super().__init__(extractor, **kwargs)
         if subsets < 1 or not 2 <= subset_size <= kept:
             raise ValueError(
                 f"KID of {subsets} subsets of {subset_size} images out of {kept} kept is none: give subsets ≥ 1 and "
                 "2 ≤ subset_size ≤ kept"
             )
         self.subsets, self.subset_size, self.seed, self.precision = subsets, subset_size, seed, precision
-        self.min_samples = subset_size
-        self.settings = (kept,)
-        self.real, self.fake = Kept(self, True, kept), Kept(self, False, kept)
+        self.kept, self.min_samples, self.settings = kept, subset_size, (kept,)
+        super().__init__(extractor, **kwargs)
+
+    def begin(self) -> None:
+        self.real, self.fake = (Kept(self, real, self.kept) for real in (True, False))
 
     def _too_few(self, kind: str, n: int) -> str:
         return (
@@ -63,14 +64,13 @@ class KID(FeatureMetric):
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
         (self.real if real else self.fake).add(features, index)
 
-    def compute(self) -> dict[str, Tensor]:
+    def refer(self) -> Reference:
+        return {"features": self.real()}
+
+    def value(self) -> dict[str, Tensor]:
         """Mean and standard deviation over the subsets, float64."""
-        if self.reference is None or len(self.real):
-            self.reference = {"features": self.real()}
+        assert self.reference is not None
         fake, real = (x.cpu().numpy().astype(self.precision) for x in (self.fake(), self.reference["features"]))
-        for kind, n in (("generated", len(fake)), ("real", len(real))):
-            if n < self.min_samples:
-                raise ValueError(self._too_few(kind, n))
         generator, size = np.random.RandomState(self.seed), self.subset_size
         values = [
             _squared_mmd(*(x[generator.choice(len(x), size, replace=False)] for x in (fake, real)))

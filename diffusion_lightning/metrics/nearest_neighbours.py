@@ -27,8 +27,8 @@ class NearestNeighbours(FeatureMetric):
     grows with the training set.
 
     Keys: `copies_pixels`, `copies_features` (shares), `nearest_pixels` (the median of d_1 as a root mean square
-    difference of grey levels), `nearest_features`; over other extractors than Inception with the extractor's name.
-    `picture` shows the closest pairs.
+    difference of grey levels), `nearest_features`; those of features over other extractors than Inception with the
+    extractor's name. `picture` shows the closest pairs.
 
     Paper: Diffusion probabilistic models generalize when they fail to memorize. Yoon, Choi, Kwon, Ryu, 2023, for the
     ratio and its value 1/3.
@@ -45,7 +45,6 @@ class NearestNeighbours(FeatureMetric):
     def __init__(
         self, extractor: nn.Module | None = None, kept: int = 1000, ratio: float = 1 / 3, pairs: int = 8, **kwargs: Any
     ) -> None:
-        super().__init__(extractor, **kwargs)
         if kept < 1 or not 0 < ratio < 1 or pairs < 1:
             raise ValueError(
                 f"neighbours of {kept} samples by the ratio {ratio} in a picture of {pairs} pairs are none: give "
@@ -54,6 +53,9 @@ class NearestNeighbours(FeatureMetric):
         self.kept, self.ratio, self.pairs, self.min_samples = kept, ratio, pairs, 2
         self.picture: Tensor | None = None  # bytes (H, W, C) after `compute`
         self._forget()
+        super().__init__(extractor, **kwargs)
+
+    def begin(self) -> None:
         for space in SPACES:  # of each sample the two nearest distances, and the nearest image
             self.add_state(f"{space}_distance", torch.zeros(0, 2), dist_reduce_fx=None)
             self.add_state(f"{space}_image", torch.zeros(0, dtype=torch.uint8), dist_reduce_fx=None)
@@ -107,7 +109,7 @@ class NearestNeighbours(FeatureMetric):
             nearest[nearer] = images[at[nearer, 0]]
             setattr(self, f"{space}_distance", torch.cat([before, near], 1).sort(1).values[:, :2])
 
-    def compute(self) -> dict[str, Tensor]:
+    def value(self) -> dict[str, Tensor]:
         """The shares and medians, float64; makes `picture`."""
         if self._samples is None:
             raise ValueError("neighbours among no images: show the generated images first, then the real ones")
@@ -121,9 +123,10 @@ class NearestNeighbours(FeatureMetric):
             nearest[space] = pictures[best, torch.arange(len(images), device=best.device)]
             first, second = of_all.transpose(0, 1).flatten(1).sort(1).values[:, :2].unbind(1)
             ratios[space] = torch.where(first == 0, torch.zeros_like(first), first / second)
-            found[f"copies_{space}{self.suffix}"] = (ratios[space] <= self.ratio).double().mean()
-            unit = images[0].numel() ** 0.5 if space == "pixels" else 1.0
-            found[f"nearest_{space}{self.suffix}"] = first.median() / unit
+            of_pixels = space == "pixels"
+            name, unit = (space, images[0].numel() ** 0.5) if of_pixels else (f"{space}{self.suffix}", 1.0)
+            found[f"copies_{name}"] = (ratios[space] <= self.ratio).double().mean()
+            found[f"nearest_{name}"] = first.median() / unit
         closest = ratios["pixels"].argsort(stable=True)[: self.pairs]
         rows = [images[closest], nearest["pixels"][closest], nearest["features"][closest]]
         self.picture = _labelled(grid(torch.cat(rows).cpu(), columns=len(closest)), ROWS)
@@ -140,7 +143,8 @@ def _labelled(sheet: Tensor, rows: Sequence[str]) -> Tensor:
     height, _, channels = sheet.shape
     size = max(12, min(16, height // len(rows) // 4))
     font = ImageFont.load_default(size)
-    margin = Image.new("RGB" if channels == 3 else "L", (size * 9, height), "white")
+    width = size + round(max(font.getlength(name) for name in rows))
+    margin = Image.new("RGB" if channels == 3 else "L", (width, height), "white")
     for k, name in enumerate(rows):
         place = margin.width - size // 2, height * (2 * k + 1) // (2 * len(rows))
         ImageDraw.Draw(margin).text(place, name, fill="black", font=font, anchor="rm")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric, Kept
+from .base import FeatureMetric, Kept, Reference
 
 ROWS = 1000  # images whose distances to all others are in memory at once
 
@@ -33,19 +33,23 @@ class PrecisionRecall(FeatureMetric):
     higher_is_better = True
 
     def __init__(self, extractor: nn.Module | None = None, k: int = 3, kept: int = 10_000, **kwargs: Any) -> None:
-        super().__init__(extractor, **kwargs)
         if not 1 <= k < kept:
             raise ValueError(f"the neighbour number k = {k} of {kept} images is none: give 1 ≤ k < kept")
-        self.k, self.min_samples, self.settings = k, k + 1, (kept,)
-        self.real, self.fake = Kept(self, True, kept), Kept(self, False, kept)
+        self.k, self.kept, self.min_samples, self.settings = k, kept, k + 1, (kept,)
+        super().__init__(extractor, **kwargs)
+
+    def begin(self) -> None:
+        self.real, self.fake = (Kept(self, real, self.kept) for real in (True, False))
 
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
         (self.real if real else self.fake).add(features, index)
 
-    def compute(self) -> dict[str, Tensor]:
+    def refer(self) -> Reference:
+        return {"features": self.real()}
+
+    def value(self) -> dict[str, Tensor]:
         """Both shares, float64."""
-        if self.reference is None or len(self.real):
-            self.reference = {"features": self.real()}
+        assert self.reference is not None
         fake, real = self.fake().double(), self.reference["features"].double()
         return {
             f"precision{self.suffix}": _covered(fake, real, self.k),
