@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -252,20 +253,34 @@ print(peak() - before, float(metric.compute()))
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_one_two_and_four_processes_give_the_same_values(run: Path, tmp_path: Path, command: str) -> None:
-    """All metrics of the digits config, and a KID; with fewer blocks than processes in validation."""
+    """All metrics of the digits config, KID and the Inception Score; with fewer blocks than processes in validation."""
     ckpt = str(run / "checkpoints/last.ckpt")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"]["callbacks"][2]["init_args"]["metrics"] += [
+        {"class_path": "diffusion_lightning.metrics.KID", "init_args": {"subsets": 5, "subset_size": 50}},
+        {"class_path": "diffusion_lightning.metrics.InceptionScore", "init_args": {"splits": 3}},
+    ]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     found = {}
     for n in (1, 2, 4):
         root = tmp_path / str(n)
-        words = [command, "--ckpt_path", ckpt, "--trainer.logger", "false", "--trainer.default_root_dir", str(root),
-                 "--trainer.devices", str(n), *(["--trainer.strategy", "ddp"] if n > 1 else [])]  # fmt: skip
+        words = [command, "--config", str(tmp_path / "config.yaml"), "--ckpt_path", ckpt, "--trainer.logger", "false",
+                 "--trainer.default_root_dir", str(root), "--trainer.devices", str(n),
+                 *(["--trainer.strategy", "ddp"] if n > 1 else [])]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIFFUSION_LIGHTNING_CACHE": str(root / "cache")}
         subprocess.run(
             [sys.executable, "-m", "diffusion_lightning", *words], check=True, capture_output=True, env=environment
         )
         found[n] = rows(root / f"{command}.csv")[-1]
     keys = [key for key in found[1] if key != "step" and not key.startswith("cost/")]
-    assert len([key for key in keys if key.endswith("_digits")]) >= 12
+    expected = {
+        "loss", "fd_digits", "kid_digits_mean", "kid_digits_std", "is_digits_mean", "is_digits_std",
+        "precision_digits", "recall_digits", "class_coverage_digits", "class_evenness_digits", "class_overlap_digits",
+        "copies_features_digits", "copies_pixels", "nearest_features_digits", "nearest_pixels",
+    }  # fmt: skip
+    if command == "test":
+        expected |= {"fd_digits_error", "fd_digits_infinity", "kid_digits_error"}
+    assert expected <= {key.split("/")[1] for key in keys}
     for n in (2, 4):
         for key in keys:
             tolerance = 1e-9 if key.split("/")[0] in ("val", "test") and not key.endswith("/loss") else 1e-6
