@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 
-def sinusoidal(t: Tensor, width: int) -> Tensor:
-    """(B,) times to (B, width): sin(t·ω_i) | cos(t·ω_i), ω_i = 10000^(-i/(width/2 - 1)), in float32.
+def sinusoidal(t: Tensor, width: int, cosine_first: bool = False, shift: int = 1) -> Tensor:
+    """(B,) times to (B, width): sin(t·ω_i) | cos(t·ω_i), ω_i = 10000^(-i/(width/2 - shift)), in float32.
+
+    DDPM's with these defaults; IDDPM, ADM and DiT have `cosine_first=True, shift=0`.
 
     Always float32, since in bfloat16 a thousand times collapse to some five hundred.
 
@@ -15,6 +17,7 @@ def sinusoidal(t: Tensor, width: int) -> Tensor:
     """
     half = width // 2
     with torch.autocast(t.device.type, enabled=False):
-        omega = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+        omega = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - shift)))
         angle = t.float()[:, None] * omega
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+        waves = [angle.cos(), angle.sin()] if cosine_first else [angle.sin(), angle.cos()]
+        return torch.cat(waves, dim=1)

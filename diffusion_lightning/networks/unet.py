@@ -1,15 +1,18 @@
-"""The U-Net of DDPM.
+"""The U-Net of DDPM, and what IDDPM and ADM made of it.
 
-    Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, appendix B,
-    and the choices of its released code that the paper leaves open.
+    Papers: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, appendix B.
+    Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, appendix A.
+    Diffusion models beat GANs on image synthesis. Dhariwal, Nichol, 2021, arXiv 2105.05233, section 3.
+    And of each the choices of its released code that the paper leaves open.
 
 Down through the levels, each a number of residual blocks at half the size of the one before; two blocks and an
 attention in the middle; up again, each block fed the output of its counterpart on the way down. The time is added
-to the features of every block.
+to the features of every block, or scales and shifts them.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,37 @@ from torch import Tensor, nn
 from .embeddings import sinusoidal
 
 
+class Style(NamedTuple):
+    """What all blocks of a U-Net have in common."""
+
+    time: int  # width of the time's embedding
+    dropout: float
+    groups: int
+    eps: float
+    scale_shift: bool
+    heads: int
+    head_channels: int | None
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return nn.GroupNorm(self.groups, channels, eps=self.eps)
+
+    def heads_of(self, channels: int) -> int:
+        heads, rest = divmod(channels, self.head_channels) if self.head_channels else (self.heads, 0)
+        if rest or heads < 1 or channels % heads:
+            wanted = f"heads of {self.head_channels}" if self.head_channels else f"{heads} heads"
+            raise ValueError(
+                f"attention over {channels} features cannot be shared among {wanted}: choose heads or head_channels "
+                "that divide them"
+            )
+        return heads
+
+
 class UNet(nn.Module):
     """A U-Net over (x_t, t), DDPM's ε_θ.
 
-    The arguments' defaults are DDPM's for CIFAR-10 (35,746,307 parameters).
+    The arguments' defaults are DDPM's for CIFAR-10 (35,746,307 parameters). IDDPM's for CIFAR-10 (52,546,438) has
+    `blocks=3, attention=(16, 8), dropout=0.3, out_channels=6, heads=4, scale_shift=True, release="IDDPM"`; ADM's have
+    `head_channels=64, resample_blocks=True` beside these.
 
     Args:
         in_channels: channels of the images, C.
@@ -30,12 +60,20 @@ class UNet(nn.Module):
         multipliers: features of each level, as multiples of `channels`; as many levels as entries.
         blocks: residual blocks a level on the way down; one more on the way up.
         attention: sizes in pixels at which every block is followed by self-attention.
-        dropout: probability in every residual block, in [0, 1).
+        dropout: probability in every residual block, in [0, 1), between its second activation and convolution.
         groups: groups of every group normalisation.
         out_channels: channels of the output; None is `in_channels`, and twice as many predict the variance too.
+        heads: heads of every attention.
+        head_channels: features of a head, whose number then grows with the level; None leaves it to `heads`.
+        scale_shift: the time scales and shifts the features after a block's second normalisation (IDDPM's adaptive
+            group normalisation); otherwise it is added before.
+        resample_blocks: residual blocks halve and double the size (ADM, section 3.1), not single convolutions.
+        release: whose released code decides what no paper says. IDDPM's embeds the time as cos | sin with other
+            frequencies, pads a strided convolution on all sides, has ε = 1e-5 in its norms where DDPM's has 1e-6, and
+            starts from the defaults of PyTorch, and from zero where DDPM's starts near zero.
 
     Raises:
-        ValueError: where the levels do not divide the size, or the groups do not divide the features.
+        ValueError: where the levels do not divide the size, or the groups or heads do not divide the features.
     """
 
     def __init__(
@@ -49,6 +87,11 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         groups: int = 32,
         out_channels: int | None = None,
+        heads: int = 1,
+        head_channels: int | None = None,
+        scale_shift: bool = False,
+        resample_blocks: bool = False,
+        release: Literal["DDPM", "IDDPM"] = "DDPM",
     ) -> None:
         super().__init__()
         halvings = len(multipliers) - 1
@@ -70,43 +113,45 @@ class UNet(nn.Module):
                 f"attention is asked for at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: "
                 "choose among these"
             )
-        self.in_channels, self.channels, self.halvings = in_channels, channels, halvings
-        time = 4 * channels
-        self.time1, self.time2 = nn.Linear(channels, time), nn.Linear(time, time)
+        self.in_channels, self.size, self.channels, self.halvings = in_channels, size, channels, halvings
+        self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
+        self.resample_blocks, self.release = resample_blocks, release
+        eps = 1e-6 if release == "DDPM" else 1e-5
+        self.style = style = Style(4 * channels, dropout, groups, eps, scale_shift, heads, head_channels)
+        self.time1, self.time2 = nn.Linear(channels, style.time), nn.Linear(style.time, style.time)
         self.enter = nn.Conv2d(in_channels, channels, 3, padding=1)
-
-        def block(from_: int, to: int, pixels: int) -> "Block":
-            return Block(from_, to, time, dropout, groups, attend=pixels in attention)
 
         self.down = nn.ModuleList()
         skips, width = [channels], channels
         for level, (m, pixels) in enumerate(zip(multipliers, sizes, strict=True)):
             for _ in range(blocks):
-                self.down.append(block(width, m * channels, pixels))
+                self.down.append(Block(width, m * channels, style, attend=pixels in attention))
                 skips.append(width := m * channels)
             if level < halvings:
-                self.down.append(Downsample(width))
+                halve = Block(width, width, style, resize=0.5) if resample_blocks else Downsample(width, release)
+                self.down.append(halve)
                 skips.append(width)
 
-        self.middle = nn.ModuleList(
-            [Block(width, width, time, dropout, groups, attend=True), Block(width, width, time, dropout, groups)]
-        )
+        self.middle = nn.ModuleList([Block(width, width, style, attend=True), Block(width, width, style)])
 
         self.up = nn.ModuleList()
         for level, (m, pixels) in reversed(list(enumerate(zip(multipliers, sizes, strict=True)))):
             for _ in range(blocks + 1):
-                self.up.append(block(width + skips.pop(), m * channels, pixels))
+                self.up.append(Block(width + skips.pop(), m * channels, style, attend=pixels in attention))
                 width = m * channels
             if level:
-                self.up.append(Upsample(width))
+                self.up.append(Block(width, width, style, resize=2.0) if resample_blocks else Upsample(width))
 
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = style.norm(width)
         self.leave = nn.Conv2d(width, out_channels or in_channels, 3, padding=1)
-        self._initialise()
+        if release == "DDPM":
+            self._start_as_ddpm()
+        else:
+            self._start_as_iddpm()
         self.to(memory_format=torch.channels_last)  # 1.1 to 1.7 times as fast in float32 on a CPU
 
-    def _initialise(self) -> None:
-        """Fan-average uniform weights and zero biases; what ends a residual branch, and the net, starts near zero."""
+    def _start_as_ddpm(self) -> None:
+        """Fan-average uniform weights and zero biases; what ends a residual branch, and the net, near zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 _fan_average(module.weight)
@@ -120,12 +165,20 @@ class UNet(nn.Module):
                 _fan_average(module.out.weight, 1e-10)
         _fan_average(self.leave.weight, 1e-10)
 
+    def _start_as_iddpm(self) -> None:
+        """PyTorch's defaults, as they are by now; what ends a residual branch, and the net, at zero."""
+        ends = [m.conv2 for m in self.modules() if isinstance(m, Block)]
+        ends += [m.out for m in self.modules() if isinstance(m, Attention)]
+        for end in [*ends, self.leave]:
+            nn.init.zeros_(end.weight)
+            nn.init.zeros_(end.bias)  # type: ignore[arg-type]
+
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """What the network is trained to output at x_t, (B, out_channels, H, W).
 
         Args:
             x_t: (B, C, H, W).
-            t: (B,) the time as the 0-based index 0 … T - 1.
+            t: (B,) the time as the 0-based index 0 … T - 1, or a rescaled one.
             c: (B, 4·channels), added to the time's embedding; None for no condition.
 
         Raises:
@@ -142,7 +195,11 @@ class UNet(nn.Module):
                 f"{x_t.shape[2]}×{x_t.shape[3]} pixels do not allow: use sizes divisible by {2**self.halvings}, "
                 "or other multipliers"
             )
-        emb = self.time2(F.silu(self.time1(sinusoidal(t, self.channels).to(self.time1.weight.dtype))))
+        if self.release == "DDPM":
+            waves = sinusoidal(t, self.channels)
+        else:
+            waves = sinusoidal(t, self.channels, cosine_first=True, shift=0)
+        emb = self.time2(F.silu(self.time1(waves.to(self.time1.weight.dtype))))
         emb = F.silu(emb if c is None else emb + c)
         h = self.enter(x_t)
         skips = [h]
@@ -152,60 +209,88 @@ class UNet(nn.Module):
         for module in self.middle:
             h = module(h, emb)
         for module in self.up:
-            h = module(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(module, Block) else module(h, emb)
+            h = module(torch.cat([h, skips.pop()], dim=1) if module.joins else h, emb)
         return self.leave(F.silu(self.norm(h)))
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + input; then attention where asked for."""
+    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention where asked for.
 
-    def __init__(self, from_: int, to: int, time: int, dropout: float, groups: int, attend: bool = False) -> None:
+    With `resize` 0.5 or 2 the features after the first SiLU, and the input, are averaged or repeated to that size.
+    """
+
+    def __init__(self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, from_, eps=1e-6)
+        self.scale_shift, self.resize = style.scale_shift, resize
+        self.joins = resize == 1.0  # on the way up, it is fed the output of its counterpart too
+        self.norm1 = style.norm(from_)
         self.conv1 = nn.Conv2d(from_, to, 3, padding=1)
-        self.time = nn.Linear(time, to)
-        self.norm2 = nn.GroupNorm(groups, to, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
+        self.time = nn.Linear(style.time, 2 * to if style.scale_shift else to)
+        self.norm2 = style.norm(to)
+        self.dropout = nn.Dropout(style.dropout)
         self.conv2 = nn.Conv2d(to, to, 3, padding=1)
         self.skip = nn.Conv2d(from_, to, 1) if from_ != to else nn.Identity()
-        self.attention = Attention(to, groups) if attend else nn.Identity()
+        self.attention = Attention(to, style) if attend else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # (B, to, H, W)
-        h = h + self.time(emb)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = F.silu(self.norm1(x))
+        if self.resize != 1.0:
+            h, x = self._resized(h), self._resized(x)
+        h = self.conv1(h)  # (B, to, H, W)
+        time = self.time(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(self.dropout(F.silu(h)))
         return self.attention(self.skip(x) + h)
+
+    def _resized(self, h: Tensor) -> Tensor:
+        if self.resize < 1:
+            return F.avg_pool2d(h, 2)
+        return F.interpolate(h, scale_factor=2.0, mode="nearest")
 
 
 class Attention(nn.Module):
-    """Self-attention of one head over the pixels, scale C^-½, added to its input."""
+    """Self-attention over the pixels, scale (features of a head)^-½, added to its input."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.heads = style.heads_of(channels)
+        self.norm = style.norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(b, 3, 1, c, h * w).transpose(3, 4).unbind(1)  # (B, 1, H·W, C)
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H·W, C/heads)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
 
 
 class Downsample(nn.Module):
-    """Half the size by a strided convolution, padded at the right and bottom as the released code's SAME does."""
+    """Half the size by a strided convolution.
 
-    def __init__(self, channels: int) -> None:
+    DDPM's released code pads at the right and bottom alone, as TensorFlow's SAME does, IDDPM's on all sides.
+    """
+
+    joins = False
+
+    def __init__(self, channels: int, release: str) -> None:
         super().__init__()
+        self.padding = (0, 1, 0, 1) if release == "DDPM" else (1, 1, 1, 1)
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, self.padding))
 
 
 class Upsample(nn.Module):
     """Twice the size: nearest neighbour, then a convolution."""
+
+    joins = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
