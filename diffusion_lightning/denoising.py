@@ -8,7 +8,7 @@ network is fed the 0-based index t - 1 that published checkpoints expect.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,12 +106,20 @@ class Denoiser(nn.Module):
         network: `forward(x_t, index, c) -> (B, C or 2C, H, W)`, index being t - 1.
         schedule: ᾱ.
         parameterization: what the network outputs.
+        rescale_timesteps: the index is 1000/T·(t - 1) instead, so that a network sees the same times whatever T
+            (IDDPM's released code).
 
     Raises:
         ValueError: where the parameterisation cannot give x_0 at one of the schedule's times.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, parameterization: Parameterization) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        rescale_timesteps: bool = False,
+    ) -> None:
         super().__init__()
         determinant = parameterization.determinant(schedule, torch.arange(1, schedule.T + 1))
         if (determinant == 0).any():
@@ -122,6 +130,7 @@ class Denoiser(nn.Module):
                 "that keeps some signal at T"
             )
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
+        self.rescale_timesteps = rescale_timesteps
 
     def output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The network's raw output at x_t (B, C, H, W), in x_t's type, and m where it predicts the variance.
@@ -132,7 +141,8 @@ class Denoiser(nn.Module):
             if not 1 <= t <= self.schedule.T:
                 raise ValueError(f"t = {t} is not among the times 1 … {self.schedule.T} that have noise: give one")
             t = torch.full((len(x_t),), t, device=x_t.device)
-        output = self.network(x_t, t - 1, c).to(x_t.dtype)
+        index = (t - 1).float() * (1000 / self.schedule.T) if self.rescale_timesteps else t - 1
+        output = tensor_of(self.network(x_t, index, c)).to(x_t.dtype)
         if output.shape[1] != 2 * x_t.shape[1]:
             return output, None
         output, v = output.chunk(2, dim=1)
@@ -142,6 +152,11 @@ class Denoiser(nn.Module):
         """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,)."""
         output, var_mix = self.output(x_t, t, c)
         return self.parameterization.prediction(self.schedule, output, x_t, t)._replace(var_mix=var_mix)
+
+
+def tensor_of(answer: Any) -> Tensor:
+    """A network's answer, or what is named `sample` in it: diffusers' networks return a record."""
+    return answer if isinstance(answer, Tensor) else answer.sample
 
 
 def log_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor, m: float | Tensor) -> Tensor:

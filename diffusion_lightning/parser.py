@@ -6,10 +6,34 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 # Imported for their names: a class known here can be written in a config without its module's path.
-from . import callbacks, data, denoising, likelihood, metrics, modules, networks, objectives, samplers, schedules
+from . import (
+    callbacks,
+    conditioning,
+    data,
+    denoising,
+    likelihood,
+    metrics,
+    modules,
+    networks,
+    objectives,
+    samplers,
+    schedules,
+)
 from .complaints import sentence
 
-FAMILIES = (callbacks, data, denoising, likelihood, metrics, modules, networks, objectives, samplers, schedules)
+FAMILIES = (
+    callbacks,
+    conditioning,
+    data,
+    denoising,
+    likelihood,
+    metrics,
+    modules,
+    networks,
+    objectives,
+    samplers,
+    schedules,
+)
 
 
 class Parser(LightningArgumentParser):

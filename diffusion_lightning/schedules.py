@@ -9,7 +9,7 @@ Tables are float64 whatever the run's precision; what they give is cast, at the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -202,6 +202,17 @@ class Sigmoid(Schedule):
             raise ValueError(f"tau is {tau}, but a temperature is above 0: give tau > 0")
         v = torch.sigmoid(torch.linspace(start, end, T + 1, dtype=torch.float64) / tau)
         super().__init__(((v[-1] - v) / (v[-1] - v[0])).clamp(min=1e-9))
+
+
+class Betas(Schedule):
+    """Any β_1 … β_T, such as those of a published checkpoint: ᾱ_t = Π (1 - β_i).
+
+    Args:
+        betas: β_1 … β_T, each above 0 and at most 1.
+    """
+
+    def __init__(self, betas: Sequence[float]) -> None:
+        super().__init__(_from_betas(torch.tensor(betas, dtype=torch.float64)))
 
 
 class ZeroTerminalSNR(Schedule):

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import Prediction
 from diffusion_lightning.networks import UNet
-from diffusion_lightning.schedules import Linear, Schedule, ZeroTerminalSNR
+from diffusion_lightning.schedules import Betas, Linear, Schedule, ZeroTerminalSNR
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/digits.yaml"
@@ -37,7 +37,9 @@ def two_threads() -> None:
 
 def of_length(make: type[Schedule], T: int = 1000) -> Schedule:
     """A schedule of T steps of any class; one that wraps another, around the linear."""
-    return ZeroTerminalSNR(Linear(T)) if make is ZeroTerminalSNR else make(T=T)  # type: ignore[call-arg]
+    if make is ZeroTerminalSNR:
+        return ZeroTerminalSNR(Linear(T))
+    return Betas([0.5 * (t + 1) / T for t in range(T)]) if make is Betas else make(T=T)  # type: ignore[call-arg]
 
 
 def gaussian(schedule: Schedule, std: float, mean: float = 0.0):  # type: ignore[no-untyped-def]

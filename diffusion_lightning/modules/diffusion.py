@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
-from ..denoising import Denoiser, Epsilon, Parameterization, Prediction
+from ..conditioning import Conditioner, Unconditional
+from ..denoising import Denoiser, Epsilon, Parameterization, Prediction, tensor_of
 from ..likelihood import VLB, bits_per_dim, prior
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
 from ..samplers import Sampler
@@ -46,6 +47,8 @@ class Diffusion(LightningModule):
         schedule: ᾱ_t.
         shape: (C, H, W) of one image.
         parameterization: what the network outputs; None is `Epsilon()`.
+        rescale_timesteps: feed the network 1000/T·(t - 1), as IDDPM does, and not t - 1.
+        conditioner: what the network is told of y; None is `Unconditional()`.
         timesteps: how t is drawn; None is `Uniform()`.
         weighting: w, how much each squared error counts; None is `Simple()`, and `Nothing()` leaves the bound alone.
         vlb_weight: λ, at least 0; None is 0.001 where the network predicts the variance (L_hybrid), 1 where the
@@ -70,6 +73,8 @@ class Diffusion(LightningModule):
         schedule: Schedule,
         shape: Sequence[int],
         parameterization: Parameterization | None = None,
+        rescale_timesteps: bool = False,
+        conditioner: Conditioner | None = None,
         timesteps: TimestepSampler | None = None,
         weighting: Weighting | None = None,
         vlb_weight: float | None = None,
@@ -82,7 +87,8 @@ class Diffusion(LightningModule):
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"shape is {list(shape)}, but an image has three sizes: give [channels, height, width]")
         self.shape = tuple(shape)
-        self.denoiser = Denoiser(network, schedule, parameterization or Epsilon())
+        self.denoiser = Denoiser(network, schedule, parameterization or Epsilon(), rescale_timesteps)
+        self.conditioner = conditioner or Unconditional()
         self.timesteps = timesteps or Uniform()
         self.timesteps.prepare(schedule)
         self.weighting = weighting or Simple()
@@ -124,7 +130,11 @@ class Diffusion(LightningModule):
         sample = self._numbers(micro, len(x_0), len(x_0))
         total = len(x_0) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         t, importance = self.timesteps(self.schedule, self.seed, "training: t", step, sample, total)
-        losses = self._losses(x_0, t, "training", step, sample)
+        y = batch[1]
+        if self.conditioner.dropout:
+            u = random.fractions(self.seed, "training: label dropout", step, sample)
+            y = self.conditioner.dropped(y, u.to(y.device))
+        losses = self._losses(x_0, t, "training", step, sample, self.conditioner(y))
         if self.timesteps.learns:
             self._learn(micro, t, losses.detach(), sample)
         loss = (importance.to(losses) * losses).mean()
@@ -147,7 +157,7 @@ class Diffusion(LightningModule):
         x_0, schedule = batch[0], self.schedule
         sample = self._evaluated(batch, batch_idx, self.trainer.val_dataloaders)
         t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
-        losses = self._losses(x_0, t, "evaluation", 0, sample)
+        losses = self._losses(x_0, t, "evaluation", 0, sample, self.conditioner(batch[1]))
         self._log_mean("val/loss", losses)
         return {"losses": losses, "t": t, "sample": sample}
 
@@ -156,12 +166,14 @@ class Diffusion(LightningModule):
         # As a float: the devices' numbers are averaged, and Lightning rounds the average of whole numbers down.
         self.log(name, losses.mean(), on_epoch=True, sync_dist=True, batch_size=float(len(losses)))  # type: ignore[arg-type]
 
-    def _losses(self, x_0: Tensor, t: Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
-        """(B,) each example's loss at times t (B,), ε drawn for these sample numbers (B,)."""
+    def _losses(
+        self, x_0: Tensor, t: Tensor, purpose: str, step: int, sample: Tensor, c: Tensor | None = None
+    ) -> Tensor:
+        """(B,) each example's loss at times t (B,) given c, ε drawn for these sample numbers (B,)."""
         schedule, parameterization = self.schedule, self.denoiser.parameterization
         eps = self._noise(x_0, f"{purpose}: eps", step, sample)
         x_t = schedule.q_sample(x_0, t, eps)
-        output, var_mix = self.denoiser.output(x_t, t)
+        output, var_mix = self.denoiser.output(x_t, t, c)
         error = F.mse_loss(output, parameterization.target(schedule, x_0, eps, t), reduction="none")
         weight = self.weighting(schedule, parameterization, t).to(error)
         losses = weight * error.flatten(1).mean(1)
@@ -187,7 +199,8 @@ class Diffusion(LightningModule):
         x_0, schedule = batch[0], self.schedule
         sample = self._evaluated(batch, batch_idx, self.trainer.test_dataloaders)
         t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
-        losses = self._losses(x_0, t, "evaluation", 0, sample)
+        c = self.conditioner(batch[1])
+        losses = self._losses(x_0, t, "evaluation", 0, sample, c)
         self._log_mean("test/loss", losses)
         dimensions, exact = x_0[0].numel(), x_0.to(schedule.alpha_bar)
         n, parts, terms = self._sums
@@ -195,7 +208,7 @@ class Diffusion(LightningModule):
         of_kl, of_decoder = torch.zeros_like(of_prior), torch.zeros_like(of_prior)
         for k, (t, count) in enumerate(self.vlb.draws(schedule, self.seed, sample)):
             x_t = schedule.q_sample(x_0, t, self._noise(x_0, "bound: eps", k, sample))
-            x_hat, eps, var_mix = self.denoiser(x_t, t)
+            x_hat, eps, var_mix = self.denoiser(x_t, t, c)
             prediction = Prediction(x_hat.to(exact), eps.to(exact), None if var_mix is None else var_mix.to(exact))
             t = t.to(exact.device)
             bits = bits_per_dim(self.vlb.term(schedule, exact, t, prediction, self.levels), dimensions)
@@ -267,7 +280,7 @@ class Diffusion(LightningModule):
         Args:
             n: how many.
             sampler: the reverse loop.
-            y: None; this model has no condition.
+            y: (n,) the samples' conditions; None is the conditioner's choice by their numbers, each class in turn.
             guidance: wraps the denoiser.
             seed: of all the noise, x_T included.
             first: the first sample's number.
@@ -275,12 +288,16 @@ class Diffusion(LightningModule):
                 None makes the n samples in one batch.
 
         Raises:
-            ValueError: where y is given to a model without condition, or n < 1.
+            ValueError: where y is given to a model without condition or is not of n samples, or n < 1.
         """
-        if y is not None:
+        if y is not None and isinstance(self.conditioner, Unconditional):
             raise ValueError("y was given, but this model was trained without a condition: leave y out")
+        if y is not None and y.shape != (n,):
+            raise ValueError(f"y has shape {list(y.shape)}, but there are {n} samples: give one condition for each")
         if n < 1 or first < 0:
             raise ValueError(f"samples number {first} … {first + n - 1} are none: give n ≥ 1 and first ≥ 0")
+        if y is not None:
+            self.conditioner.check(y)
         denoise = guidance(self.denoiser) if guidance else self.denoiser
         start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
         blocks = []
@@ -288,9 +305,14 @@ class Diffusion(LightningModule):
         self.denoiser.eval()
         try:
             for block in range(start, first + n, size):
-                seeds = random.seeds(seed, "sample", torch.arange(block, block + size, device=self.device))
+                number = torch.arange(block, block + size, device=self.device)
+                seeds = random.seeds(seed, "sample", number)
                 x_T = random.normal(self.shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds))
-                blocks.append(sampler(denoise, self.schedule, x_T, seeds=seeds))
+                if y is None:
+                    asked = self.conditioner.default(number)
+                else:  # what fills the block beside the samples asked for has any condition
+                    asked = y.to(self.device)[(number - first).clamp(0, n - 1)]
+                blocks.append(sampler(denoise, self.schedule, x_T, c=self.conditioner(asked), seeds=seeds))
         finally:
             self.denoiser.train(was_training)
         return torch.cat(blocks)[first - start : first - start + n].clamp(-1, 1)
@@ -311,13 +333,15 @@ class Diffusion(LightningModule):
         network = self.denoiser.network
         was_training = network.training
         image = torch.zeros(1, *self.shape)
+        c = self.conditioner(torch.zeros(1, dtype=torch.long))
         try:
-            output = network.eval()(image, torch.zeros(1, dtype=torch.long), None)
+            output = tensor_of(network.eval()(image, torch.zeros(1, dtype=torch.long), c))
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
+            condition = "" if c is None else f" and a condition of width {c.shape[1]}"
             raise ValueError(
-                f"the network does not take images of shape {list(self.shape)} ({reason}): "
-                "make the network's arguments and the model's shape agree"
+                f"the network does not take images of shape {list(self.shape)}{condition} ({reason}): make the "
+                "network's arguments, the model's shape and the conditioner's width agree"
             ) from error
         finally:
             network.train(was_training)
@@ -339,3 +363,5 @@ class Diffusion(LightningModule):
                 f"the data's images have shape {list(shape)}, but the model's shape is {list(self.shape)}: "
                 "set the model's shape, and the network's channels and size, to the data's"
             )
+        for _, y in getattr(data, "splits", {}).values():
+            self.conditioner.check(y)

@@ -1,0 +1,85 @@
+"""From a raw condition y to what a network is given of it: (B,) labels to c (B, width), added to the time."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Conditioner(nn.Module, ABC):
+    """y → c, the condition that says nothing, and how often training is given it."""
+
+    dropout = 0.0
+
+    @abstractmethod
+    def forward(self, y: Tensor) -> Tensor | None:
+        """(B, width) for (B,) conditions; None where the network is given none."""
+
+    def check(self, y: Tensor) -> None:
+        """Nothing where these are conditions that it knows.
+
+        Raises:
+            ValueError: names one that is not.
+        """
+
+    @abstractmethod
+    def default(self, number: Tensor) -> Tensor:
+        """(B,) the condition of samples of these numbers (B,) for which none is asked."""
+
+    def dropped(self, y: Tensor, u: Tensor) -> Tensor:
+        """(B,) conditions of which the null one takes the place where u, uniform on [0, 1), is below `dropout`."""
+        return y
+
+
+class Unconditional(Conditioner):
+    """c = None: the network sees the image and the time alone."""
+
+    def forward(self, y: Tensor) -> None:
+        return None
+
+    def default(self, number: Tensor) -> Tensor:
+        return torch.zeros_like(number)
+
+
+class ClassLabels(Conditioner):
+    """A row of a table for each class, and where labels are dropped one more, for no class: y = `classes`.
+
+    Papers: Diffusion models beat GANs on image synthesis. Dhariwal, Nichol, 2021, arXiv 2105.05233, section 2.2 (added
+    to the time's embedding); Classifier-free diffusion guidance. Ho, Salimans, 2022, arXiv 2207.12598, algorithm 1.
+
+    Args:
+        classes: how many.
+        width: of the embedding, the network's: a `UNet` takes 4·channels, a `DiT` its width.
+        dropout: share of training labels that are replaced by no class, in [0, 1); 0 keeps no row for it.
+        std: standard deviation of the rows at the start.
+    """
+
+    def __init__(self, classes: int, width: int, dropout: float = 0.1, std: float = 0.02) -> None:
+        super().__init__()
+        if classes < 1 or width < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"classes = {classes}, width = {width}, dropout = {dropout} describe no table: give classes ≥ 1, "
+                "width ≥ 1 and dropout in [0, 1)"
+            )
+        self.classes, self.dropout = classes, dropout
+        self.table = nn.Embedding(classes + (dropout > 0), width)
+        nn.init.normal_(self.table.weight, std=std)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.table(y)
+
+    def check(self, y: Tensor) -> None:
+        rows = self.table.num_embeddings
+        strays = y[(y < 0) | (y >= rows)]
+        if len(strays):
+            raise ValueError(
+                f"a label is {int(strays[0])}, but the model knows {self.classes} classes: give labels "
+                f"0 … {self.classes - 1}" + (f", or {self.classes} for no class" if rows > self.classes else "")
+            )
+
+    def default(self, number: Tensor) -> Tensor:
+        """Each class in turn, so that many samples have all alike."""
+        return number % self.classes
+
+    def dropped(self, y: Tensor, u: Tensor) -> Tensor:
+        return torch.where(u < self.dropout, self.classes, y)

@@ -1,0 +1,102 @@
+"""The condition: its table, its dropping, and its way through training and sampling."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion_lightning.conditioning import ClassLabels, Unconditional
+from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.samplers import DDIM
+from diffusion_lightning.schedules import Linear
+
+from .conftest import tiny_unet
+
+
+def conditional(dropout: float = 0.1) -> Diffusion:
+    model = Diffusion(tiny_unet(), Linear(20), (1, 8, 8), conditioner=ClassLabels(3, 32, dropout, std=1.0))
+    for p in model.denoiser.network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def test_no_condition_is_none() -> None:
+    y = torch.arange(4)
+    assert Unconditional()(y) is None
+    assert torch.equal(Unconditional().dropped(y, torch.zeros(4)), y)
+
+
+def test_rows_of_the_table() -> None:
+    labels = ClassLabels(3, 8)
+    assert labels.table.weight.shape == (4, 8)
+    assert torch.equal(labels(torch.tensor([2, 0, 3])), labels.table.weight[[2, 0, 3]])
+    assert ClassLabels(3, 8, dropout=0.0).table.weight.shape == (3, 8)
+
+
+def test_labels_are_dropped_as_often_as_asked() -> None:
+    labels, u = ClassLabels(3, 8, dropout=0.25), torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
+    y = torch.ones(1000, dtype=torch.long)
+    dropped = labels.dropped(y, u)
+    assert (dropped == 3).sum() == 250
+    assert (dropped[250:] == 1).all()
+
+
+def test_a_condition_changes_the_image_and_the_default_takes_each_class_in_turn() -> None:
+    model, sampler = conditional(), DDIM(3)
+    by_default = model.generate(6, sampler)
+    by_hand = model.generate(6, sampler, y=torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert torch.equal(by_default, by_hand)
+    other = model.generate(6, sampler, y=torch.tensor([0, 1, 2, 0, 1, 3]))
+    assert torch.equal(other[:5], by_hand[:5])
+    assert not torch.allclose(other[5], by_hand[5])
+
+
+@pytest.mark.parametrize("first", [0, 3, 5])
+def test_conditions_belong_to_numbers_in_blocks_too(first: int) -> None:
+    model, sampler = conditional(), DDIM(3)
+    y = torch.arange(10) % 4
+    whole = model.generate(10, sampler, y=y, batch_size=4)
+    part = model.generate(4, sampler, y=y[first : first + 4], first=first, batch_size=4)
+    assert torch.equal(part, whole[first : first + 4])
+
+
+def test_the_loss_depends_on_the_label_and_trains_its_row() -> None:
+    model, x = conditional(), torch.randn(4, 1, 8, 8)
+    t, sample = torch.tensor([3, 9, 15, 20]), torch.arange(4)
+    losses = [model._losses(x, t, "training", 0, sample, model.conditioner(torch.full((4,), y))) for y in (0, 1)]
+    assert not torch.allclose(losses[0], losses[1])
+    losses[1].sum().backward()
+    conditioner: Any = model.conditioner
+    rows = conditioner.table.weight.grad.abs().sum(1)
+    assert rows[1] > 0
+    assert rows[2] == rows[3] == 0
+
+
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        ([0, 4], "a label is 4, but the model knows 3 classes: give labels 0 … 2, or 3 for no class"),
+        ([0, -1], "a label is -1"),
+        ([0], "there are 2 samples"),
+    ],
+)
+def test_impossible_labels_are_refused(y: list[int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        conditional().generate(2, DDIM(2), y=torch.tensor(y))
+
+
+def test_a_model_without_condition_takes_none() -> None:
+    model = Diffusion(tiny_unet(), Linear(20), (1, 8, 8))
+    with pytest.raises(ValueError, match="y was given"):
+        model.generate(2, DDIM(2), y=torch.tensor([0, 1]))
+
+
+def test_widths_must_agree() -> None:
+    with pytest.raises(ValueError, match="and a condition of width 16"):
+        Diffusion(tiny_unet(), Linear(20), (1, 8, 8), conditioner=ClassLabels(3, 16))
+
+
+@pytest.mark.parametrize("kwargs", [{"classes": 0}, {"width": 0}, {"dropout": 1.0}])
+def test_impossible_tables_are_refused(kwargs: dict) -> None:
+    with pytest.raises(ValueError, match="describe no table"):
+        ClassLabels(**{"classes": 3, "width": 8, **kwargs})
