@@ -1,0 +1,170 @@
+"""The diffusion transformer.
+
+    Paper: Scalable diffusion models with transformers. Peebles, Xie, 2022, arXiv 2212.09748, section 3.2,
+    and the choices of its released code that the paper leaves open.
+
+The image is cut into patches, each a token with its place added to it. Every block is attention and an MLP between
+norms whose shift and scale, and whose share in the sum, are linear in the embedding of time and condition (adaLN-Zero).
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .embeddings import sinusoidal
+
+FREQUENCIES = 256  # features of the sinusoidal embedding of the time, at any width
+
+
+class DiT(nn.Module):
+    """A transformer over the patches of x_t, DiT with adaLN-Zero blocks.
+
+    The arguments' defaults are those of DiT-XL/2 for ImageNet's latents at 256 pixels, without the variance. The
+    paper's four sizes are `DiT.S`, `DiT.B`, `DiT.L` and `DiT.XL` (table 1): `DiT(patch=4, **DiT.B)` is DiT-B/4, and
+    a config spells the three numbers out.
+
+    Args:
+        in_channels: channels of the images, C.
+        size: height and width of the images in pixels; divisible by `patch`.
+        patch: height and width of a patch in pixels; halving it makes four times as many tokens.
+        width: features of a token, the paper's hidden size; divisible by `heads` and by 4.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: features inside an MLP as a multiple of `width`.
+        out_channels: channels of the output; None is `in_channels`, and twice as many predict the variance too.
+
+    Raises:
+        ValueError: where the patches do not divide the size, or the heads or 4 do not divide the width.
+    """
+
+    S: ClassVar[dict[str, int]] = {"width": 384, "depth": 12, "heads": 6}
+    B: ClassVar[dict[str, int]] = {"width": 768, "depth": 12, "heads": 12}
+    L: ClassVar[dict[str, int]] = {"width": 1024, "depth": 24, "heads": 16}
+    XL: ClassVar[dict[str, int]] = {"width": 1152, "depth": 28, "heads": 16}
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        size: int = 32,
+        patch: int = 2,
+        width: int = 1152,
+        depth: int = 28,
+        heads: int = 16,
+        mlp_ratio: float = 4.0,
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if patch < 1 or size < 1 or size % patch:
+            raise ValueError(
+                f"the DiT cuts images into patches of {patch} pixels, which {size} pixels do not allow: use a size "
+                "divisible by patch, or another patch"
+            )
+        if heads < 1 or width < 1 or width % heads:
+            raise ValueError(
+                f"a width of {width} features cannot be shared by {heads} heads: make width divisible by heads"
+            )
+        if width % 4:
+            raise ValueError(
+                f"width is {width}, but a place is embedded by the sine and the cosine of both its coordinates: make "
+                "width divisible by 4"
+            )
+        self.in_channels, self.size, self.patch = in_channels, size, patch
+        self.time1, self.time2 = nn.Linear(FREQUENCIES, width), nn.Linear(width, width)
+        self.enter = nn.Conv2d(in_channels, width, patch, stride=patch)
+        self.register_buffer("positions", _positions(size // patch, width), persistent=False)
+        self.blocks = nn.ModuleList([Block(width, heads, int(width * mlp_ratio)) for _ in range(depth)])
+        self.modulation = nn.Linear(width, 2 * width)
+        self.leave = nn.Linear(width, patch**2 * (out_channels or in_channels))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Glorot's uniform weights and zero biases; every block starts as the identity, and the net as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight.data.flatten(1))  # the patches' as a linear layer's
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for linear in (self.time1, self.time2):
+            nn.init.normal_(linear.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, DiT | Block):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.leave.weight)
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """What the network is trained to output at x_t, (B, out_channels, H, W).
+
+        Args:
+            x_t: (B, C, H, W).
+            t: (B,) the time as the 0-based index 0 … T - 1, whole or not.
+            c: (B, width), added to the time's embedding; None for no condition.
+
+        Raises:
+            ValueError: where the images' channels or size do not fit the network.
+        """
+        if x_t.shape[1] != self.in_channels:
+            raise ValueError(
+                f"the DiT was built for images of {self.in_channels} channels, but these have {x_t.shape[1]}: "
+                f"set the network's in_channels to {x_t.shape[1]}"
+            )
+        if x_t.shape[2:] != (self.size, self.size):
+            raise ValueError(
+                f"the DiT was built for images of {self.size}×{self.size} pixels, but these have {x_t.shape[2]}×"
+                f"{x_t.shape[3]}: set the network's size to theirs, or bring them to its"
+            )
+        waves = sinusoidal(t, FREQUENCIES, cosine_first=True, shift=0).to(self.time1.weight.dtype)
+        emb = self.time2(F.silu(self.time1(waves)))  # (B, width)
+        emb = F.silu(emb if c is None else emb + c)
+        x = self.enter(x_t).flatten(2).mT + self.positions  # (B, tokens, width)
+        for block in self.blocks:
+            x = block(x, emb)
+        shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
+        return self._joined(self.leave(_norm(x) * (1 + scale) + shift))
+
+    def _joined(self, x: Tensor) -> Tensor:
+        """Tokens (B, h·w, p·p·C) to images (B, C, h·p, w·p)."""
+        x = x.unflatten(1, (self.size // self.patch, -1)).unflatten(3, (self.patch, self.patch, -1))
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class Block(nn.Module):
+    """x + gate·attention(norm), then x + gate·MLP(norm); both norms' shift and scale, and both gates, come from emb."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp1, self.mlp2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(emb)[:, None].chunk(6, dim=2)
+        x = x + gate_1 * self.attention(_norm(x) * (1 + scale_1) + shift_1)
+        hidden = self.mlp1(_norm(x) * (1 + scale_2) + shift_2)
+        return x + gate_2 * self.mlp2(F.gelu(hidden, approximate="tanh"))
+
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, tokens, width/heads)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Layer normalisation without weights of its own: the modulation is in their place."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _positions(side: int, width: int) -> Tensor:
+    """(side², width) embeddings of the places, row by row: sin(x·ω) | cos(x·ω) | sin(y·ω) | cos(y·ω).
+
+    ω_i = 10000^(-i/(width/4)); x counts patches to the right, y downwards. Made in float64.
+    """
+    place = torch.arange(side, dtype=torch.float64)
+    omega = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    angles = [axis.flatten()[:, None] * omega for axis in (x, y)]
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
