@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .modules import Diffusion
 
 CONFIG = "config"
+IMPORTED = "imported"  # where the weights of a checkpoint came from that no training here wrote
 WANDB = "wandb_id"
 
 
@@ -69,7 +70,10 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
     Raises:
         ValueError: names the first parameter that differs.
     """
-    own, theirs = module.state_dict(), checkpoint["state_dict"]
+    _compare(module.state_dict(), checkpoint["state_dict"], path)
+
+
+def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path) -> None:
     for name in [*own, *(name for name in theirs if name not in own)]:
         here, there = (list(side[name].shape) if name in side else None for side in (own, theirs))
         if here != there:
@@ -84,6 +88,25 @@ def averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return checkpoint.get("callbacks", {}).get("EMA", {}).get("average", {})
 
 
+def build(model: dict[str, Any]) -> Diffusion:
+    """The model that a configuration's `model` describes, with fresh weights."""
+    parser = _parser()
+    return parser.instantiate(parser.parse_object({"model": model})).model
+
+
+def complete(model: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's `model` with every default spelled out."""
+    parser = _parser()
+    text = parser.dump(parser.parse_object({"model": model}), skip_none=False, skip_validation=True, format="yaml")
+    return yaml.safe_load(text)["model"]
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Diffusion, "model")
+    return parser
+
+
 def load(ckpt: str | Path) -> Diffusion:
     """The model of a checkpoint with the EMA's weights, in eval mode, ready to `generate`; nothing but the file.
 
@@ -91,10 +114,22 @@ def load(ckpt: str | Path) -> Diffusion:
         ValueError: where the file is no checkpoint of `diffusion-lightning fit`.
     """
     checkpoint = read(ckpt)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Diffusion, "model")
-    model = parser.instantiate(parser.parse_object({"model": config(checkpoint, ckpt)["model"]})).model
+    model = build(config(checkpoint, ckpt)["model"])
     check_fits(model, checkpoint, ckpt)
     model.load_state_dict(checkpoint["state_dict"])
     model.load_state_dict(averaged(checkpoint), strict=False)
     return model.eval()
+
+
+def start_from(module: nn.Module, path: str) -> None:
+    """Gives a module the averaged weights of another run's checkpoint, and nothing else of that run.
+
+    Raises:
+        ValueError: where they are not those of a module like this one.
+    """
+    checkpoint = read(path)
+    own = dict(module.named_parameters())
+    theirs = {name: x for name, x in checkpoint["state_dict"].items() if name.startswith(("denoiser.", "conditioner."))}
+    theirs |= averaged(checkpoint)
+    _compare(own, theirs, path)
+    module.load_state_dict(theirs, strict=False)

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import Namespace
@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import checkpoints, predict, score, selftest
+from . import checkpoints, export, importing, predict, score, selftest
 from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Progress
 from .loggers import MetricsFile
 from .parser import Parser, fail
@@ -73,6 +73,12 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fit: a checkpoint whose averaged weights a fresh run starts from",
+        )
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
 
@@ -126,7 +132,17 @@ class CLI(LightningCLI):
         if path is not None:
             checkpoints.check_fits(self.model, checkpoints.read(path), path)
 
-    before_fit = before_validate = before_test = _check_checkpoint
+    before_validate = before_test = _check_checkpoint
+
+    def before_fit(self) -> None:
+        self._check_checkpoint()
+        resumed, start = self._get(self.config, "ckpt_path"), self._get(self.config, "init_from")
+        if resumed is not None and checkpoints.IMPORTED in checkpoints.read(resumed):
+            raise ValueError(
+                f"{resumed} holds imported weights and no training to go on with: start from them by --init_from"
+            )
+        if start is not None and resumed is None:
+            checkpoints.start_from(self.model, start)
 
     @rank_zero_only
     def after_fit(self) -> None:
@@ -145,6 +161,18 @@ class CLI(LightningCLI):
             ("draw more", f"{command} --ckpt_path {last} --n 64 --out {self.root / 'more'} --seed 1"),
         ]
         print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
+
+
+class Description(CLI):
+    """A configuration, read and checked; nothing is built."""
+
+    def before_instantiate_classes(self) -> None:
+        self.text = Record(self.parser, self.config).text
+
+    def instantiate_classes(self) -> None: ...
+
+
+AnyCLI = TypeVar("AnyCLI", bound=CLI)
 
 
 def _seed(seed: bool | int) -> int:
@@ -192,33 +220,54 @@ def _with_config_of_checkpoint(args: list[str]) -> list[str]:
                  if a == "--ckpt_path" or a.startswith("--ckpt_path=")), None)  # fmt: skip
     if path is None:
         raise ValueError(f"{args[0]} needs a model, but neither --ckpt_path nor --config names one: give --ckpt_path")
+    config = checkpoints.config(checkpoints.read(path), path)
+    if "data" not in config:
+        raise ValueError(
+            f"the checkpoint {path} was imported and names no data to {args[0]} it on: give a configuration that does, "
+            "by --config"
+        )
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(checkpoints.config(checkpoints.read(path), path), file)
+        yaml.safe_dump(config, file)
     return [args[0], "--config", file.name, *args[1:]]
+
+
+def _cli(kind: type[AnyCLI], args: list[str], run: bool = True) -> AnyCLI:
+    return kind(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=Record,
+        trainer_defaults={"default_root_dir": "runs/unnamed"},
+        seed_everything_default=0,
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        args=args,
+        run=run,
+    )
 
 
 def _lightning(args: list[str]) -> None:
     args = _with_config_of_checkpoint(args)
     try:
-        CLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=Record,
-            trainer_defaults={"default_root_dir": "runs/unnamed"},
-            seed_everything_default=0,
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        _cli(CLI, args)
     finally:
         if args[1:2] == ["--config"] and Path(args[2]).parent == Path(tempfile.gettempdir()):
             Path(args[2]).unlink(missing_ok=True)
 
 
+def _import(args: list[str]) -> None:
+    importing.main(args, lambda words: _cli(Description, words, run=False).text)
+
+
 # Commands that are not Lightning's.
-OWN = {"predict": predict.main, "score": score.main, "selftest": selftest.main}
+OWN = {
+    "export": export.main,
+    "import": _import,
+    "predict": predict.main,
+    "score": score.main,
+    "selftest": selftest.main,
+}
 
 
 def _explained(error: BaseException) -> bool:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from . import checkpoints, samplers
 from .callbacks import SampleWriter
+from .conditioning import Unconditional
+from .modules import Diffusion
 from .parser import Parser
 from .pictures import ORIGIN, contents, origin
 
@@ -30,6 +33,12 @@ def main(args: list[str]) -> None:
     parser.add_argument("--n", type=int, default=64, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
     parser.add_argument("--first", type=int, default=0, help="the first sample's number")
+    parser.add_argument(
+        "--y",
+        type=int | None,
+        default=None,
+        help="the class of all samples; none is each in turn, by the samples' numbers",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
     parser.add_argument(
         "--sampler", type=samplers.Sampler, default={"class_path": "Ancestral"}, help="the reverse loop"
@@ -44,10 +53,13 @@ def main(args: list[str]) -> None:
         )
     model = checkpoints.load(config.ckpt_path)
     sampler.times(model.schedule)
+    _check_model(model, config.y)
 
     out = Path(config.out)
     archive = out if out.suffix == ".npz" else None
     made = {"checkpoint": _digest(config.ckpt_path), "seed": config.seed, "sampler": config.sampler.as_dict()}
+    if config.y is not None:
+        made |= {"y": config.y}
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
         out = archive.with_name(f"{archive.name}.parts")
@@ -61,7 +73,14 @@ def main(args: list[str]) -> None:
     size, end = min(config.batch_size, config.n), config.first + config.n
     bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
     requests: list[Request] = [
-        {"n": b - a, "sampler": sampler, "seed": config.seed, "first": a, "batch_size": size}
+        {
+            "n": b - a,
+            "sampler": sampler,
+            "y": _labels(config.y, b - a),
+            "seed": config.seed,
+            "first": a,
+            "batch_size": size,
+        }
         for a, b in pairwise(bounds)
         if not there.issuperset(range(a, b))
     ]
@@ -74,6 +93,27 @@ def main(args: list[str]) -> None:
         writer.pack()
     if trainer.is_global_zero:
         print(f"wrote {config.n - kept} samples to {config.out}" + (f", where {kept} were already" if kept else ""))
+
+
+def _check_model(model: Diffusion, y: int | None) -> None:
+    """Nothing where these samples can be drawn as pictures.
+
+    Raises:
+        ValueError: where they have other channels, or y is no class of the model.
+    """
+    if model.shape[0] not in (1, 3):
+        raise ValueError(
+            f"the model draws {model.shape[0]} channels, but a picture has 1 or 3: call generate of the loaded model, "
+            "which gives tensors, and decode them"
+        )
+    if y is not None and isinstance(model.conditioner, Unconditional):
+        raise ValueError(f"--y {y} asks for a class, but the model was trained without any: leave it out")
+    if y is not None:
+        model.conditioner.check(torch.tensor([y]))
+
+
+def _labels(y: int | None, n: int) -> torch.Tensor | None:
+    return None if y is None else torch.full((n,), y)
 
 
 class Requests(LightningDataModule):

@@ -1,0 +1,113 @@
+"""The model card of an exported model: what it is, what it was trained on, what was measured, how to draw from it."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from . import checkpoints
+from .modules import Diffusion
+
+SAMPLING = {
+    "pipeline": """from diffusers import DDIMPipeline, DDPMPipeline
+
+images = DDPMPipeline.from_pretrained("PLACE")(batch_size=4, num_inference_steps=TIME).images
+# or in fewer steps, where the network does not predict the variance
+images = DDIMPipeline.from_pretrained("PLACE")(
+    batch_size=4, num_inference_steps=50, use_clipped_model_output=True
+).images""",
+    "program": """import torch
+
+denoiser = torch.export.load("PLACE/denoiser.pt2").module()
+x_0, eps = denoiser(torch.randn(BATCH), torch.full((4,), TIME))[:2]  # at x_T, t = T""",
+    "weights": """from safetensors.torch import load_file
+
+weights = load_file("PLACE/model.safetensors")  # of the model that config.yaml describes""",
+}
+
+
+CARD = """---
+library_name: {library}
+pipeline_tag: unconditional-image-generation
+tags: [ddpm, diffusion]
+---
+
+# {title}
+
+A denoising diffusion model, trained with `diffusion_lightning`.
+
+{facts}
+
+## Measured
+{measured}
+
+## Use
+{use}
+"""
+
+
+def text(model: Diffusion, ckpt: str, formats: list[str]) -> str:
+    """The card, Markdown with the front matter that model hubs read."""
+    checkpoint = checkpoints.read(ckpt)
+    config = checkpoints.config(checkpoint, ckpt)
+    return CARD.format(
+        library="diffusers" if "pipeline" in formats else "pytorch",
+        title=_title(config, ckpt),
+        facts=_table(_facts(model, checkpoint, config)),
+        measured=_measured(checkpoint, Path(ckpt)),
+        use="\n\n".join(f"```python\n{_code(name, model)}\n```" for name in formats),
+    )
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def _code(name: str, model: Diffusion) -> str:
+    batch = ", ".join(map(str, (4, *model.shape)))
+    return SAMPLING[name].replace("BATCH", batch).replace("TIME", str(model.schedule.T)).replace("PLACE", ".")
+
+
+def _title(config: dict[str, Any], ckpt: str) -> str:
+    root = config.get("trainer", {}).get("default_root_dir")
+    return Path(root).name if root else Path(ckpt).stem
+
+
+def _facts(model: Diffusion, checkpoint: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
+    network, schedule = model.denoiser.network, model.schedule
+    imported = checkpoint.get(checkpoints.IMPORTED)
+    data = config.get("data")
+    facts = [
+        ("images", "×".join(map(str, model.shape)) + " (channels, height, width), values in [-1, 1]"),
+        ("trained on", f"`{_named(data)}`" if data and not imported else "not known to this file"),
+        ("steps", f"{checkpoint['global_step']:,}" if not imported else f"imported from `{imported}`"),
+        ("network", f"`{type(network).__name__}`, {sum(p.numel() for p in network.parameters()):,} parameters"),
+        ("schedule", f"`{type(schedule).__name__}`, T = {schedule.T}"),
+        ("predicts", f"`{type(model.denoiser.parameterization).__name__}`"
+                     + (" and the variance" if model.predicts_variance else "")),
+    ]  # fmt: skip
+    if checkpoints.averaged(checkpoint):
+        facts.append(("weights", f"moving average, decay {config['ema']['decay']}"))
+    return facts
+
+
+def _named(part: dict[str, Any]) -> str:
+    given = {k: v for k, v in (part.get("init_args") or {}).items() if v is not None}
+    return f"{part['class_path'].rpartition('.')[2]}({', '.join(f'{k}={v}' for k, v in given.items())})"
+
+
+def _measured(checkpoint: dict[str, Any], ckpt: Path) -> str:
+    """The figures of the checkpoint's step in its run's folder: of `test`, of `validate`, or of training's own."""
+    for name, command, stage in (("test", "test", "test"), ("validate", "validate", "val"), ("metrics", "fit", "val")):
+        file = ckpt.parent.parent / f"{name}.csv"
+        if not file.is_file():
+            continue
+        found: dict[str, str] = {}
+        with file.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                # What training's validation finds lies at the number of the step before it.
+                if int(row["step"]) in (checkpoint["global_step"], checkpoint["global_step"] - 1):
+                    found |= {key: value for key, value in row.items() if value and key.startswith(f"{stage}/")}
+        if found:
+            table = _table([(f"`{key}`", f"{float(value):.4g}") for key, value in found.items()])
+            return f"By `{command}`, of the averaged weights at this step.\n\n{table}"
+    return "Nothing: no figures of this checkpoint's step lie in its run's folder."

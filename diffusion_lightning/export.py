@@ -1,0 +1,129 @@
+"""`diffusion-lightning export`: a checkpoint's averaged model for others to use, in a folder with its model card.
+
+- `pipeline`: what `diffusers.DDPMPipeline.from_pretrained`, or `DDIMPipeline`'s, opens;
+- `weights`: `model.safetensors` under this package's names, and the configuration beside it;
+- `program`: `denoiser.pt2`, the denoiser (x_t, t) → (x_0, ε) as `torch.export.load` opens it, without this package.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import card, checkpoints
+from .complaints import Arguments
+from .conditioning import Unconditional
+from .modules import Diffusion
+from .networks import UNet
+from .published import Diffusers
+from .published.diffusers import scheduler_config, unet_config
+
+
+def main(args: list[str]) -> None:
+    """Writes the folder."""
+    parser = Arguments(prog="diffusion-lightning export", description="Write a checkpoint's averaged model for others.")
+    parser.add_argument("ckpt", help="the checkpoint")
+    parser.add_argument("dir", help="the folder to write; it must be empty, or not exist")
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        nargs="+",
+        default=["pipeline"],
+        help="one or several; pipeline where none is given",
+    )
+    given = parser.parse_args(args)
+    folder = Path(given.dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already and is not empty, and nothing is overwritten: choose another place")
+    model = checkpoints.load(given.ckpt)
+    if "pipeline" in given.format:
+        check_pipeline(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in given.format:
+        FORMATS[name](model, given.ckpt, folder)
+    (folder / "README.md").write_text(card.text(model, given.ckpt, given.format))
+    print("\n".join(f"wrote {path}" for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+def check_pipeline(model: Diffusion) -> None:
+    """Nothing where diffusers' pipelines can draw what this model draws.
+
+    Raises:
+        ValueError: names what they cannot.
+    """
+    instead = "export its weights or its program, by --format weights or --format program"
+    network = model.denoiser.network
+    if not isinstance(network, UNet):
+        raise ValueError(
+            f"the network is a {type(network).__name__}, but diffusers' DDPMPipeline takes a U-Net: {instead}"
+        )
+    if not isinstance(model.conditioner, Unconditional):
+        raise ValueError(f"the model has a condition, but diffusers' DDPMPipeline has none: {instead}")
+    if model.denoiser.rescale_timesteps and model.schedule.T != 1000:
+        raise ValueError(
+            f"the network is fed 1000/T·(t - 1) with T = {model.schedule.T}, but diffusers' schedulers feed it whole "
+            f"numbers: {instead}"
+        )
+    unet_config(network)
+
+
+def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
+    """`model_index.json`, `unet/` and `scheduler/`."""
+    network = model.denoiser.network
+    assert isinstance(network, UNet)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    scheduler = scheduler_config(
+        model.schedule, type(model.denoiser.parameterization).__name__, model.predicts_variance
+    )
+    for place, content in (
+        ("model_index.json", index),
+        ("unet/config.json", unet_config(network)),
+        ("scheduler/scheduler_config.json", scheduler),
+    ):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(json.dumps(content, indent=2) + "\n")
+    weights = Diffusers().write(network, {name: p.detach() for name, p in network.named_parameters()})
+    save_file(weights, folder / "unet/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
+def weights(model: Diffusion, ckpt: str, folder: Path) -> None:
+    """`model.safetensors` and `config.yaml`."""
+    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "model.safetensors")
+    text = checkpoints.read(ckpt)[checkpoints.CONFIG]
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": yaml.safe_load(text)["model"]}, sort_keys=False))
+
+
+class Program(nn.Module):
+    """The denoiser from tensors to tensors: x_0, ε and, where it is predicted, the variance's share m."""
+
+    def __init__(self, model: Diffusion) -> None:
+        super().__init__()
+        self.denoiser, self.conditioner = model.denoiser, model.conditioner
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        found = self.denoiser(x_t, t, None if y is None else self.conditioner(y))
+        return tuple(x for x in found if x is not None)
+
+
+def program(model: Diffusion, ckpt: str, folder: Path) -> None:
+    """`denoiser.pt2`, for batches of any size."""
+    example: list[Any] = [torch.zeros(2, *model.shape), torch.ones(2, dtype=torch.long)]
+    if not isinstance(model.conditioner, Unconditional):
+        example.append(torch.zeros(2, dtype=torch.long))
+    batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        exported = torch.export.export(
+            Program(model).eval(), tuple(example), dynamic_shapes=(batch, batch, *[batch] * (len(example) - 2))
+        )
+    torch.export.save(exported, folder / "denoiser.pt2")
+
+
+FORMATS = {"pipeline": pipeline, "weights": weights, "program": program}

@@ -1,0 +1,169 @@
+"""`diffusion-lightning import`: a checkpoint of another project as one of ours, weights alone.
+
+The network is ours, its weights theirs, so it gives what theirs gives. A folder of diffusers' and a file of DiT's say
+which network they are of; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
+says what they are the weights of.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import checkpoints
+from .callbacks.checkpoint import AtomicIO
+from .complaints import Arguments
+from .published import Diffusers, Layout, OpenAI, ReleasedDiT, diffusers, dit
+
+Weights = dict[str, Tensor]
+# Reads a configuration and options that change it: its text.
+Configure = Callable[[list[str]], str]
+
+
+def main(args: list[str], configure: Configure) -> None:
+    """Reads their checkpoint, writes ours."""
+    parser = Arguments(
+        prog="diffusion-lightning import",
+        description="Write another project's checkpoint as one that load, predict, validate and fit --init_from take.",
+        epilog="Options of fit, such as --model.init_args.network.init_args.heads 4, change what --config says.",
+    )
+    parser.add_argument("source", help="a folder of diffusers, or a .pt or .safetensors file of improved-diffusion, "
+                        "guided-diffusion or DiT")  # fmt: skip
+    parser.add_argument("ckpt", help="the checkpoint to write, a .ckpt file")
+    parser.add_argument("--config", help="the configuration whose model it is; needed where the source has none")
+    parser.add_argument(
+        "--new_attention_order",
+        action="store_true",
+        help="guided-diffusion's flag of this name, set for ImageNet 64×64",
+    )
+    given, options = parser.parse_known_args(args)
+    ckpt = Path(given.ckpt)
+    if ckpt.exists():
+        raise ValueError(f"{ckpt} exists already, and nothing is overwritten: choose another name, or remove it")
+    weights, layout, description = _open(Path(given.source), given.new_attention_order)
+    if given.config:
+        text = configure(["--config", given.config, *options])
+    elif options:
+        raise ValueError(f"{options[0]} changes a configuration, but none is given: give one by --config")
+    elif description is None:
+        raise ValueError(
+            f"{given.source} holds weights and does not say of which network or schedule: give a configuration whose "
+            "model it is, such as --config configs/cifar10_iddpm.yaml"
+        )
+    else:
+        text = yaml.safe_dump({"model": checkpoints.complete(description)}, sort_keys=False)
+    model = checkpoints.build(yaml.safe_load(text)["model"])
+    if given.config and description:
+        _check_schedule(checkpoints.build(description).schedule.alpha_bar, model.schedule.alpha_bar, given.source)
+    network = model.denoiser.network
+    if not isinstance(network, layout.network):
+        raise ValueError(
+            f"{given.source} holds a {layout.network.__name__} of {layout.name}, but the configuration's network is a "
+            f"{type(network).__name__}: give the configuration it belongs to"
+        )
+    table = weights.pop(layout.labels, None)
+    network.load_state_dict(layout.read(network, weights))
+    _give_labels(model, table, layout)
+    checkpoint = {
+        "state_dict": model.state_dict(),
+        checkpoints.CONFIG: text,
+        checkpoints.IMPORTED: str(given.source),
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": lightning.__version__,
+    }
+    ckpt.parent.mkdir(parents=True, exist_ok=True)
+    AtomicIO().save_checkpoint(checkpoint, ckpt)
+    total = sum(p.numel() for p in model.parameters())
+    print(f"wrote {ckpt}: {type(network).__name__} of {total:,} parameters from {layout.name}")
+
+
+def _open(source: Path, new_attention_order: bool) -> tuple[Weights, Layout, dict[str, Any] | None]:
+    """The weights, how they are laid out, and the model as our configuration describes it, where the source says so."""
+    if source.is_dir():
+        return _of_diffusers(source)
+    weights = _read(source)
+    if "x_embedder.proj.weight" in weights:
+        return weights, ReleasedDiT(), dit.model_arguments(weights)
+    if "input_blocks.0.0.weight" in weights:
+        return weights, OpenAI(new_attention_order), None
+    if "conv_in.weight" in weights:
+        return weights, Diffusers(), None
+    raise ValueError(
+        f"{source} has tensors such as {next(iter(weights), 'none')}, which no network of diffusers, "
+        "improved-diffusion, guided-diffusion or DiT has: give one of theirs"
+    )
+
+
+def _of_diffusers(folder: Path) -> tuple[Weights, Layout, dict[str, Any] | None]:
+    places = [folder / "unet", folder]
+    place = next((p for p in places if (p / "config.json").is_file()), None)
+    if place is None:
+        raise ValueError(f"{folder} has no config.json, nor has its unet/: give a folder that diffusers has written")
+    files = [p for suffix in ("safetensors", "bin") for p in place.glob(f"diffusion_pytorch_model.{suffix}")]
+    if not files:
+        raise ValueError(
+            f"{place} has a config.json, but no diffusion_pytorch_model.safetensors or .bin: add the weights"
+        )
+    config = json.loads((place / "config.json").read_text())
+    kind = config.get("_class_name")
+    if kind not in ("UNet2DModel", "UNetUnconditionalModel"):  # the latter is its name before version 0.3
+        raise ValueError(f"{place} holds a {kind}, but of diffusers' networks only UNet2DModel is read: give one")
+    scheduler = next((p for p in (folder / "scheduler", folder, folder.parent / "scheduler")
+                      if (p / "scheduler_config.json").is_file()), None)  # fmt: skip
+    if scheduler is None:
+        return _read(files[0]), Diffusers(), None
+    said = json.loads((scheduler / "scheduler_config.json").read_text())
+    return _read(files[0]), Diffusers(), diffusers.model_arguments(config, said)
+
+
+def _read(file: Path) -> Weights:
+    """A file's weights, the averaged ones where it keeps both; runs nothing that it may hold."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: give the path of a folder or of a file of weights")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training keeps its arguments
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, safetensors and torch each have their own
+        raise ValueError(f"{file} is cut short, damaged, or holds more than weights: nothing was loaded") from error
+    for key in ("ema", "state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
+        raise ValueError(f"{file} is not a file of weights by name: give one")
+    return {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
+
+
+def _give_labels(model: Any, table: Tensor | None, layout: Layout) -> None:
+    """The classes' embeddings, which the others keep in the network."""
+    own = getattr(model.conditioner, "table", None)
+    if table is None and own is None:
+        return
+    theirs, ours = (None if x is None else list(x.shape) for x in (table, own.weight if own is not None else None))
+    if theirs != ours:
+        raise ValueError(
+            f"the {layout.name} checkpoint's table of classes is {theirs or 'missing'}, the model's conditioner's is "
+            f"{ours or 'missing'}: describe the classes by model.init_args.conditioner, with dropout 0 where there is "
+            "no row for no class"
+        )
+    assert own is not None
+    own.load_state_dict({"weight": table})
+
+
+def _check_schedule(theirs: Tensor, ours: Tensor, source: str) -> None:
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-7):
+        raise ValueError(
+            f"{source} was trained with T = {len(theirs) - 1} and alpha_bar_T = {theirs[-1]:.3g}, but the "
+            f"configuration's schedule has T = {len(ours) - 1} and alpha_bar_T = {ours[-1]:.3g}: give the schedule "
+            "that it was trained with"
+        )

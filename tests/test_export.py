@@ -1,0 +1,169 @@
+"""What others make of an exported model: diffusers' pipelines, safetensors, torch.export."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+from safetensors.torch import load_file
+
+import diffusion_lightning
+from diffusion_lightning import random
+from diffusion_lightning.cli import main
+from diffusion_lightning.denoising import log_variance
+from diffusion_lightning.samplers import DDIM
+
+from .conftest import small_config
+
+
+def written(out: str) -> set[str]:
+    return {Path(line.removeprefix("wrote ")).name for line in out.splitlines() if line.startswith("wrote ")}
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    main(["export", str(run / "checkpoints/last.ckpt"), str(folder), "--format", "pipeline", "weights", "program"])
+    return folder
+
+
+def start(model: diffusion_lightning.modules.Diffusion, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    seeds = torch.arange(n)
+    return seeds, random.normal(model.shape, seeds, "x_T", model.schedule.T, torch.zeros_like(seeds))
+
+
+def test_diffusers_draws_the_same_images_by_ddim(run: Path, exported: Path) -> None:
+    """From the same x_T, nothing clipped on either side, and by the pipeline with both clipped."""
+    model = diffusion_lightning.load(run / "checkpoints/last.ckpt")
+    pipeline = DDIMPipeline.from_pretrained(exported)
+    seeds, x_T = start(model, 4)
+    for steps in (3, 12):
+        for clip in (None, 1.0):
+            with torch.no_grad():
+                ours = DDIM(steps=steps, clip=clip)(model.denoiser, model.schedule, x_T, seeds=seeds)
+            scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=clip is not None)
+            scheduler.set_timesteps(steps)
+            x = x_T
+            with torch.no_grad():
+                for t in scheduler.timesteps:
+                    x = scheduler.step(pipeline.unet(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
+            assert ours.std() > 0.3
+            # Hardly trained and not clipped, the network's images are hundreds in size: relative to that.
+            assert (x - ours).abs().max() < 1e-4 * (1 if clip else ours.abs().max())
+    made = pipeline(batch_size=2, num_inference_steps=3, use_clipped_model_output=True, output_type="np",
+                    generator=torch.Generator().manual_seed(0)).images  # fmt: skip
+    x_T = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = DDIM(steps=3)(model.denoiser, model.schedule, x_T)
+    torch.testing.assert_close(torch.from_numpy(made).permute(0, 3, 1, 2) * 2 - 1, ours, rtol=0, atol=1e-4)
+
+
+def test_the_weights_are_the_averaged_ones(run: Path, exported: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    weights = load_file(exported / "model.safetensors")
+    name = "denoiser.network.enter.weight"
+    assert torch.equal(weights[name], checkpoint["callbacks"]["EMA"]["average"][name])
+    assert not torch.equal(weights[name], checkpoint["state_dict"][name])
+    unet = load_file(exported / "unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(unet["conv_in.weight"], weights[name])
+    config = yaml.safe_load((exported / "config.yaml").read_text())
+    assert config["model"]["init_args"]["schedule"]["init_args"]["T"] == 12
+
+
+def test_the_scheduler_has_the_schedules_own_betas(run: Path, exported: Path) -> None:
+    schedule = diffusion_lightning.load(run / "checkpoints/last.ckpt").schedule
+    scheduler = DDPMPipeline.from_pretrained(exported).scheduler
+    found = torch.tensor(scheduler.config.trained_betas, dtype=torch.float64)
+    torch.testing.assert_close(torch.cumprod(1 - found, 0), schedule.alpha_bar[1:], rtol=1e-12, atol=0)
+
+
+def test_algorithm_2_by_the_exported_pipeline(exported: Path) -> None:
+    """It runs at all steps and ends in bytes."""
+    assert len(DDPMPipeline.from_pretrained(exported)(batch_size=2, num_inference_steps=12).images) == 2
+
+
+def test_the_program_needs_no_package(run: Path, exported: Path) -> None:
+    model = diffusion_lightning.load(run / "checkpoints/last.ckpt")
+    denoiser = torch.export.load(exported / "denoiser.pt2").module()
+    for n in (2, 5):
+        x_T, t = start(model, n)[1], torch.arange(1, n + 1)
+        with torch.no_grad():
+            expected = model.denoiser(x_T, t)
+            found = denoiser(x_T, t)
+        assert len(found) == 2
+        for a, b in zip(found, expected, strict=False):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_says_what_it_is_and_what_was_measured(run: Path, exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    front, _, rest = card.removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(front)["library_name"] == "diffusers"
+    assert "Digits(batch_size=32" in rest
+    assert "| steps | 6 |" in rest
+    assert "moving average, decay 0.5" in rest
+    assert "`val/fd_digits`" in rest
+    assert "DDPMPipeline.from_pretrained" in rest
+    assert str(run) not in card
+
+
+def test_a_learned_variance_is_exported_too(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path,
+        **{
+            "trainer.max_steps": 1,
+            "trainer.limit_val_batches": 0,
+            "checkpoint.monitor": None,
+            "model.init_args.network.init_args.out_channels": 2,
+            "model.init_args.network.init_args.scale_shift": True,
+            "model.init_args.network.init_args.attention": [8],
+            "model.init_args.network.init_args.release": "IDDPM",
+        },
+    )
+    main(["fit", "--config", str(config)])
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    main(["export", str(last), str(tmp_path / "out")])
+    assert "Nothing: no figures" in (tmp_path / "out/README.md").read_text()
+    pipeline, model = DDPMPipeline.from_pretrained(tmp_path / "out"), diffusion_lightning.load(last)
+    assert pipeline.scheduler.config.variance_type == "learned_range"
+    assert len(pipeline(batch_size=1, num_inference_steps=12).images) == 1
+    _, x = start(model, 2)
+    for index in (3, 11):
+        with torch.no_grad():
+            theirs, ours = pipeline.unet(x, index).sample, model.denoiser.network(x, torch.tensor([index] * 2))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    # A step of algorithm 2 from t = 12 to 11 with a known noise, clipped as the exported scheduler says.
+    generator = torch.Generator().manual_seed(0)
+    step = pipeline.scheduler.step(theirs, 11, x, generator=generator).prev_sample
+    noise = torch.randn(x.shape, generator=generator.manual_seed(0))
+    with torch.no_grad():
+        prediction = model.denoiser(x, 12)
+    mean, _ = model.schedule.posterior(prediction.x_0.clamp(-1, 1), x, 12, 11)
+    sigma = log_variance(model.schedule, 12, 11, prediction.var_mix).mul(0.5).exp()
+    torch.testing.assert_close(mean + sigma * noise, step, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(SystemExit):
+        main(["export", str(run / "checkpoints/last.ckpt"), str(tmp_path)])
+    assert f"{tmp_path} exists already and is not empty" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_a_pipeline_cannot_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    config = yaml.safe_load(checkpoint["config"])
+    config["model"]["init_args"]["rescale_timesteps"] = True
+    torch.save({**checkpoint, "config": yaml.safe_dump(config)}, tmp_path / "rescaled.ckpt")
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "rescaled.ckpt"), str(tmp_path / "out")])
+    assert "schedulers feed it whole numbers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    main(["export", str(tmp_path / "rescaled.ckpt"), str(tmp_path / "out"), "--format", "weights"])
+    assert written(capsys.readouterr().out) == {"README.md", "config.yaml", "model.safetensors"}
+    assert json.loads(json.dumps(yaml.safe_load((tmp_path / "out/config.yaml").read_text()))) == {
+        "model": config["model"]
+    }
