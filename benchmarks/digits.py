@@ -34,7 +34,7 @@ def figures(ckpt: str | Path) -> Figures:
     """The figures of 512 samples of a checkpoint."""
     data, net = Digits(), DigitsNet()
     distance = FrechetDistance(net)
-    distance.update(images.to_uint8(data.reference("train")), real=True)
+    distance.update(images.to_uint8(data.reference("train")[:]), real=True)
 
     def to_train(x: torch.Tensor) -> float:
         distance.reset()
@@ -49,7 +49,7 @@ def figures(ckpt: str | Path) -> Figures:
         rarest=float(share.min()),
         commonest=float(share.max()),
         distance=to_train(samples[: Digits.held_out]),
-        floor=to_train(data.reference("val")),
+        floor=to_train(data.reference("val")[:]),
     )
 
 

@@ -34,7 +34,7 @@ COLUMNS = {
 def faulty() -> dict[str, torch.Tensor]:
     """Sets of samples, honest and not, as bytes."""
     data = Digits()
-    real, held, y = images.to_uint8(data.reference()), images.to_uint8(data.reference("val")), data.read("val")[1]
+    real, held, y = images.to_uint8(data.reference()[:]), images.to_uint8(data.reference("val")[:]), data.read("val")[1]
     return {
         "held-out digits": held,
         "without the nines": held[y != 9],
@@ -54,7 +54,7 @@ def figures(samples: torch.Tensor) -> dict[str, float]:
         ClassCoverage(net),
         NearestNeighbours(net),
     ]
-    evaluation = Evaluation(list(metrics), images.to_uint8(Digits().reference()))
+    evaluation = Evaluation(list(metrics), images.to_uint8(Digits().reference()[:]))
     return {key: float(value) for key, value in evaluation.score(samples).items()}
 
 

@@ -29,7 +29,7 @@ SAMPLERS = {
 def main(ckpt: str = "runs/digits/checkpoints/last.ckpt") -> None:
     data, model = Digits(), diffusion_lightning.load(ckpt)
     distance = FrechetDistance(DigitsNet())
-    distance.update(images.to_uint8(data.reference("train")), real=True)
+    distance.update(images.to_uint8(data.reference("train")[:]), real=True)
     print("| sampler | " + " | ".join(f"{n or 'all'}" for n in STEPS) + " |\n|" + "---|" * (1 + len(STEPS)))
     for name, make in SAMPLERS.items():
         print(f"| {name} |", end="", flush=True)

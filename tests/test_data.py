@@ -5,7 +5,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from diffusion_lightning.data import Digits
-from diffusion_lightning.data.base import Bytes, Order
+from diffusion_lightning.data.base import Bytes, Order, held_out
+from diffusion_lightning.evaluation import digest
 
 
 def test_the_split_is_fixed_stratified_and_whole() -> None:
@@ -22,10 +23,31 @@ def test_the_split_is_fixed_stratified_and_whole() -> None:
 def test_pixels_are_v_over_8_minus_1() -> None:
     data = Digits()
     v = data.read("train")[0]
-    assert torch.equal(data.reference("train"), v.float() / 8 - 1)
+    assert torch.equal(data.reference("train")[:], v.float() / 8 - 1)
     assert data.reference("train").shape[1:] == data.shape
-    assert data.reference().min() == -1
-    assert data.reference().max() == 1
+    assert data.reference()[:].min() == -1
+    assert data.reference()[:].max() == 1
+
+
+def test_a_reference_is_its_images_in_slices() -> None:
+    reference = Digits().reference("val")
+    assert len(reference) == len(reference[:]) == 297
+    assert torch.equal(torch.cat([reference[first : first + 50] for first in range(0, 297, 50)]), reference[:])
+    assert torch.equal(reference[[7, 3]], reference[:][[7, 3]])
+    assert digest(reference, 50) == digest(reference[:])
+
+
+@pytest.mark.parametrize("amount", [0.001, 0.2, 0.5, 1, 7, 29])
+def test_what_is_held_out_is_in_proportion_and_evenly_spaced(amount: float) -> None:
+    y = torch.tensor([0, 2, 2] * 10)
+    held = held_out(y, amount)
+    n = int(held.sum())
+    assert n == (amount if amount >= 1 else max(1, round(30 * amount)))
+    for k, size in ((0, 10), (2, 20)):
+        of_class = held[y == k]
+        assert abs(int(of_class.sum()) - n * size / 30) < 1
+        gaps = of_class.nonzero()[:, 0].diff()
+        assert len(gaps) < 2 or gaps.max() - gaps.min() <= 1
 
 
 def batches(order: Order, epoch: int = 0) -> list[torch.Tensor]:

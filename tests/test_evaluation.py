@@ -39,7 +39,7 @@ class Counting(DigitsNet):
 
 
 def digits(split: str) -> Tensor:
-    return images.to_uint8(Digits().reference(split))
+    return images.to_uint8(Digits().reference(split)[:])
 
 
 def values(metrics: list[Metric], fake: Tensor, real: Tensor | None, cache: Path | None = None) -> dict[str, float]:

@@ -32,7 +32,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Training and held-out digits as folders and archives."""
     folder, data = tmp_path_factory.mktemp("digits"), Digits()
     for split in ("train", "val"):
-        pictures = images.to_uint8(data.reference(split))
+        pictures = images.to_uint8(data.reference(split)[:])
         save(pictures, folder / split)
         np.savez(folder / f"{split}.npz", pictures.permute(0, 2, 3, 1).numpy())
     return folder
@@ -69,14 +69,14 @@ def test_folders_archives_and_statistics_agree(
     both = found(tmp_path, tmp_path / "val.npz", tmp_path / "train.npz", *extractor)
     assert both["fd_digits"] == pytest.approx(first["fd_digits"], rel=1e-12)
     with np.load(tmp_path / "train.npz") as file:  # what pytorch-fid and guided-diffusion's evaluator read
-        features = DigitsNet()(images.to_uint8(Digits().reference("train"))).double().numpy()
+        features = DigitsNet()(images.to_uint8(Digits().reference("train")[:])).double().numpy()
         np.testing.assert_allclose(file["mu"], features.mean(0), rtol=1e-6)
         np.testing.assert_allclose(file["sigma"], np.cov(features, rowvar=False), rtol=1e-6, atol=1e-9)
 
 
 def test_a_reference_batch_of_guided_diffusion(digits: Path, tmp_path: Path) -> None:
     """Statistics of the whole set beside some of its images: the distance is to the ones, the rest to the others."""
-    train = images.to_uint8(Digits().reference("train"))
+    train = images.to_uint8(Digits().reference("train")[:])
     features = DigitsNet()(train).double().numpy()
     some = train[:500].permute(0, 2, 3, 1).numpy()
     spatial: dict[str, Any] = {"mu_s": np.zeros(7), "sigma_s": np.eye(7)}
@@ -106,13 +106,13 @@ def test_an_extractor_of_ones_own(digits: Path, tmp_path: Path) -> None:
     values = found(tmp_path, digits / "val", digits / "train", "--extractor", "tests.test_score.Corners")
     assert next(iter(values)) == "fd_corners"
     assert "is_corners_mean" not in values
-    features = [Corners()(images.to_uint8(Digits().reference(split))).double() for split in ("val", "train")]
+    features = [Corners()(images.to_uint8(Digits().reference(split)[:])).double() for split in ("val", "train")]
     expected = frechet_distance(*(moment for f in features for moment in (f.mean(0), f.T.cov())))
     assert values["fd_corners"] == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_what_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = save(images.to_uint8(Digits().reference("val"))[:40], tmp_path / "small")
+    small = save(images.to_uint8(Digits().reference("val")[:])[:40], tmp_path / "small")
     large = save(torch.randint(0, 256, (80, 1, 16, 16), dtype=torch.uint8), tmp_path / "large")
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     train, val, digits_net = str(digits / "train"), str(digits / "val"), ("--extractor", "digits")

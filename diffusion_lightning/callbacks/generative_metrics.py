@@ -13,7 +13,6 @@ from PIL import Image
 from torchmetrics import Metric
 from tqdm import tqdm
 
-from .. import images
 from ..evaluation import Block, Evaluation, cache_folder, share
 from ..samplers import Ancestral, Sampler
 
@@ -74,7 +73,7 @@ class GenerativeMetrics(Callback):
                     "GenerativeMetrics compares samples with real images, but the data has no reference(): "
                     "use a data module of diffusion_lightning.data or give yours that method"
                 )
-            self._real = images.to_uint8(data.reference(self.split))
+            self._real = data.reference(self.split)
             self._check_shape(list(self._real[0:1].shape[1:]), data, f"its reference({self.split!r})")
         metric: Any
         for metric in self.metrics:

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from .base import Images
+from .base import Images, held_out
 
 
 class Digits(Images):
@@ -30,19 +30,7 @@ class Digits(Images):
         digits = load_digits()
         images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
         y = torch.from_numpy(digits.target).long()
-        chosen = self._held_out(y)
+        chosen = held_out(y, self.held_out)
         if split == "train":
             chosen = ~chosen
         return images[chosen], y[chosen]
-
-    def _held_out(self, y: Tensor) -> Tensor:
-        """(N,) which are held out: by class the largest remainders of its share, evenly spaced within it."""
-        share = torch.bincount(y).double() * self.held_out / len(y)
-        counts = share.floor().long()
-        most = torch.argsort(share - counts, descending=True, stable=True)
-        counts[most[: self.held_out - int(counts.sum())]] += 1
-        held = torch.zeros(len(y), dtype=torch.bool)
-        for digit, count in enumerate(counts):
-            of_class = (y == digit).nonzero()[:, 0]
-            held[of_class[(2 * torch.arange(int(count)) + 1) * len(of_class) // (2 * int(count))]] = True
-        return held

@@ -1,4 +1,4 @@
-"""Sets of images that fit in memory as bytes, batched by index.
+"""Sets of images as bytes, in memory or in a mapped file, batched by index: nothing is decoded in a training step.
 
     batch = (image (B, C, H, W) float32 in [-1, 1], y (B,) int64)
 
@@ -6,90 +6,18 @@ The order is a function of (seed, optimizer step): global batch k holds the same
 after rank, and an image's flip is a function of (seed, epoch, its index).
 """
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
-from .. import random
-
-Indices = tuple[int, Tensor]
-
-
-class Order(DistributedSampler):
-    """One rank's batches of indices, as pairs (epoch, indices).
-
-    Shuffled, it is one endless stream of global batches, of which number k is trained in optimizer step k: what an
-    iteration yields is the rest of the epoch that the run is in. So the step is the whole place in the data, a run
-    that is resumed in mid-epoch repeats and skips nothing, and it may go on with another number of devices.
-
-    A `DistributedSampler`, since that is how Lightning sees that the set is shared among the ranks already.
-
-    Args:
-        n: size of the set.
-        batch_size: images a batch, per device.
-        rank: this device's number.
-        world: number of devices.
-        accumulate: batches a device takes in one optimizer step.
-        seed: of the shuffling; None keeps the set's order, and its last, smaller batches.
-        step: tells the number of optimizer steps done.
-    """
-
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        rank: int,
-        world: int,
-        accumulate: int = 1,
-        seed: int | None = None,
-        step: Callable[[], int] = int,
-    ) -> None:
-        self.n, self.batch_size, self.rank, self.world = n, batch_size, rank, world
-        self.shuffle_seed, self.step = seed, step
-        self.whole = batch_size * world * accumulate
-        self.used = n - n % self.whole if seed is not None else n
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing: the step says which epoch it is."""
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return len(range(self.rank * self.batch_size, self.used, self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[Indices]:
-        if self.shuffle_seed is None:
-            yield from self._cut(0, torch.arange(self.n), 0)
-            return
-        epoch, done = divmod(self.step(), self.used // self.whole)
-        yield from self._cut(epoch, self._shuffled(epoch), done * self.whole)
-
-    def index(self, step: int, sample: int) -> int:
-        """Which image is number `sample` of the global batch of optimizer step `step`."""
-        epoch, done = divmod(step, self.used // self.whole)
-        return int(self._shuffled(epoch)[done * self.whole + sample])
-
-    def _shuffled(self, epoch: int) -> Tensor:
-        assert self.shuffle_seed is not None
-        return random.permutation(self.n, self.shuffle_seed, "order", epoch)
-
-    def _cut(self, epoch: int, indices: Tensor, start: int) -> Iterator[Indices]:
-        for first in range(start + self.rank * self.batch_size, self.used, self.batch_size * self.world):
-            yield epoch, indices[first : min(first + self.batch_size, self.used)]
-
-
-class Loader(DataLoader):
-    """Resumable, and says so: its place is the optimizer step, which the checkpoint holds already."""
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        pass
+from ... import random
+from .order import Indices, Loader, Order
 
 
 class Bytes(Dataset):
@@ -105,6 +33,24 @@ class Bytes(Dataset):
             flip = random.integers(0, 2, self.flip_seed, "flip", epoch, indices).bool()
             images = torch.where(flip[:, None, None, None], images.flip(3), images)
         return images, self.y[indices]
+
+
+class Reference:
+    """Images (N, C, H, W) in [-1, 1], made of bytes when they are asked for: `[:]` is all of them.
+
+    Args:
+        images: bytes (N, C, H, W).
+        scaled: bytes to float32 in [-1, 1].
+    """
+
+    def __init__(self, images: Tensor, scaled: Callable[[Tensor], Tensor]) -> None:
+        self.images, self.scaled, self.shape = images, scaled, images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, which: slice | int | list[int] | Tensor) -> Tensor:
+        return self.scaled(self.images[which])
 
 
 class Images(LightningDataModule, ABC):
@@ -125,6 +71,7 @@ class Images(LightningDataModule, ABC):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
         self.batch_size, self.flip, self.num_workers, self.seed = batch_size, flip, num_workers, seed
+        self.splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def read(self, split: str) -> tuple[Tensor, Tensor]:
@@ -134,9 +81,10 @@ class Images(LightningDataModule, ABC):
         """Bytes 0 … levels - 1 to float32 in [-1, 1]."""
         return images.float() / ((self.levels - 1) / 2) - 1
 
-    def reference(self, split: str = "train") -> Tensor:
-        """All images of a split (N, C, H, W) in [-1, 1], unaugmented and in the set's own order."""
-        return self.scaled(self.read(split)[0])
+    def reference(self, split: str = "train") -> Reference:
+        """All images of a split (N, C, H, W) in [-1, 1], unaugmented and in the set's own order; floats in slices."""
+        images, _ = self.splits[split] if split in self.splits else self.read(split)
+        return Reference(images, self.scaled)
 
     def setup(self, stage: str) -> None:
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
@@ -177,6 +125,8 @@ class Images(LightningDataModule, ABC):
             batch_size=None,
             sampler=order,
             num_workers=self.num_workers,
+            # A forked worker shares the images; one that is started afresh is sent a copy of them.
+            multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

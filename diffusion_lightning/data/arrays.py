@@ -1,0 +1,135 @@
+"""Images in one file of numpy's."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..pictures import IMAGES, contents
+from .base import Images, Splits, arrange, cached, check_labels, fingerprint, whole_numbers
+
+LABELS = ("labels", "y", "arr_1")  # names of an .npz's labels, the first that it has
+AT_ONCE = 1024
+
+
+class Arrays(Images):
+    """Bytes (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, of an `.npz` or `.npy`, and labels (N,) of the `.npz`.
+
+    Args:
+        path: the file. A set too large for memory is best an `.npy`, which is mapped; an `.npz` is read whole.
+        images: the array of images in an `.npz`; None takes `arr_0`, `images` or `samples`.
+        labels: the array of classes, whole numbers; None takes `labels`, `y` or `arr_1`, and y is 0 without these.
+        held_out: a share of the images below 1, or how many, for `val` and `test`: evenly spaced, from each class in
+            proportion.
+        memory: GiB up to which an `.npy` is read into memory; a larger one is copied into the user's cache, split after
+            split, and mapped.
+        kwargs: see `Images`.
+
+    Raises:
+        ValueError: where the file or an array is missing or of another kind or length.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        images: str | None = None,
+        labels: str | None = None,
+        held_out: float = 0.05,
+        memory: float = 4.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.path, self.images, self.labels = Path(path), images, labels
+        self.held_out, self.memory = held_out, memory
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """(C, H, W) of the images."""
+        channels, height, width = self._splits.images.shape[1:]
+        return channels, height, width
+
+    def prepare_data(self) -> None:
+        _ = self._splits
+
+    def read(self, split: str) -> tuple[Tensor, Tensor]:
+        return self._splits[split]
+
+    @cached_property
+    def _splits(self) -> Splits:
+        pixels, y = self._found()
+        pixels = self._channels_first(pixels)
+        order, places = arrange({"train": y}, self.held_out)
+        if isinstance(pixels.base, np.memmap) and pixels.nbytes > self.memory * 2**30:
+            return Splits(self._copied(pixels, order), y[order], places)
+        images = torch.from_numpy(np.ascontiguousarray(pixels[order.numpy()]))
+        return Splits(images, y[order], places)
+
+    def _copied(self, pixels: NDArray[np.uint8], order: Tensor) -> Tensor:
+        def write(stream: IO[bytes]) -> dict[str, Any]:
+            for some in order.split(AT_ONCE):
+                stream.write(np.ascontiguousarray(pixels[some.numpy()]).tobytes())
+            return {}
+
+        file = self.path.stat()
+        key = fingerprint(["array", self.path.resolve(), file.st_size, file.st_mtime_ns, pixels.shape, self.held_out])
+        channels, height, width = pixels.shape[1:]
+        return cached(key, (channels, height, width), write, self.memory)[0]
+
+    def _found(self) -> tuple[NDArray[np.uint8], Tensor]:
+        """The images as they lie in the file, and their labels (N,)."""
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is no file: give the data's path of an .npz or .npy")
+        if self.path.suffix == ".npy":
+            return self._found_alone()
+        held = contents(self.path)
+        image, label = self._name(held, self.images, IMAGES, "images"), self._name(held, self.labels, LABELS, "labels")
+        if image is None:
+            raise ValueError(f"{self.path} holds {', '.join(held)}, but images are sought: name them by data's images")
+        self._check(image, *held[image])
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                pixels, values = file[image], None if label is None else file[label]
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{self.path} is cut short or damaged, or holds Python objects: make it again") from error
+        if values is None:
+            return pixels, torch.zeros(len(pixels), dtype=torch.long)
+        y = whole_numbers(values, f"{label} of {self.path}", len(pixels))
+        check_labels(y, f"{label} of {self.path}")
+        return pixels, y
+
+    def _found_alone(self) -> tuple[NDArray[np.uint8], Tensor]:
+        if self.images or self.labels:
+            raise ValueError(f"{self.path} holds one array, but images or labels are named: give an .npz of both")
+        try:
+            pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{self.path} is cut short, damaged or no .npy of numbers: make it again") from error
+        self._check("the array", pixels.shape, pixels.dtype)
+        return pixels, torch.zeros(len(pixels), dtype=torch.long)
+
+    def _name(self, held: dict[str, Any], given: str | None, usual: tuple[str, ...], what: str) -> str | None:
+        if given is not None and given not in held:
+            raise ValueError(f"{self.path} holds {', '.join(held)}, but no {given}: correct data's {what}")
+        return given or next((name for name in usual if name in held), None)
+
+    def _check(self, name: str, shape: tuple[int, ...], kind: Any) -> None:
+        if kind != np.uint8:
+            raise ValueError(
+                f"{name} of {self.path} holds {kind}, but images are bytes 0 … 255 here: convert it to uint8"
+            )
+        channels = len(shape) == 3 or (len(shape) == 4 and (shape[3] in (1, 3) or shape[1] in (1, 3)))
+        if not channels or 0 in shape:
+            raise ValueError(
+                f"{name} of {self.path} has shape {list(shape)}, but images are (N, H, W), (N, H, W, C) or (N, C, H, "
+                "W) of 1 or 3 channels: reshape it"
+            )
+
+    @staticmethod
+    def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if pixels.ndim == 3:
+            return pixels[:, None]
+        return pixels.transpose(0, 3, 1, 2) if pixels.shape[3] in (1, 3) else pixels[:]

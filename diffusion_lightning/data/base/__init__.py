@@ -1,0 +1,23 @@
+"""What the sources share: the order and the batches, splits and labels, pictures that are decoded once, downloads."""
+
+from .arrange import Splits as Splits
+from .arrange import arrange as arrange
+from .arrange import check_labels as check_labels
+from .arrange import whole_numbers as whole_numbers
+from .decode import Broken as Broken
+from .decode import Pictures as Pictures
+from .decode import decode as decode
+from .decode import fingerprint as fingerprint
+from .download import Downloaded as Downloaded
+from .download import downloaded as downloaded
+from .download import tensors as tensors
+from .held_out import held_out as held_out
+from .images import Bytes as Bytes
+from .images import Images as Images
+from .images import Reference as Reference
+from .order import Loader as Loader
+from .order import Order as Order
+from .picture import Fit as Fit
+from .picture import Source as Source
+from .picture import size_of_first as size_of_first
+from .store import cached as cached

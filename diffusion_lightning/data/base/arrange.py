@@ -1,0 +1,89 @@
+"""A set's images split after split, so that a split is a slice of one block of bytes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .held_out import held_out
+
+STANDS_IN = {"train": ("train",), "val": ("val", "test", "train"), "test": ("test", "val", "train")}
+SHARE = 0.05  # held out where nothing is said and the set has no splits of its own
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images (N, C, H, W), labels (N,), and of each split its first place and the place after its last."""
+
+    images: Tensor
+    y: Tensor
+    places: dict[str, tuple[int, int]]
+
+    def __getitem__(self, split: str) -> tuple[Tensor, Tensor]:
+        """Of `train`, `val` or `test`; where the set has but one of the last two, it is both."""
+        start, end = next(self.places[name] for name in STANDS_IN[split] if name in self.places)
+        return self.images[start:end], self.y[start:end]
+
+    def of(self, kept: Tensor) -> "Splits":
+        """The same, where `images` are those of the numbers `kept` alone, in order.
+
+        Raises:
+            ValueError: where none of a split is kept.
+        """
+        places = {
+            name: (int((kept < start).sum()), int((kept < end).sum())) for name, (start, end) in self.places.items()
+        }
+        if empty := [name for name, (start, end) in places.items() if start == end]:
+            raise ValueError(f"none of the pictures of {empty[0]} can be read, but of others some can: mend them")
+        return Splits(self.images, self.y[kept], places)
+
+
+def arrange(sets: dict[str, Tensor], amount: float | None) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """The order (N,) in which a set's images are laid down, and each split's first and last place in it.
+
+    Args:
+        sets: the labels (N,) of the set's own splits `train` and, where it has them, `val` and `test`.
+        amount: how much of `train` is held out, see `held_out`; None for the set's own splits, or a twentieth.
+
+    Raises:
+        ValueError: where an amount is given beside own splits.
+    """
+    y = torch.cat(list(sets.values()))
+    if len(sets) > 1:
+        if amount is not None:
+            others = " and ".join(name for name in sets if name != "train")
+            raise ValueError(f"held_out is {amount}, but the set has its own {others}: leave held_out out")
+        ends = np.cumsum([len(part) for part in sets.values()]).tolist()
+        return torch.arange(len(y)), dict(zip(sets, zip([0, *ends], ends, strict=False), strict=True))
+    held = held_out(y, SHARE if amount is None else amount)
+    if not held.any():
+        rank_zero_warn("held_out is 0: val and test are the training images, and their loss tells nothing of others")
+        return torch.arange(len(y)), {"train": (0, len(y))}
+    n, train = len(y), int((~held).sum())
+    order = torch.cat([(~held).nonzero()[:, 0], held.nonzero()[:, 0]])
+    return order, {"train": (0, train), "val": (train, n)}
+
+
+def whole_numbers(values: ArrayLike, name: str, n: int) -> Tensor:
+    """Labels (n,) as int64.
+
+    Raises:
+        ValueError: where they are no whole numbers from 0 on, or not one an image.
+    """
+    labels = np.asarray(values)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} holds {labels.dtype}, but a label is the whole number of a class: number the classes")
+    if labels.shape != (n,):
+        raise ValueError(f"{name} has shape {list(labels.shape)}, but there are {n} images: give each one label")
+    if labels.min() < 0:
+        raise ValueError(f"{name} holds {labels.min()}, but classes are numbered from 0 on: number them so")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def check_labels(y: Tensor, name: str) -> None:
+    """Raises ValueError where all images are of one class."""
+    if (y == y[0]).all():
+        raise ValueError(f"{name} has one class alone, {int(y[0])}, but a condition needs two: leave the labels out")

@@ -1,0 +1,131 @@
+"""Pictures decoded once, all of them, before the first step: so a damaged file is found at the start, and named."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from .picture import Fit, OtherSize, Source
+from .store import cached
+
+FORMAT = 1  # of what is decoded: a new number makes earlier files be made again
+AT_ONCE = 1024  # pictures in flight
+
+Broken = Literal["stop", "skip"]
+Outcome = tuple[NDArray[np.uint8], bool] | str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Encoded pictures, by number.
+
+    Args:
+        names: what each is called in a message.
+        source: the file or the encoded bytes of number i.
+        key: a hash that changes when any of them does.
+    """
+
+    names: Sequence[str]
+    source: Callable[[int], Source]
+    key: str
+
+
+def decode(pictures: Pictures, fit: Fit, broken: Broken, memory: float) -> tuple[Tensor, Tensor]:
+    """Bytes (M, C, H, W), and the numbers (M,) of the pictures that they are, in order.
+
+    They are kept in the user's cache (`$DIFFUSION_LIGHTNING_CACHE`): a second start decodes nothing.
+
+    Args:
+        pictures: the encoded ones.
+        fit: brings each to bytes of one shape.
+        broken: `stop` refuses those that cannot be read, `skip` leaves them out with a warning; both name them.
+        memory: up to how many GiB they are read into memory; more stay in a mapped file.
+
+    Raises:
+        ValueError: where some cannot be read and are not to be skipped, where none can, or where sizes differ.
+    """
+
+    def write(stream: IO[bytes]) -> dict[str, Any]:
+        notes: dict[str, Any] = {"broken": {}, "enlarged": 0}
+        for i, outcome in enumerate(_outcomes(pictures, fit)):
+            if isinstance(outcome, str):
+                notes["broken"][str(i)] = outcome
+            else:
+                stream.write(outcome[0].tobytes())
+                notes["enlarged"] += outcome[1]
+        _check(pictures, notes, broken)
+        return notes
+
+    images, notes = cached(fingerprint([FORMAT, fit, pictures.key]), fit.shape, write, memory)
+    _check(pictures, notes, broken)
+    _warn(pictures, notes, fit)
+    kept = torch.ones(len(pictures.names), dtype=torch.bool)
+    kept[[int(i) for i in notes["broken"]]] = False
+    return images, kept.nonzero()[:, 0]
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """A hash of things by what they print."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(f"{part}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def _outcomes(pictures: Pictures, fit: Fit) -> Iterator[Outcome]:
+    """What became of each picture, in order. In threads: Pillow decodes without Python's lock."""
+
+    def one(i: int) -> Outcome:
+        try:
+            return fit(pictures.source(i))
+        except OtherSize as error:
+            raise ValueError(
+                f"{pictures.names[i]} has {error} pixels, but the first picture has {fit.shape[2]}×{fit.shape[1]}: "
+                "give the data a size, to which all are brought"
+            ) from error
+        except Exception as error:  # whatever a damaged file makes of a decoder
+            return " ".join(str(error).split())
+
+    n, person = len(pictures.names), sys.stderr.isatty()
+    bar = tqdm(total=n, desc="decoding pictures", unit=" pictures", mininterval=0.5 if person else 10)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for first in range(0, n, AT_ONCE):
+            for outcome in pool.map(one, range(first, min(first + AT_ONCE, n))):
+                yield outcome
+                bar.update()
+
+
+def _named(pictures: Pictures, notes: dict[str, Any]) -> str:
+    names = [pictures.names[int(i)] for i in notes["broken"]]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _check(pictures: Pictures, notes: dict[str, Any], broken: Broken) -> None:
+    bad, n = len(notes["broken"]), len(pictures.names)
+    if bad and (broken == "stop" or bad == n):
+        reason = next(iter(notes["broken"].values()))
+        mend = "mend or remove them" + (", or let the data's broken be skip" if bad < n else "")
+        raise ValueError(
+            f"{bad} of {n} pictures cannot be read ({_named(pictures, notes)}; of the first: {reason}): {mend}"
+        )
+
+
+def _warn(pictures: Pictures, notes: dict[str, Any], fit: Fit) -> None:
+    if bad := len(notes["broken"]):
+        n = len(pictures.names)
+        rank_zero_warn(f"{bad} of {n} pictures cannot be read and are left out: {_named(pictures, notes)}")
+    if notes["enlarged"]:
+        rank_zero_warn(
+            f"{notes['enlarged']} of {len(pictures.names)} pictures are smaller than {fit.shape[2]} pixels and were "
+            "enlarged, which blurs them"
+        )

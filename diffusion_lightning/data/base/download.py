@@ -1,0 +1,53 @@
+"""Sets that torchvision downloads, checks and extracts."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Downloaded(Protocol):
+    """A class of `torchvision.datasets`."""
+
+    def __call__(self, root: str | Path, /, *, download: bool, **which: Any) -> Any: ...
+
+
+def downloaded(source: Downloaded, root: str | Path, place: str, download: bool = False, **which: Any) -> Any:
+    """An object of torchvision's class, with its download in one sentence where it fails.
+
+    Args:
+        source: the class.
+        root: torchvision's root folder.
+        place: what is to be put where by hand, completing "put … ".
+        download: bring the files where they are not there yet.
+        which: torchvision's argument for the split.
+
+    Raises:
+        ValueError: where the files are not there, or not whole, and cannot be brought.
+    """
+    try:
+        if download:
+            with contextlib.suppress(RuntimeError):  # what is there is checked once and not twice
+                return source(root, download=False, **which)
+        return source(root, download=download, **which)
+    except (RuntimeError, OSError, ModuleNotFoundError) as error:  # OSError: of the network, or of the disk
+        name = getattr(source, "__name__", "the set")
+        if not download:
+            raise ValueError(
+                f"{name} is not whole in {root}: put {place}, or call prepare_data, which downloads it"
+            ) from error
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} is not whole in {root}, and it could not be downloaded ({reason}): put {place}, or give the root "
+            "of another folder that has it"
+        ) from error
+
+
+def tensors(found: Any) -> tuple[Tensor, Tensor]:
+    """Bytes (N, C, H, W) and labels (N,) of torchvision's `data`, (N, H, W) or (N, H, W, 3), and `targets`."""
+    images = torch.as_tensor(np.asarray(found.data))
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return images, torch.as_tensor(found.targets).long()
