@@ -9,16 +9,39 @@ PACKAGE = Path(__file__).parent.parent / "diffusion_lightning"
 
 FLOORS = {
     0: ["schedules", "random", "images", "references", "pictures", "networks", "conditioning", "first_stages"],
-    1: ["denoising"],
-    2: ["objectives", "guidance", "likelihood"],
+    1: ["denoising", "published"],
+    2: ["objectives", "guidance", "likelihood", "schedulers"],
     3: ["samplers"],
     4: ["modules", "evaluation"],
     5: ["data", "callbacks", "metrics", "loggers"],
-    6: ["cli", "checkpoints", "complaints", "parser", "export", "predict", "score", "selftest", "__main__"],
+    6: [
+        "cli",
+        "card",
+        "checkpoints",
+        "complaints",
+        "parser",
+        "export",
+        "importing",
+        "predict",
+        "score",
+        "selftest",
+        "__main__",
+    ],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 EVERYWHERE = {"random"}
-DISPATCHED = {"checkpoints", "complaints", "parser", "export", "predict", "score", "selftest", "cli"}
+DISPATCHED = {
+    "card",
+    "checkpoints",
+    "complaints",
+    "parser",
+    "export",
+    "importing",
+    "predict",
+    "score",
+    "selftest",
+    "cli",
+}
 
 
 def modules() -> list[Path]:

@@ -1,0 +1,50 @@
+"""The warm-up: its formula, its resumption, its refusal."""
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffusion_lightning.schedulers import LinearWarmup
+
+
+def optimizer() -> torch.optim.Adam:
+    """Of two groups at different rates."""
+    a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    return torch.optim.Adam([{"params": [a], "lr": 2e-4}, {"params": [b], "lr": 1e-2}])
+
+
+def rates(made: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> list[list[float]]:
+    """The learning rates of the coming steps."""
+    found = []
+    for _ in range(steps):
+        found.append([group["lr"] for group in made.param_groups])
+        made.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 5, 12])
+def test_rises_from_zero_and_stays(steps: int) -> None:
+    ours, theirs = optimizer(), optimizer()
+    found = rates(ours, LinearWarmup(ours, steps), 15)
+    assert found == rates(theirs, LambdaLR(theirs, lambda k: min(1.0, k / steps)), 15)
+    assert found[0] == [0.0, 0.0]
+    assert found[steps:] == [[2e-4, 1e-2]] * (15 - steps)
+
+
+def test_goes_on_where_it_was() -> None:
+    made = optimizer()
+    whole = rates(made, LinearWarmup(made, 10), 12)
+    first = optimizer()
+    schedule = LinearWarmup(first, 10)
+    rates(first, schedule, 4)
+    again = optimizer()
+    resumed = LinearWarmup(again, 10)
+    resumed.load_state_dict(schedule.state_dict())
+    again.load_state_dict(first.state_dict())
+    assert rates(again, resumed, 8) == whole[4:]
+
+
+def test_no_way_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="the warm-up has 0 steps"):
+        LinearWarmup(optimizer(), 0)
