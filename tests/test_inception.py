@@ -110,7 +110,12 @@ def test_a_run_without_weights_ends_before_it_starts(
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(inception, "URL", "http://127.0.0.1:9/nobody")
-    metrics = [{"class_path": "FrechetDistance", "init_args": {"extractor": {"class_path": "InceptionV3"}}}]
+    metrics = [
+        {
+            "class_path": "FrechetDistance",
+            "init_args": {"extractor": {"class_path": "diffusion_lightning.metrics.InceptionV3"}},
+        }
+    ]
     config = small_config(tmp_path)
     changed = yaml.safe_load(config.read_text())
     changed["trainer"]["callbacks"][2]["init_args"]["metrics"] = metrics

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_lightning import images, score
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import EXTRACTORS, DigitsNet, InceptionV3, frechet_distance
+from diffusion_lightning.metrics import EXTRACTORS, DigitsNet, InceptionV3, MNISTNet, frechet_distance
 
 from .test_cli import fails
 from .test_inception import weights  # noqa: F401 a fixture
@@ -142,7 +142,7 @@ def test_what_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_short_names_are_the_metrics_own() -> None:
-    assert {"inception": InceptionV3, "digits": DigitsNet} == EXTRACTORS
+    assert {"inception": InceptionV3, "digits": DigitsNet, "mnist": MNISTNet} == EXTRACTORS
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ from .frechet import frechet_distance as frechet_distance
 from .inception import InceptionV3 as InceptionV3
 from .inception_score import InceptionScore as InceptionScore
 from .kid import KID as KID
+from .mnist import MNISTNet as MNISTNet
 from .nearest_neighbours import NearestNeighbours as NearestNeighbours
 from .precision_recall import PrecisionRecall as PrecisionRecall
 from .vision_transformers import CLIP as CLIP
 from .vision_transformers import DINOv2 as DINOv2
 
 # The extractors' short names, for `score --extractor`; any other is given by its class path.
-EXTRACTORS = {"inception": InceptionV3, "digits": DigitsNet}
+EXTRACTORS = {"inception": InceptionV3, "digits": DigitsNet, "mnist": MNISTNet}
