@@ -103,6 +103,19 @@ def test_broken_pictures_are_named_or_left_out(tmp_path: Path) -> None:
         HuggingFace(str(tmp_path / "set"), label="label", broken="skip", held_out=1).read("val")
 
 
+@pytest.mark.parametrize("kept_back", [True, False])
+def test_a_test_split_without_labels_is_left_out(kept_back: bool, tmp_path: Path) -> None:
+    """As -1, the hub's way, or without the column."""
+    hidden = rows(3, 8)
+    hidden = hidden.map(lambda row: {"label": -1}) if kept_back else hidden.remove_columns("label")
+    datasets.DatasetDict({"train": rows(6), "validation": rows(2, 6), "test": hidden}).save_to_disk(tmp_path / "set")
+    data = HuggingFace(str(tmp_path / "set"), label="label")
+    with pytest.warns(UserWarning, match="the split test of .* has no label and is left out"):
+        data.prepare_data()
+    assert [len(data.read(split)[0]) for split in ("train", "val", "test")] == [6, 2, 2]
+    assert len(HuggingFace(str(tmp_path / "set")).read("test")[0]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -1,5 +1,6 @@
 """Pictures of every kind in a folder: how they are brought to bytes of one shape, decoded once, and split."""
 
+import errno
 import io
 import multiprocessing
 from collections.abc import Callable
@@ -397,3 +398,29 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments: dict[str, Any], says: st
     with pytest.raises(ValueError, match=says) as caught:
         ImageFolder(path, **arguments).prepare_data()
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_nothing_is_a_broken_picture(tmp_path: Path) -> None:
+    folder = nested(tmp_path / "f")
+    (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"1 of 41 pictures cannot be read .*lost\.png"):
+        ImageFolder(folder, size=8).prepare_data()
+    with pytest.warns(UserWarning, match=r"left out: .*lost\.png"):
+        ImageFolder(folder, size=8, broken="skip").prepare_data()
+
+
+def test_what_the_disk_refuses_is_no_broken_picture(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not left out for good because a disk failed once."""
+    folder, opened = nested(tmp_path / "f"), Image.open
+
+    def refuse(source: Any) -> Image.Image:
+        raise OSError(errno.EIO, "Input/output error", str(source))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(ValueError, match=r"could not be read .* which says nothing of the picture"):
+        ImageFolder(folder, size=8, broken="skip").prepare_data()
+    assert not list((own_cache / "pictures").iterdir())
+    monkeypatch.setattr(Image, "open", opened)
+    ImageFolder(folder, size=8, broken="skip").prepare_data()

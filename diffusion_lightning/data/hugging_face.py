@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .base import (
@@ -110,13 +111,22 @@ class HuggingFace(Images):
         if "train" not in found:
             found = {"train": next(iter(found.values()))}
         own = {split: next((found[name] for name in names if name in found), None) for split, names in OWN.items()}
-        sets = {split: part for split, part in own.items() if part is not None}
+        sets = {split: part for split, part in own.items() if part is not None and self._told(split, part)}
         for name in filter(None, (self.image, self.label)):
             for part in sets.values():
                 if name not in part.column_names:
                     has = ", ".join(part.column_names)
                     raise ValueError(f"{self.set_name} has the columns {has}, but no {name}: name another")
         return sets
+
+    def _told(self, split: str, part: Any) -> bool:
+        """Whether a split has the labels that are wanted: those of a `test` are often kept back, as -1 or left out."""
+        if split == "train" or self.label is None:
+            return True
+        if self.label in part.column_names and set(part[self.label][:]) != {-1}:
+            return True
+        rank_zero_warn(f"the split {split} of {self.set_name} has no {self.label} and is left out")
+        return False
 
     def _loaded(self) -> Any:
         try:

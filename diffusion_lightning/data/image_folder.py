@@ -75,7 +75,7 @@ class ImageFolder(Images):
         order, places = arrange(labels, self.held_out)
         files, y = [files[i] for i in order], torch.cat(list(labels.values()))[order]
         names = [file.relative_to(self.path).as_posix() for file in files]
-        known = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in zip(names, files, strict=True)]
+        known = [(name, *_state(file)) for name, file in zip(names, files, strict=True)]
         pictures = Pictures([str(file) for file in files], lambda i: files[i], fingerprint(["folder", *known]))
         images, kept = decode(pictures, Fit(self.shape, keep=self.size is None), self.broken, self.memory)
         return Splits(images, y, places).of(kept)
@@ -125,3 +125,12 @@ def _files(folder: Path) -> list[Path]:
             Path(at, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
         ]
     return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """What changes when the file does; a link to nothing is found out when it is decoded."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

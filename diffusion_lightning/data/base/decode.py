@@ -1,5 +1,6 @@
 """Pictures decoded once, all of them, before the first step: so a damaged file is found at the start, and named."""
 
+import errno
 import hashlib
 import os
 import sys
@@ -93,6 +94,13 @@ def _outcomes(pictures: Pictures, fit: Fit) -> Iterator[Outcome]:
                 f"{pictures.names[i]} has {error} pixels, but the first picture has {fit.shape[2]}×{fit.shape[1]}: "
                 "give the data a size, to which all are brought"
             ) from error
+        except (OSError, MemoryError) as error:
+            if isinstance(error, MemoryError) or error.errno not in (None, errno.ENOENT):  # Pillow's own have no number
+                raise ValueError(
+                    f"{pictures.names[i]} could not be read ({error}), which says nothing of the picture: mend that "
+                    "and start again"
+                ) from error
+            return " ".join(str(error).split())
         except Exception as error:  # whatever a damaged file makes of a decoder
             return " ".join(str(error).split())
 

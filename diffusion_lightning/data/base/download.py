@@ -33,7 +33,7 @@ def downloaded(source: Downloaded, root: str | Path, place: str, download: bool 
             with contextlib.suppress(RuntimeError):  # what is there is checked once and not twice
                 return source(root, download=False, **which)
         return source(root, download=download, **which)
-    except (RuntimeError, OSError, ModuleNotFoundError) as error:  # OSError: of the network, or of the disk
+    except Exception as error:  # of the network, the disk, gdown
         name = getattr(source, "__name__", "the set")
         if not download:
             raise ValueError(
