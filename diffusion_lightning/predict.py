@@ -57,9 +57,12 @@ def main(args: list[str]) -> None:
 
     out = Path(config.out)
     archive = out if out.suffix == ".npz" else None
-    made = {"checkpoint": _digest(config.ckpt_path), "seed": config.seed, "sampler": config.sampler.as_dict()}
-    if config.y is not None:
-        made |= {"y": config.y}
+    made = {
+        "checkpoint": _digest(config.ckpt_path),
+        "seed": config.seed,
+        "sampler": config.sampler.as_dict(),
+        "y": config.y,
+    }
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
         out = archive.with_name(f"{archive.name}.parts")

@@ -1,16 +1,21 @@
 """The condition: its table, its dropping, and its way through training and sampling."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
+from diffusion_lightning.checkpoints import read
+from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels, Unconditional
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
 
-from .conftest import tiny_unet
+from .conftest import small_config, tiny_unet
 
 
 def conditional(dropout: float = 0.1) -> Diffusion:
@@ -100,3 +105,43 @@ def test_widths_must_agree() -> None:
 def test_impossible_tables_are_refused(kwargs: dict) -> None:
     with pytest.raises(ValueError, match="describe no table"):
         ClassLabels(**{"classes": 3, "width": 8, **kwargs})
+
+
+def with_classes(folder: Path, **changes: Any) -> Path:
+    config = yaml.safe_load(small_config(folder, **changes).read_text())
+    config["model"]["init_args"]["conditioner"] = {
+        "class_path": "ClassLabels",
+        "init_args": {"classes": 10, "width": 32},
+    }
+    (folder / "classes.yaml").write_text(yaml.safe_dump(config))
+    return folder / "classes.yaml"
+
+
+def test_a_conditional_run_from_fit_to_predict_and_resumed(tmp_path: Path) -> None:
+    """Stopped and resumed it ends with the weights, and the table, of the undisturbed one; then samples of a class."""
+    config, none = str(with_classes(tmp_path)), ["--trainer.logger", "false"]
+    main(["fit", "--config", config, *none])
+    halves = ["fit", "--config", config, *none, "--trainer.default_root_dir", str(tmp_path / "halves")]
+    main([*halves, "--trainer.max_steps", "4"])
+    main([*halves, "--ckpt_path", "last"])
+    whole, resumed = (tmp_path / run / "checkpoints/last.ckpt" for run in ("run", "halves"))
+    theirs = read(resumed)["state_dict"]
+    for name, x in read(whole)["state_dict"].items():
+        assert torch.equal(x, theirs[name]), name
+    main(["test", "--ckpt_path", str(whole), *none])
+    drawn = ["predict", "--ckpt_path", str(whole), "--n", "2", "--out", str(tmp_path / "drawn"), "--sampler", "DDIM",
+             "--sampler.steps", "2"]  # fmt: skip
+    main([*drawn, "--y", "3"])
+    for other in ([], ["--y", "4"], ["--y", "11"]):
+        with pytest.raises(SystemExit):
+            main([*drawn, *other])
+
+
+def test_classes_that_the_data_do_not_tell_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((300, 8, 8), dtype=np.uint8))
+    config = str(
+        with_classes(tmp_path, data={"class_path": "Arrays", "init_args": {"path": str(tmp_path / "images.npy")}})
+    )
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, "--trainer.logger", "false"])
+    assert "knows 10 classes, but all training images are of class 0" in capsys.readouterr().err

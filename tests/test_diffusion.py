@@ -1,6 +1,8 @@
 """Algorithm 1's loss and algorithm 2's verb, on the module itself."""
 
 import math
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -365,3 +367,38 @@ def test_a_bound_of_one_step(tmp_path) -> None:  # type: ignore[no-untyped-def]
     found = bits(learned(schedule=Linear(T=1, beta_1=0.5)), tmp_path, Digits(batch_size=100))
     assert found["test/bits_per_dim_kl"] == 0
     assert math.isfinite(found["test/bits_per_dim"])
+
+
+class Recorder(torch.optim.AdamW):
+    """Notes the gradients' norm and largest value as they come into a step."""
+
+    seen: ClassVar[list[tuple[float, float]]] = []
+
+    def step(self, closure=None):
+        loss = closure()
+        gradients = torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])
+        self.seen.append((float(gradients.norm()), float(gradients.abs().max())))
+        return super().step(lambda: loss)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_with_a_fused_optimizer(tmp_path, precision, algorithm) -> None:  # type: ignore[no-untyped-def]
+    module = Diffusion(tiny_unet(), Linear(20), (1, 8, 8), optimizer=lambda p: Recorder(p, fused=True))
+    Recorder.seen.clear()
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, max_steps=3,
+        enable_checkpointing=False, enable_model_summary=False, limit_val_batches=0, precision=precision,
+        gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm,
+    )  # fmt: skip
+    trainer.fit(module, Digits(batch_size=16))
+    largest = [seen[0 if algorithm == "norm" else 1] for seen in Recorder.seen]
+    assert len(largest) == 3
+    assert all(0.99e-3 < value < 1.0001e-3 for value in largest)
+
+
+def test_a_fused_optimizer_that_cannot_be_clipped_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    module = Diffusion(tiny_unet(), Linear(20), (1, 8, 8), optimizer=lambda p: torch.optim.AdamW(p, fused=True))
+    module.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=1.0)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="set the optimizer's fused to false, or"):
+        module.configure_optimizers()

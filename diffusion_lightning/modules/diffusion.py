@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
-from ..conditioning import Conditioner, Unconditional
+from ..conditioning import ClassLabels, Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization, Prediction, tensor_of
 from ..likelihood import VLB, bits_per_dim, prior
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
@@ -242,11 +242,31 @@ class Diffusion(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters())
+        unscales = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if unscales and self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val:
+            raise ValueError(
+                "a fused optimizer undoes fp16's scaling in its own step, but the gradients are to be clipped before: "
+                "set the optimizer's fused to false, or trainer.precision to bf16-mixed"
+            )
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         self._check_rate(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does, which refuses a fused optimizer in bf16 too, where nothing is scaled."""
+        if self.trainer.precision != "bf16-mixed" or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_train_start(self) -> None:
         self._check_rate(self.lr_schedulers())  # by now a resumed run has restored its own
@@ -363,5 +383,10 @@ class Diffusion(LightningModule):
                 f"the data's images have shape {list(shape)}, but the model's shape is {list(self.shape)}: "
                 "set the model's shape, and the network's channels and size, to the data's"
             )
-        for _, y in getattr(data, "splits", {}).values():
+        for split, (_, y) in getattr(data, "splits", {}).items():
             self.conditioner.check(y)
+            if split == "train" and isinstance(self.conditioner, ClassLabels) and (y == y[0]).all():
+                raise ValueError(
+                    f"the conditioner knows {self.conditioner.classes} classes, but all training images are of class "
+                    f"{int(y[0])}: let the data tell the classes, or leave the conditioner out"
+                )
