@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoints
+from .conditioning import Unconditional
 from .modules import Diffusion
 
 SAMPLING = {
@@ -18,7 +19,7 @@ images = DDIMPipeline.from_pretrained("PLACE")(
     "program": """import torch
 
 denoiser = torch.export.load("PLACE/denoiser.pt2").module()
-x_0, eps = denoiser(torch.randn(BATCH), torch.full((4,), TIME))[:2]  # at x_T, t = T""",
+x_0, eps = denoiser(torch.randn(BATCH), torch.full((4,), TIME)CLASS)[:2]  # at x_T, t = T""",
     "weights": """from safetensors.torch import load_file
 
 weights = load_file("PLACE/model.safetensors")  # of the model that config.yaml describes""",
@@ -27,8 +28,7 @@ weights = load_file("PLACE/model.safetensors")  # of the model that config.yaml 
 
 CARD = """---
 library_name: {library}
-pipeline_tag: unconditional-image-generation
-tags: [ddpm, diffusion]
+tags: [{tags}]
 ---
 
 # {title}
@@ -51,6 +51,7 @@ def text(model: Diffusion, ckpt: str, formats: list[str]) -> str:
     config = checkpoints.config(checkpoint, ckpt)
     return CARD.format(
         library="diffusers" if "pipeline" in formats else "pytorch",
+        tags=f"ddpm, diffusion, {'un' if isinstance(model.conditioner, Unconditional) else 'class-'}conditional",
         title=_title(config, ckpt),
         facts=_table(_facts(model, checkpoint, config)),
         measured=_measured(checkpoint, Path(ckpt)),
@@ -64,7 +65,9 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _code(name: str, model: Diffusion) -> str:
     batch = ", ".join(map(str, (4, *model.shape)))
-    return SAMPLING[name].replace("BATCH", batch).replace("TIME", str(model.schedule.T)).replace("PLACE", ".")
+    classes = "" if isinstance(model.conditioner, Unconditional) else ", torch.zeros(4, dtype=torch.long)"
+    code = SAMPLING[name].replace("BATCH", batch).replace("CLASS", classes)
+    return code.replace("TIME", str(model.schedule.T)).replace("PLACE", ".")
 
 
 def _title(config: dict[str, Any], ckpt: str) -> str:
@@ -79,7 +82,7 @@ def _facts(model: Diffusion, checkpoint: dict[str, Any], config: dict[str, Any])
     facts = [
         ("images", "×".join(map(str, model.shape)) + " (channels, height, width), values in [-1, 1]"),
         ("trained on", f"`{_named(data)}`" if data and not imported else "not known to this file"),
-        ("steps", f"{checkpoint['global_step']:,}" if not imported else f"imported from `{imported}`"),
+        ("steps", f"{checkpoint['global_step']:,}" if not imported else f"imported from `{Path(imported).name}`"),
         ("network", f"`{type(network).__name__}`, {sum(p.numel() for p in network.parameters()):,} parameters"),
         ("schedule", f"`{type(schedule).__name__}`, T = {schedule.T}"),
         ("predicts", f"`{type(model.denoiser.parameterization).__name__}`"
@@ -92,6 +95,7 @@ def _facts(model: Diffusion, checkpoint: dict[str, Any], config: dict[str, Any])
 
 def _named(part: dict[str, Any]) -> str:
     given = {k: v for k, v in (part.get("init_args") or {}).items() if v is not None}
+    given = {k: Path(v).name if isinstance(v, str) else v for k, v in given.items()}  # whose disk it was says nothing
     return f"{part['class_path'].rpartition('.')[2]}({', '.join(f'{k}={v}' for k, v in given.items())})"
 
 
@@ -99,13 +103,13 @@ def _measured(checkpoint: dict[str, Any], ckpt: Path) -> str:
     """The figures of the checkpoint's step in its run's folder: of `test`, of `validate`, or of training's own."""
     for name, command, stage in (("test", "test", "test"), ("validate", "validate", "val"), ("metrics", "fit", "val")):
         file = ckpt.parent.parent / f"{name}.csv"
-        if not file.is_file():
+        if not file.is_file() or checkpoints.IMPORTED in checkpoint:
             continue
         found: dict[str, str] = {}
         with file.open(newline="") as stream:
             for row in csv.DictReader(stream):
-                # What training's validation finds lies at the number of the step before it.
-                if int(row["step"]) in (checkpoint["global_step"], checkpoint["global_step"] - 1):
+                # Lightning notes what training's validation finds at the number of the step before it.
+                if int(row["step"]) == checkpoint["global_step"] - (name == "metrics"):
                     found |= {key: value for key, value in row.items() if value and key.startswith(f"{stage}/")}
         if found:
             table = _table([(f"`{key}`", f"{float(value):.4g}") for key, value in found.items()])

@@ -128,8 +128,10 @@ def start_from(module: nn.Module, path: str) -> None:
         ValueError: where they are not those of a module like this one.
     """
     checkpoint = read(path)
-    own = dict(module.named_parameters())
-    theirs = {name: x for name, x in checkpoint["state_dict"].items() if name.startswith(("denoiser.", "conditioner."))}
-    theirs |= averaged(checkpoint)
+    theirs = {**checkpoint["state_dict"], **averaged(checkpoint)}
+    own, theirs = (
+        {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner."))}
+        for side in (module.state_dict(), theirs)
+    )
     _compare(own, theirs, path)
     module.load_state_dict(theirs, strict=False)

@@ -117,7 +117,9 @@ class CLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         named = config.logger if isinstance(config.logger, list) else [config.logger]
         file = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
-        kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file)]
+        ckpt = self._get(self.config, "ckpt_path")
+        start = checkpoints.read(ckpt).get("global_step", 0) if ckpt and self.subcommand != "fit" else 0
+        kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file, start)]
         if self.subcommand == "fit":
             config.callbacks = [*(config.callbacks or []), FiniteLoss()]
             if config.enable_progress_bar is not False:
@@ -221,10 +223,10 @@ def _with_config_of_checkpoint(args: list[str]) -> list[str]:
     if path is None:
         raise ValueError(f"{args[0]} needs a model, but neither --ckpt_path nor --config names one: give --ckpt_path")
     config = checkpoints.config(checkpoints.read(path), path)
-    if "data" not in config:
+    if "data" not in config and not any(name.partition(".")[0] == "--data" for name in given):
         raise ValueError(
-            f"the checkpoint {path} was imported and names no data to {args[0]} it on: give a configuration that does, "
-            "by --config"
+            f"the checkpoint {path} was imported and names no data to {args[0]} it on: name them by --data, such as "
+            "--data CIFAR10"
         )
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
         yaml.safe_dump(config, file)

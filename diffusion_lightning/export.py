@@ -20,7 +20,7 @@ from .conditioning import Unconditional
 from .modules import Diffusion
 from .networks import UNet
 from .published import Diffusers
-from .published.diffusers import scheduler_config, unet_config
+from .published.diffusers import PREDICTS, scheduler_config, unet_config
 
 
 def main(args: list[str]) -> None:
@@ -57,24 +57,36 @@ def check_pipeline(model: Diffusion) -> None:
     """
     instead = "export its weights or its program, by --format weights or --format program"
     network = model.denoiser.network
-    if not isinstance(network, UNet):
+    if not isinstance(network, UNet) and type(network).__name__ != "UNet2DModel":
         raise ValueError(
             f"the network is a {type(network).__name__}, but diffusers' DDPMPipeline takes a U-Net: {instead}"
         )
     if not isinstance(model.conditioner, Unconditional):
         raise ValueError(f"the model has a condition, but diffusers' DDPMPipeline has none: {instead}")
+    predicts = type(model.denoiser.parameterization).__name__
+    if predicts not in PREDICTS.values():
+        raise ValueError(
+            f"the network predicts {predicts}, but diffusers' schedulers know {', '.join(PREDICTS.values())}: {instead}"
+        )
     if model.denoiser.rescale_timesteps and model.schedule.T != 1000:
         raise ValueError(
             f"the network is fed 1000/T·(t - 1) with T = {model.schedule.T}, but diffusers' schedulers feed it whole "
             f"numbers: {instead}"
         )
-    unet_config(network)
+    if isinstance(network, UNet):
+        unet_config(network)
 
 
 def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
     """`model_index.json`, `unet/` and `scheduler/`."""
-    network = model.denoiser.network
-    assert isinstance(network, UNet)
+    network: Any = model.denoiser.network
+    if isinstance(network, UNet):
+        config, stored = unet_config(network), Diffusers().write(network, dict(network.named_parameters()))
+    else:  # diffusers' own
+        config = {"_class_name": "UNet2DModel"} | {k: v for k, v in network.config.items() if not k.startswith("_")}
+        stored = network.state_dict()
+    height, width = model.shape[1:]
+    config["sample_size"] = height if height == width else [height, width]
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
@@ -85,13 +97,16 @@ def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
     )
     for place, content in (
         ("model_index.json", index),
-        ("unet/config.json", unet_config(network)),
+        ("unet/config.json", config),
         ("scheduler/scheduler_config.json", scheduler),
     ):
         (folder / place).parent.mkdir(exist_ok=True)
         (folder / place).write_text(json.dumps(content, indent=2) + "\n")
-    weights = Diffusers().write(network, {name: p.detach() for name, p in network.named_parameters()})
-    save_file(weights, folder / "unet/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: x.detach().contiguous() for name, x in stored.items()},
+        folder / "unet/diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def weights(model: Diffusion, ckpt: str, folder: Path) -> None:

@@ -112,7 +112,7 @@ def _of_diffusers(folder: Path) -> tuple[Weights, Layout, dict[str, Any] | None]
         raise ValueError(
             f"{place} has a config.json, but no diffusion_pytorch_model.safetensors or .bin: add the weights"
         )
-    config = json.loads((place / "config.json").read_text())
+    config = _json(place / "config.json")
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNetUnconditionalModel"):  # the latter is its name before version 0.3
         raise ValueError(f"{place} holds a {kind}, but of diffusers' networks only UNet2DModel is read: give one")
@@ -120,8 +120,15 @@ def _of_diffusers(folder: Path) -> tuple[Weights, Layout, dict[str, Any] | None]
                       if (p / "scheduler_config.json").is_file()), None)  # fmt: skip
     if scheduler is None:
         return _read(files[0]), Diffusers(), None
-    said = json.loads((scheduler / "scheduler_config.json").read_text())
+    said = _json(scheduler / "scheduler_config.json")
     return _read(files[0]), Diffusers(), diffusers.model_arguments(config, said)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is cut short or no JSON ({error}): get it again") from error
 
 
 def _read(file: Path) -> Weights:

@@ -17,20 +17,21 @@ class MetricsFile(Logger):
 
     Args:
         path: the file.
+        start: the step at which Lightning's count begins: it counts from 0 where a checkpoint is evaluated.
     """
 
     name = "metrics"
     version = 0
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, start: int = 0) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path, self.start = Path(path), start
         self._rows: list[dict[str, Any]] | None = None
         self._columns = ["step"]
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        step = step or 0
+        step = self.start + (step or 0)
         if self._rows is None:
             self._rows = self._earlier(step)
         metrics = {key: value for key, value in metrics.items() if key != "epoch"}

@@ -1,6 +1,7 @@
 """What others make of an exported model: diffusers' pipelines, safetensors, torch.export."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from diffusion_lightning.denoising import log_variance
 from diffusion_lightning.samplers import DDIM
 
 from .conftest import small_config
+from .test_loggers import rows
 
 
 def written(out: str) -> set[str]:
@@ -104,9 +106,41 @@ def test_the_card_says_what_it_is_and_what_was_measured(run: Path, exported: Pat
     assert "Digits(batch_size=32" in rest
     assert "| steps | 6 |" in rest
     assert "moving average, decay 0.5" in rest
+    assert "By `fit`" in rest
     assert "`val/fd_digits`" in rest
     assert "DDPMPipeline.from_pretrained" in rest
-    assert str(run) not in card
+
+
+def test_the_card_has_the_figures_of_test_and_no_path_of_this_disk(run: Path, tmp_path: Path) -> None:
+    """Of this checkpoint alone: not of another step's, though its row lies in the same file."""
+    copy = tmp_path / "somewhere/run"
+    shutil.copytree(run, copy)
+    last = copy / "checkpoints/last.ckpt"
+    main(["test", "--ckpt_path", str(last), "--trainer.logger", "false", "--trainer.default_root_dir", str(copy)])
+    assert rows(copy / "test.csv")[-1]["step"] == "6"
+    checkpoint = torch.load(last, weights_only=True)
+    config = yaml.safe_load(checkpoint["config"])
+    config["data"]["init_args"]["root"] = str(tmp_path / "somewhere")
+    torch.save({**checkpoint, "config": yaml.safe_dump(config)}, last)
+    main(["export", str(last), str(tmp_path / "out"), "--format", "weights"])
+    card = (tmp_path / "out/README.md").read_text()
+    assert "By `test`" in card
+    assert "`test/bits_per_dim`" in card
+    assert "root=somewhere" in card
+    assert str(tmp_path) not in card
+    torch.save({**checkpoint, "global_step": 5}, copy / "checkpoints/other.ckpt")
+    main(["export", str(copy / "checkpoints/other.ckpt"), str(tmp_path / "other"), "--format", "weights"])
+    assert "Nothing: no figures" in (tmp_path / "other/README.md").read_text()
+
+
+def test_a_pipeline_draws_images_of_the_models_size(tmp_path: Path) -> None:
+    """Also where the network was built for another, which it takes as well."""
+    changes = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "checkpoint.monitor": None}
+    config = small_config(tmp_path, **changes, **{"model.init_args.network.init_args.size": 16})
+    main(["fit", "--config", str(config), "--trainer.logger", "false"])
+    main(["export", str(tmp_path / "run/checkpoints/last.ckpt"), str(tmp_path / "out")])
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline(batch_size=1, num_inference_steps=2).images[0].size == (8, 8)
 
 
 def test_a_learned_variance_is_exported_too(tmp_path: Path) -> None:
@@ -167,3 +201,49 @@ def test_what_a_pipeline_cannot_is_said(run: Path, tmp_path: Path, capsys: pytes
     assert json.loads(json.dumps(yaml.safe_load((tmp_path / "out/config.yaml").read_text()))) == {
         "model": config["model"]
     }
+
+
+def test_a_network_of_diffusers_is_trained_and_exported_as_it_is(tmp_path: Path) -> None:
+    config = yaml.safe_load(small_config(tmp_path).read_text())
+    config["model"]["init_args"]["network"] = {
+        "class_path": "diffusers.UNet2DModel",
+        "init_args": {
+            "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16], "norm_num_groups": 4,
+            "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 1,
+        },
+    }  # fmt: skip
+    config["trainer"].update(max_steps=2, limit_val_batches=0)
+    config["checkpoint"]["monitor"] = None
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(tmp_path / "config.yaml"), "--trainer.logger", "false"])
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    main(["export", str(last), str(tmp_path / "out")])
+    pipeline, model = DDPMPipeline.from_pretrained(tmp_path / "out"), diffusion_lightning.load(last)
+    _, x = start(model, 2)
+    with torch.no_grad():
+        assert torch.equal(pipeline.unet(x, 5).sample, model.denoiser(x, 6).eps)
+
+
+def test_a_program_with_classes(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path, **{"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "checkpoint.monitor": None}
+    )
+    classes = {"class_path": "ClassLabels", "init_args": {"classes": 10, "width": 32}}
+    changed = yaml.safe_load(config.read_text())
+    changed["model"]["init_args"]["conditioner"] = classes
+    config.write_text(yaml.safe_dump(changed))
+    main(["fit", "--config", str(config), "--trainer.logger", "false"])
+    last = str(tmp_path / "run/checkpoints/last.ckpt")
+    with pytest.raises(SystemExit):
+        main(["export", last, str(tmp_path / "out")])
+    main(["export", last, str(tmp_path / "out"), "--format", "program"])
+    card = (tmp_path / "out/README.md").read_text()
+    assert "torch.full((4,), 12), torch.zeros(4, dtype=torch.long))" in card
+    model = diffusion_lightning.load(last)
+    denoiser = torch.export.load(tmp_path / "out/denoiser.pt2").module()
+    x, t, y = start(model, 3)[1], torch.tensor([1, 5, 12]), torch.tensor([0, 9, 10])
+    with torch.no_grad():
+        expected, found = model.denoiser(x, t, model.conditioner(y)), denoiser(x, t, y)
+    torch.testing.assert_close(found[0], expected.x_0, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0], model.denoiser(x, t, model.conditioner(y.flip(0))).x_0)

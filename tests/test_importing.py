@@ -9,17 +9,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor, nn
 
 import diffusion_lightning
+from diffusion_lightning.checkpoints import start_from
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels
+from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import DiT, UNet
+from diffusion_lightning.objectives import LossAware
 from diffusion_lightning.published import Diffusers, OpenAI, ReleasedDiT
 from diffusion_lightning.published.diffusers import unet_config
+from diffusion_lightning.schedules import Linear
 
 from .conftest import small_config
+from .test_loggers import rows
 from .test_published import random_unet
 
 
@@ -89,6 +94,17 @@ def test_there_and_back_by_the_commands(run: Path, tmp_path: Path) -> None:
     ours, back = diffusion_lightning.load(last), diffusion_lightning.load(tmp_path / "back.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
     torch.testing.assert_close(back.schedule.alpha_bar, ours.schedule.alpha_bar, rtol=1e-12, atol=0)
+
+
+def test_a_network_of_diffusers_with_classes(tmp_path: Path) -> None:
+    theirs = of_diffusers(num_class_embeds=3)
+    DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path / "theirs")
+    main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours.ckpt")])
+    model = diffusion_lightning.load(tmp_path / "ours.ckpt")
+    x, t, y = torch.randn(3, 1, 8, 8), torch.tensor([3, 700, 40]), torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        expected = theirs(x, t, class_labels=y).sample
+        torch.testing.assert_close(model.denoiser.network(x, t, model.conditioner(y)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_older_layout_of_diffusers(tmp_path: Path) -> None:
@@ -238,3 +254,53 @@ def test_the_schedule_of_the_source_and_the_configuration_must_agree(
         in capsys.readouterr().err
     )
     main([*words, "--model.init_args.schedule", "Linear"])
+
+
+def test_a_scheduler_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_diffusers().save_pretrained(tmp_path / "theirs/unet")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "theirs/scheduler")
+    with pytest.raises(SystemExit):
+        main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours.ckpt")])
+    assert "FlowMatchEulerDiscreteScheduler has no betas" in capsys.readouterr().err
+    (tmp_path / "theirs/unet/config.json").write_text('{"in_chan')
+    with pytest.raises(SystemExit):
+        main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours.ckpt")])
+    assert "config.json is cut short or no JSON" in capsys.readouterr().err
+
+
+def test_an_imported_model_is_validated_on_data_that_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DDPMPipeline(of_diffusers(), DDPMScheduler(num_train_timesteps=20)).save_pretrained(tmp_path / "theirs")
+    main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours.ckpt")])
+    words = [
+        "validate",
+        "--ckpt_path",
+        str(tmp_path / "ours.ckpt"),
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "name them by --data" in capsys.readouterr().err
+    main([*words, "--data", "Digits"])
+    assert float(rows(tmp_path / "run/validate.csv")[-1]["val/loss"]) > 0
+
+
+def test_a_start_takes_buffers_too_and_nothing_else_of_the_run(tmp_path: Path) -> None:
+    """A network with running averages, whose times were drawn by its losses, starts a run with uniform times."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+
+        def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+            return self.norm(x_t)
+
+    first = Diffusion(Normed(), Linear(5), (1, 4, 4), timesteps=LossAware())
+    nn.init.constant_(first.denoiser.network.norm.running_mean, 0.7)  # type: ignore[union-attr, arg-type]
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "first.ckpt")
+    second = Diffusion(Normed(), Linear(5), (1, 4, 4))
+    start_from(second, str(tmp_path / "first.ckpt"))
+    assert second.state_dict()["denoiser.network.norm.running_mean"] == pytest.approx(0.7)

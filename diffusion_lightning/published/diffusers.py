@@ -124,7 +124,7 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     if odd or not isinstance(size, int):
         raise ValueError(
             f"the UNet2DModel has levels of {widths} features for images of {size} pixels, but UNet's are multiples of "
-            "the first, and its images square: {OWN}"
+            f"the first, and its images square: {OWN}"
         )
     attended = ["Attn" in kind for kind in has["down_block_types"]]
     if attended != ["Attn" in kind for kind in reversed(list(has["up_block_types"]))]:
@@ -197,6 +197,11 @@ def schedule_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: where there is none like it.
     """
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise ValueError(
+            f"the scheduler {config.get('_class_name')} has no betas, so it is not one of a DDPM: give the schedule "
+            "that the network was trained with by --config"
+        )
     T, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
     first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     if config.get("rescale_betas_zero_snr"):
