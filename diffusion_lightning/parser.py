@@ -17,6 +17,7 @@ from . import (
     networks,
     objectives,
     samplers,
+    schedulers,
     schedules,
 )
 from .complaints import sentence
@@ -32,6 +33,7 @@ FAMILIES = (
     networks,
     objectives,
     samplers,
+    schedulers,
     schedules,
 )
 
