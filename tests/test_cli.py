@@ -226,6 +226,7 @@ def test_a_resumed_run_is_the_same_run_in_weights_and_biases(run: Path, tmp_path
     first = next((root / "wandb").glob("offline-run-*")).name.rpartition("-")[2]
     assert read(root / "checkpoints/last.ckpt")["wandb_id"] == first
     config = small_config(tmp_path, **{"model.init_args.lr_scheduler": None})
+    wandb.finish()  # whatever run another test of this process left open
     main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", "8",
           "--trainer.limit_val_batches", "0"])  # fmt: skip
     wandb.finish()

@@ -156,7 +156,7 @@ def test_a_learned_variance_is_exported_too(tmp_path: Path) -> None:
             "model.init_args.network.init_args.release": "IDDPM",
         },
     )
-    main(["fit", "--config", str(config)])
+    main(["fit", "--config", str(config), "--trainer.logger", "false"])
     last = tmp_path / "run/checkpoints/last.ckpt"
     main(["export", str(last), str(tmp_path / "out")])
     assert "Nothing: no figures" in (tmp_path / "out/README.md").read_text()
