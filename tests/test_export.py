@@ -26,8 +26,11 @@ def written(out: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    main(["export", str(run / "checkpoints/last.ckpt"), str(folder), "--format", "pipeline", "weights", "program"])
+    """Of the run as `fit` left it, whatever others have evaluated in it since."""
+    copy, folder = tmp_path_factory.mktemp("fitted"), tmp_path_factory.mktemp("exported") / "model"
+    shutil.copytree(run / "checkpoints", copy / "checkpoints")
+    shutil.copy(run / "metrics.csv", copy)
+    main(["export", str(copy / "checkpoints/last.ckpt"), str(folder), "--format", "pipeline", "weights", "program"])
     return folder
 
 
