@@ -6,15 +6,13 @@ It is trained on the 1,500 training digits alone, seen as the bytes that metrics
 pixels; the 297 held-out digits only measure it. The file is rewritten bit for bit on the same kind of machine.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-import diffusion_lightning.metrics.digits as shipped
 from diffusion_lightning import images, random
 from diffusion_lightning.data import Digits
+from diffusion_lightning.metrics import DigitsNet
 
 EPOCHS, BATCH, NOISE, SEED = 60, 100, 0.15, 0
 
@@ -26,7 +24,7 @@ def main() -> None:
     (x, y), (x_held, y_held) = data.read("train"), data.read("val")
     x, x_held = images.to_uint8(data.scaled(x)), images.to_uint8(data.scaled(x_held))
 
-    net = shipped.DigitsNet(pretrained=False).train()
+    net = DigitsNet(pretrained=False).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2)
     steps = EPOCHS * len(y) // BATCH
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
@@ -39,9 +37,9 @@ def main() -> None:
             optimizer.step()
             rate.step()
 
-    path = Path(shipped.__file__).with_name(shipped.WEIGHTS)
+    path = DigitsNet.weights()
     save_file(net.state_dict(), path)
-    guess = shipped.DigitsNet().classify(x_held)[1].argmax(1)
+    guess = DigitsNet().classify(x_held)[1].argmax(1)
     print(f"held-out accuracy {(guess == y_held).double().mean():.4f} on {len(y_held)} digits")
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 

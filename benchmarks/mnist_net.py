@@ -7,16 +7,15 @@ Gaussian noise on the pixels; the 10,000 test images only measure it.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-import diffusion_lightning.metrics.mnist as shipped
 from diffusion_lightning import images, random
 from diffusion_lightning.data import MNIST
+from diffusion_lightning.metrics import MNISTNet
 
 EPOCHS, BATCH, NOISE, SEED = 4, 100, 0.2, 0
 
@@ -28,7 +27,7 @@ def main() -> None:
     data.prepare_data()
     (x, y), (x_test, y_test) = data.read("train"), data.read("test")
 
-    net = shipped.MNISTNet(pretrained=False).train().to(memory_format=torch.channels_last)
+    net = MNISTNet(pretrained=False).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * len(y) // BATCH)
     for epoch in range(EPOCHS):
@@ -40,9 +39,9 @@ def main() -> None:
             optimizer.step()
             rate.step()
 
-    path = Path(shipped.__file__).with_name(shipped.WEIGHTS)
+    path = MNISTNet.weights()
     save_file({name: p.contiguous() for name, p in net.state_dict().items()}, path)
-    found = torch.cat([shipped.MNISTNet().classify(part)[1].argmax(1) for part in x_test.split(1000)])
+    found = torch.cat([MNISTNet().classify(part)[1].argmax(1) for part in x_test.split(1000)])
     print(f"accuracy {(found == y_test).double().mean():.4f} on {len(y_test)} test images")
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 

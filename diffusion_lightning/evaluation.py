@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,13 +92,14 @@ def share(metrics: Iterable[Metric]) -> None:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's class and the file that defines it, its plain attributes, structure and weights."""
+    """A hash of a module's class and the files that define it, its plain attributes, structure and weights."""
     plain = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, int | float | str | tuple | None)}
     plain.pop("training", None)
     digest = hashlib.blake2b(f"{type(module).__module__}.{type(module).__qualname__} {plain} {module!r}".encode())
-    source = getattr(inspect.getmodule(type(module)), "__file__", None)
-    if source is not None:
-        digest.update(Path(source).read_bytes())
+    for kind in takewhile(lambda kind: kind is not nn.Module, type(module).__mro__):
+        source = getattr(inspect.getmodule(kind), "__file__", None)
+        if source is not None:
+            digest.update(Path(source).read_bytes())
     for name, x in module.state_dict().items():
         digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
         digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

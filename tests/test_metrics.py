@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-import diffusion_lightning.metrics
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
 from diffusion_lightning.evaluation import Evaluation
@@ -22,6 +20,7 @@ from diffusion_lightning.metrics import (
     DigitsNet,
     FrechetDistance,
     InceptionScore,
+    MNISTNet,
     NearestNeighbours,
     PrecisionRecall,
     frechet_distance,
@@ -364,10 +363,21 @@ def test_the_shipped_classifier() -> None:
     x, y = data.read("val")
     guess = net.classify(images.to_uint8(data.scaled(x)))[1].argmax(1)
     assert (guess == y).double().mean() >= 0.97
-    weights = Path(diffusion_lightning.metrics.__file__).with_name("digits.safetensors")
-    assert weights.stat().st_size < 300_000
+    assert DigitsNet.weights().stat().st_size < 300_000
     with pytest.raises(ValueError, match=r"shape \[3, 32, 32\], but it knows bytes of shape \[1, 8, 8\]"):
         net(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_the_shipped_classifier_of_mnist_reads_other_digits() -> None:
+    """Those of scikit-learn, of other hands and pixels, enlarged and framed as MNIST's are; chance is 0.1."""
+    x, y = Digits().read("train")
+    large = torch.nn.functional.interpolate(x.float() / 16, size=(18, 18), mode="bicubic").clamp(0, 1)
+    framed = (torch.nn.functional.pad(large, (5, 5, 5, 5)) * 255).round().to(torch.uint8)
+    features, logits = MNISTNet().classify(framed)
+    assert features.shape == (1500, MNISTNet.num_features)
+    assert (logits.argmax(1) == y).double().mean() > 0.85
+    with pytest.raises(ValueError, match=r"shape \[1, 8, 8\], but it knows bytes of shape \[1, 28, 28\]"):
+        MNISTNet()(x)
 
 
 def bias(n: int, d: int, draws: int) -> tuple[float, float]:

@@ -3,29 +3,23 @@
 Its weights are made, and its held-out accuracy is printed, by `python -m benchmarks.digits_net`.
 """
 
-from importlib.resources import files
-
-import torch
 import torch.nn.functional as F
-from safetensors.torch import load
 from torch import Tensor, nn
 
-from .. import images as pixels
-
-WEIGHTS = "digits.safetensors"
+from .base import Shipped
 
 
-class DigitsNet(nn.Module):
-    """Bytes (B, 1, 8, 8) to 64 features: the last convolution's, averaged over the pixels as Inception's pool3 is.
+class DigitsNet(Shipped):
+    """Bytes (B, 1, 8, 8) to 64 features.
 
     Args:
         pretrained: load the shipped weights; False starts from random ones.
     """
 
     name = "digits"
+    size = 8
     num_features = 64
     num_classes = 10
-    channels = 1
 
     def __init__(self, pretrained: bool = True) -> None:
         super().__init__()
@@ -35,16 +29,7 @@ class DigitsNet(nn.Module):
         self.hidden = nn.Linear(64 * 4, 64)
         self.head = nn.Linear(64, 10)
         if pretrained:
-            self.load_state_dict(load(files(__package__).joinpath(WEIGHTS).read_bytes()))
-            self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._convolved(images).mean((2, 3))
-
-    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The features (B, 64) and the ten classes' logits (B, 10) of byte images (B, 1, 8, 8)."""
-        convolved = self._convolved(images)
-        return convolved.mean((2, 3)), self.logits(convolved)
+            self.load()
 
     def logits(self, convolved: Tensor) -> Tensor:
         """(B, 64, 4, 4) to logits (B, 10)."""
@@ -54,11 +39,3 @@ class DigitsNet(nn.Module):
     def convolve(self, x: Tensor) -> Tensor:
         """Floats in [-1, 1] (B, 1, 8, 8) to (B, 64, 4, 4)."""
         return F.silu(self.conv3(F.silu(self.conv2(F.silu(self.conv1(x))))))
-
-    def _convolved(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.shape[1:] != (1, 8, 8):
-            raise ValueError(
-                f"the digits net was given {images.dtype} images of shape {list(images.shape[1:])}, but it knows bytes "
-                "of shape [1, 8, 8]: use it on the digits, and another extractor elsewhere"
-            )
-        return self.convolve(pixels.from_uint8(images))
