@@ -8,9 +8,8 @@ from .decode import Broken as Broken
 from .decode import Pictures as Pictures
 from .decode import decode as decode
 from .decode import fingerprint as fingerprint
-from .download import Downloaded as Downloaded
+from .download import ByTorchvision as ByTorchvision
 from .download import downloaded as downloaded
-from .download import tensors as tensors
 from .held_out import held_out as held_out
 from .images import Bytes as Bytes
 from .images import Images as Images

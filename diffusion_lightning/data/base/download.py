@@ -2,11 +2,13 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .images import Images
 
 
 class Downloaded(Protocol):
@@ -46,8 +48,30 @@ def downloaded(source: Downloaded, root: str | Path, place: str, download: bool 
         ) from error
 
 
-def tensors(found: Any) -> tuple[Tensor, Tensor]:
-    """Bytes (N, C, H, W) and labels (N,) of torchvision's `data`, (N, H, W) or (N, H, W, 3), and `targets`."""
-    images = torch.as_tensor(np.asarray(found.data))
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return images, torch.as_tensor(found.targets).long()
+class ByTorchvision(Images):
+    """A set that torchvision downloads and reads whole; `val` and `test` are its test set.
+
+    Args:
+        root: torchvision's root folder.
+        kwargs: see `Images`.
+    """
+
+    source: ClassVar[Downloaded]
+    place: ClassVar[str]  # what is to be put where by hand, the root as {root}
+
+    def __init__(self, root: str | Path = "data", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root)
+
+    def prepare_data(self) -> None:
+        self._found(train=False, download=True)
+
+    def read(self, split: str) -> tuple[Tensor, Tensor]:
+        """Of torchvision's `data`, (N, H, W) or (N, H, W, 3), and `targets`."""
+        found = self._found(train=split == "train")
+        images = torch.as_tensor(np.asarray(found.data))
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        return images, torch.as_tensor(found.targets).long()
+
+    def _found(self, train: bool, download: bool = False) -> Any:
+        return downloaded(self.source, self.root, self.place.format(root=self.root), download, train=train)
