@@ -117,9 +117,7 @@ class CLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         named = config.logger if isinstance(config.logger, list) else [config.logger]
         file = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
-        ckpt = self._get(self.config, "ckpt_path")
-        start = checkpoints.read(ckpt).get("global_step", 0) if ckpt and self.subcommand != "fit" else 0
-        kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file, start)]
+        kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file)]
         if self.subcommand == "fit":
             config.callbacks = [*(config.callbacks or []), FiniteLoss()]
             if config.enable_progress_bar is not False:
@@ -129,22 +127,32 @@ class CLI(LightningCLI):
             config.callbacks = [*(config.callbacks or []), BoundCurve()]
         return super().instantiate_trainer(**kwargs)
 
-    def _check_checkpoint(self) -> None:
+    def _check_checkpoint(self) -> dict[str, Any]:
+        """The checkpoint to go on from, whose weights are this model's; empty where there is none."""
         path = self._get(self.config, "ckpt_path")
-        if path is not None:
-            checkpoints.check_fits(self.model, checkpoints.read(path), path)
-
-    before_validate = before_test = _check_checkpoint
+        if path is None:
+            return {}
+        checkpoint = checkpoints.read(path)
+        checkpoints.check_fits(self.model, checkpoint, path)
+        return checkpoint
 
     def before_fit(self) -> None:
-        self._check_checkpoint()
-        resumed, start = self._get(self.config, "ckpt_path"), self._get(self.config, "init_from")
-        if resumed is not None and checkpoints.IMPORTED in checkpoints.read(resumed):
+        checkpoint, start = self._check_checkpoint(), self._get(self.config, "init_from")
+        if checkpoints.IMPORTED in checkpoint:
             raise ValueError(
-                f"{resumed} holds imported weights and no training to go on with: start from them by --init_from"
+                f"{self._get(self.config, 'ckpt_path')} holds imported weights and no training to go on with: start "
+                "from them by --init_from"
             )
-        if start is not None and resumed is None:
+        if start is not None and not checkpoint:
             checkpoints.start_from(self.model, start)
+
+    def _before_evaluation(self) -> None:
+        step = self._check_checkpoint().get("global_step", 0)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.start = step  # Lightning counts from 0 where it only evaluates
+
+    before_validate = before_test = _before_evaluation
 
     @rank_zero_only
     def after_fit(self) -> None:

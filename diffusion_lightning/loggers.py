@@ -17,15 +17,15 @@ class MetricsFile(Logger):
 
     Args:
         path: the file.
-        start: the step at which Lightning's count begins: it counts from 0 where a checkpoint is evaluated.
     """
 
     name = "metrics"
     version = 0
 
-    def __init__(self, path: str | Path, start: int = 0) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path, self.start = Path(path), start
+        self.path = Path(path)
+        self.start = 0  # the step at which the count begins that it is told
         self._rows: list[dict[str, Any]] | None = None
         self._columns = ["step"]
 
