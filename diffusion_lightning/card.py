@@ -11,18 +11,18 @@ from .modules import Diffusion
 SAMPLING = {
     "pipeline": """from diffusers import DDIMPipeline, DDPMPipeline
 
-images = DDPMPipeline.from_pretrained("PLACE")(batch_size=4, num_inference_steps=TIME).images
+images = DDPMPipeline.from_pretrained(".")(batch_size=4, num_inference_steps=TIME).images
 # or in fewer steps, where the network does not predict the variance
-images = DDIMPipeline.from_pretrained("PLACE")(
+images = DDIMPipeline.from_pretrained(".")(
     batch_size=4, num_inference_steps=50, use_clipped_model_output=True
 ).images""",
     "program": """import torch
 
-denoiser = torch.export.load("PLACE/denoiser.pt2").module()
+denoiser = torch.export.load("./denoiser.pt2").module()
 x_0, eps = denoiser(torch.randn(BATCH), torch.full((4,), TIME)CLASS)[:2]  # at x_T, t = T""",
     "weights": """from safetensors.torch import load_file
 
-weights = load_file("PLACE/model.safetensors")  # of the model that config.yaml describes""",
+weights = load_file("./model.safetensors")  # of the model that config.yaml describes""",
 }
 
 
@@ -67,7 +67,7 @@ def _code(name: str, model: Diffusion) -> str:
     batch = ", ".join(map(str, (4, *model.shape)))
     classes = "" if isinstance(model.conditioner, Unconditional) else ", torch.zeros(4, dtype=torch.long)"
     code = SAMPLING[name].replace("BATCH", batch).replace("CLASS", classes)
-    return code.replace("TIME", str(model.schedule.T)).replace("PLACE", ".")
+    return code.replace("TIME", str(model.schedule.T))
 
 
 def _title(config: dict[str, Any], ckpt: str) -> str:

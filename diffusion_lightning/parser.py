@@ -1,41 +1,31 @@
 """The parser of configs and options: knows this package's classes by name, says what is wrong in one sentence."""
 
 import sys
+from importlib import import_module
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-# Imported for their names: a class known here can be written in a config without its module's path.
-from . import (
-    callbacks,
-    conditioning,
-    data,
-    denoising,
-    likelihood,
-    metrics,
-    modules,
-    networks,
-    objectives,
-    samplers,
-    schedulers,
-    schedules,
-)
 from .complaints import sentence
 
-FAMILIES = (
-    callbacks,
-    conditioning,
-    data,
-    denoising,
-    likelihood,
-    metrics,
-    modules,
-    networks,
-    objectives,
-    samplers,
-    schedulers,
-    schedules,
-)
+# Imported for their names: a class known here can be written in a config without its module's path.
+FAMILIES = [
+    import_module(f"{__package__}.{name}")
+    for name in (
+        "callbacks",
+        "conditioning",
+        "data",
+        "denoising",
+        "likelihood",
+        "metrics",
+        "modules",
+        "networks",
+        "objectives",
+        "samplers",
+        "schedulers",
+        "schedules",
+    )
+]
 
 
 class Parser(LightningArgumentParser):

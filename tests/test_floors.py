@@ -30,18 +30,7 @@ FLOORS = {
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 EVERYWHERE = {"random"}
-DISPATCHED = {
-    "card",
-    "checkpoints",
-    "complaints",
-    "parser",
-    "export",
-    "importing",
-    "predict",
-    "score",
-    "selftest",
-    "cli",
-}
+DISPATCHED = set(FLOORS[6])
 
 
 def modules() -> list[Path]:
