@@ -50,7 +50,9 @@ def sentence(message: str, options: Iterable[str] = (), classes: Iterable[str] =
     if found := re.search(r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)", text):
         name = found[1] or found[2]
         return f"there is no option {name}{_meant(name, options)}: correct or remove it"
-    if found := re.search(r"Expected a (\S+ ?'?[\w.]*'?>?)[^.]*\. Got value: (.*?)(?: - Expected|$)", text):
+    if found := re.search(
+        r"Expected a (typing\.Literal\[.*?\]|\S+ ?'?[\w.]*'?>?)[^.]*\. Got value: (.*?)(?: - Expected|$)", text
+    ):
         return f"{key} is {found[2]}, but it takes {_plain(found[1])}: correct its value"
     if found := re.search(r"Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", text):
         return f"{key} is {found[2]}, but it takes {_plain(found[1])}: correct its value"
@@ -91,7 +93,7 @@ def _names(module: str) -> list[str]:
 
 def _plain(types: str) -> str:
     """`<class 'int'>, <class 'NoneType'>` as `int or null`."""
-    words = re.findall(r"Literal\[(.*?)\]|<class '([^']+)'>|([\w.]+\[[^\]]*\])", types)
+    words = re.findall(r"(?:typing\.)?Literal\[(.*?)\]|<class '([^']+)'>|([\w.]+\[[^\]]*\])", types)
     names = [(literal or cls or generic).rpartition(".")[2] for literal, cls, generic in words] or [types]
     return " or ".join("null" if name == "NoneType" else name for name in names)
 

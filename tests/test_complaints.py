@@ -31,6 +31,11 @@ def test_a_value_of_another_type() -> None:
     assert said == "trainer.max_steps is many, but it takes int: correct its value"
 
 
+def test_a_word_that_is_none_of_the_words() -> None:
+    said = sentence("Parser key \"network.release\": Expected a typing.Literal['DDPM', 'IDDPM']. Got value: EDM")
+    assert said == "network.release is EDM, but it takes 'DDPM', 'IDDPM': correct its value"
+
+
 def test_an_option_that_there_is_not() -> None:
     said = sentence("unrecognized arguments: --max_steps 5", ["trainer.max_steps", "ema.decay"])
     assert said == "there is no option max_steps (did you mean trainer.max_steps?): correct or remove it"

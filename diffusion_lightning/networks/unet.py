@@ -113,6 +113,8 @@ class UNet(nn.Module):
                 f"attention is asked for at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: "
                 "choose among these"
             )
+        if release not in ("DDPM", "IDDPM"):
+            raise ValueError(f"release is {release}, but the details of DDPM's and IDDPM's code are known: give one")
         self.in_channels, self.size, self.channels, self.halvings = in_channels, size, channels, halvings
         self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
         self.resample_blocks, self.release = resample_blocks, release
