@@ -8,10 +8,9 @@ of the set's held-out images at all times.
 
 from pathlib import Path
 
-import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion_lightning.callbacks.throughput import forward_flops
 from diffusion_lightning.checkpoints import build
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -24,9 +23,7 @@ def row(path: Path) -> str:
     """A line of the table."""
     config = yaml.safe_load(path.read_text())
     model = build(config["model"])
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.denoiser(torch.zeros(1, *model.shape), 1)
-    forward, T = counter.get_total_flops(), model.schedule.T
+    forward, T = forward_flops(model), model.schedule.T
     parameters = sum(p.numel() for p in model.parameters())
     training = 3 * forward * config["data"]["init_args"]["batch_size"] * config["trainer"]["max_steps"]
     samples = 0

@@ -108,8 +108,7 @@ def _measured(checkpoint: dict[str, Any], ckpt: Path) -> str:
         found: dict[str, str] = {}
         with file.open(newline="") as stream:
             for row in csv.DictReader(stream):
-                # Lightning notes what training's validation finds at the number of the step before it.
-                if int(row["step"]) == checkpoint["global_step"] - (name == "metrics"):
+                if int(row["step"]) == checkpoint["global_step"]:
                     found |= {key: value for key, value in row.items() if value and key.startswith(f"{stage}/")}
         if found:
             table = _table([(f"`{key}`", f"{float(value):.4g}") for key, value in found.items()])

@@ -5,6 +5,7 @@ run's configuration, so that what comes after `fit` needs the file alone. Whatev
 and, wherever it can be, before training starts.
 """
 
+import hashlib
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,16 +21,17 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import checkpoints, export, importing, predict, score, selftest
-from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Progress
+from . import checkpoints, export, importing, job, predict, processes, provenance, score, selftest
+from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from .loggers import MetricsFile
 from .parser import Parser, fail
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
+JOB = "job"  # the file in a run's folder that names the job which trains there
 
 # Warnings that say nothing to the user: data in memory want no workers, logging counts optimizer steps and not an
 # epoch's batches, tests call `main` with arguments, samples have numbers of
@@ -50,7 +53,20 @@ class Record(SaveConfigCallback):
         kept = config.clone()
         for key in NOT_OF_THE_RUN:
             kept.pop(key, None)
+        for logger in _described(kept.trainer.logger):  # where this run lies is not what made it
+            if "init_args.save_dir" in logger:
+                logger["init_args.save_dir"] = "."
+            if _is_wandb(logger.class_path):
+                logger["init_args.id"] = None
         self.text = parser.dump(kept, skip_none=False, skip_validation=True, format="yaml")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # On every rank: the others would wait for the first, which saves, and a large set takes minutes.
+        self.origin = {
+            "git_commit": provenance.git_commit(),
+            "data_fingerprint": provenance.fingerprint(trainer.datamodule) if stage == "fit" else None,  # type: ignore[attr-defined]
+        }
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -58,12 +74,14 @@ class Record(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.text)
+        if job.name():
+            path.with_name(JOB).write_text(job.name() or "")
         for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(self.text))
+            logger.log_hyperparams({**yaml.safe_load(self.text), **self.origin})
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[checkpoints.CONFIG] = self.text
-        ids = [logger.version for logger in trainer.loggers if type(logger).__name__ == "WandbLogger"]
+        ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         checkpoint[checkpoints.WANDB] = ids[0] if ids else None
 
 
@@ -91,16 +109,18 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         config.weights_only = True
         if self.subcommand == "fit":
+            if "WANDB_SWEEP_ID" in os.environ:  # each trial of a sweep has a folder of its own
+                config.trainer.default_root_dir = str(self.root / os.environ["WANDB_RUN_ID"])
             config.ckpt_path = _resume(self.root, config.ckpt_path)
-        loggers = config.trainer.logger
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if not isinstance(logger, Namespace):
-                continue
-            if logger.get("init_args.save_dir") in (".", None):
+        processes.name_limit(config.trainer.strategy)
+        for logger in _described(config.trainer.logger):
+            if "init_args.save_dir" in logger and logger["init_args.save_dir"] in (".", None):
                 logger["init_args.save_dir"] = str(self.root)
-            if self.subcommand == "fit" and config.ckpt_path and logger.class_path.endswith("WandbLogger"):
-                logger["init_args.id"] = checkpoints.read(config.ckpt_path).get(checkpoints.WANDB)
+            if self.subcommand == "fit" and _is_wandb(logger.class_path) and not logger.get("init_args.id"):
+                logger["init_args.id"] = _wandb_id(self.root, config.ckpt_path)
                 logger["init_args.resume"] = "allow"
+            elif self.subcommand != "fit" and _is_wandb(logger.class_path):
+                logger["init_args.job_type"] = logger.get("init_args.job_type") or self.subcommand
 
     def instantiate_classes(self) -> None:
         """Builds the objects; whatever a constructor refuses, a user's own class too, is said in its own words."""
@@ -125,7 +145,13 @@ class CLI(LightningCLI):
                 kwargs["enable_progress_bar"] = False
         if self.subcommand == "test":
             config.callbacks = [*(config.callbacks or []), BoundCurve()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        processes.limit_waiting(trainer)
+        processes.check_started(trainer)
+        if self.subcommand == "fit":
+            checkpoint = next(x for x in trainer.callbacks if isinstance(x, Checkpoint))  # type: ignore[attr-defined]
+            trainer.callbacks.append(Preemption(checkpoint))  # type: ignore[attr-defined]
+        return trainer
 
     def _check_checkpoint(self) -> dict[str, Any]:
         """The checkpoint to go on from, whose weights are this model's; empty where there is none."""
@@ -209,8 +235,18 @@ def _step(path: Path) -> int:
 
 
 def _resume(root: Path, ckpt_path: str | None) -> str | None:
-    """The checkpoint to start from, none for a fresh run; refuses a fresh run in a folder that holds one."""
+    """The checkpoint to start from, none for a fresh run; refuses a fresh run in a folder that holds one.
+
+    A job that was requeued goes on from its own, whatever it was first started from; a new job never does unasked.
+    """
     last, found = root / "checkpoints/last.ckpt", sorted((root / "checkpoints").glob("*.ckpt"))
+    if foreign := sorted(root.glob("hpc_ckpt_*.ckpt")):
+        raise ValueError(
+            f"{foreign[0]} is a checkpoint of Lightning's own requeueing, from which SLURM jobs start without being "
+            "asked: move it away, and name it by --ckpt_path if it is meant"
+        )
+    if last.exists() and job.restarted() and (root / JOB).exists() and (root / JOB).read_text() == job.name():
+        return str(last)
     if ckpt_path is None and found:
         raise ValueError(
             f"{root} already holds checkpoints of a run ({found[0].name}), and this is a fresh one: go on with it by "
@@ -219,6 +255,24 @@ def _resume(root: Path, ckpt_path: str | None) -> str | None:
     if ckpt_path == "last":
         return str(last) if last.exists() else None
     return ckpt_path
+
+
+def _described(loggers: Any) -> list[Namespace]:
+    """Those of a configuration's `trainer.logger` that are described by their class and arguments."""
+    return [x for x in (loggers if isinstance(loggers, list) else [loggers]) if isinstance(x, Namespace)]
+
+
+def _is_wandb(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    return issubclass(getattr(import_module(module), name), WandbLogger)
+
+
+def _wandb_id(root: Path, ckpt_path: str | None) -> str | None:
+    """The run in Weights & Biases: the checkpoint's, else the job's, which may be requeued before its first."""
+    if ckpt_path is not None:
+        return checkpoints.read(ckpt_path).get(checkpoints.WANDB)
+    of_job = f"{job.name()} {root.absolute()}".encode()
+    return hashlib.blake2b(of_job, digest_size=4).hexdigest() if job.name() else None
 
 
 def _with_config_of_checkpoint(args: list[str]) -> list[str]:
@@ -294,13 +348,17 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's class in a file beside the config is found as python finds it
-    for harmless in NOISE:
+    # Lightning's advice to use srun is for jobs, not for whoever sits before a cluster.
+    for harmless in (*NOISE, *([] if job.name() else [".*`srun` command is available.*"])):
         warnings.filterwarnings("ignore", harmless)
     try:
-        if words and words[0] in OWN:
-            OWN[words[0]](words[1:])
-        else:
-            _lightning(words)
+        with job.listening():
+            if words and words[0] in OWN:
+                OWN[words[0]](words[1:])
+            else:
+                _lightning(words)
+    except job.Preempted as stop:
+        raise SystemExit(job.leave(str(stop))) from None
     except OSError as error:
         if error.filename is None:
             raise
@@ -309,3 +367,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if not _explained(error):
             raise
         fail(str(error))
+    except Exception as error:
+        if (sentence := processes.lost(error)) is None:
+            raise
+        fail(sentence)

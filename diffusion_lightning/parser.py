@@ -17,6 +17,7 @@ FAMILIES = [
         "data",
         "denoising",
         "likelihood",
+        "loggers",
         "metrics",
         "modules",
         "networks",

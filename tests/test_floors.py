@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "diffusion_lightning"
 
 FLOORS = {
-    0: ["schedules", "random", "images", "references", "pictures", "networks", "conditioning", "first_stages"],
+    0: ["job", "schedules", "random", "images", "references", "pictures", "networks", "conditioning", "first_stages"],
     1: ["denoising", "published"],
     2: ["objectives", "guidance", "likelihood", "schedulers"],
     3: ["samplers"],
@@ -23,6 +23,8 @@ FLOORS = {
         "export",
         "importing",
         "predict",
+        "processes",
+        "provenance",
         "score",
         "selftest",
         "__main__",

@@ -21,12 +21,14 @@ from diffusion_lightning.samplers import DDIM, Ancestral
 from .conftest import small_config
 from .test_cli import fails
 from .test_loggers import rows
+from .test_reverse_chain import Album
 
 
 def with_metrics(folder: Path, metrics: list[Any], **arguments: Any) -> Path:
-    """The small config with other metrics."""
+    """The small config with other metrics, and nothing else that samples but the grid."""
     path = small_config(folder, **{"trainer.logger": False})
     config = yaml.safe_load(path.read_text())
+    config["trainer"]["callbacks"] = config["trainer"]["callbacks"][:3]
     config["trainer"]["callbacks"][2]["init_args"].update(metrics=metrics, **arguments)
     path.write_text(yaml.safe_dump(config))
     return path
@@ -124,7 +126,9 @@ def test_validation_is_fast_and_the_test_is_the_papers(
 
 def test_it_says_what_it_costs_and_shows_the_closest_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = with_metrics(tmp_path, [metric("FrechetDistance"), metric("NearestNeighbours")])
-    main(["fit", "--config", str(config)])
+    main(["fit", "--config", str(config), "--trainer.logger", "tests.test_reverse_chain.Album"])
+    shown = [(key, step) for key, step, _ in Album.pictures if key == "closest_pairs"]
+    assert shown == [("closest_pairs", 3), ("closest_pairs", 6)]
     said = [line for line in capsys.readouterr().err.splitlines() if "evaluation of 66 samples" in line]
     assert len(said) == 1
     for part in ("s sampling", "s scoring", "s of training before each", "% of the run's time"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from itertools import pairwise
 
 import pytest
@@ -196,6 +197,26 @@ def test_a_samples_noise_follows_its_seed_alone() -> None:
     torch.testing.assert_close(alone[0], together[3], rtol=1e-12, atol=1e-12)
     default = run(denoise, schedule, x_T)
     torch.testing.assert_close(default, run(denoise, schedule, x_T, seeds=range(4)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", Sampler.__subclasses__())
+@pytest.mark.parametrize("steps", [1, 4, 30])
+def test_who_watches_sees_x_t_at_every_time_and_changes_nothing(make: type[Sampler], steps: int) -> None:
+    """At the start of each step and at the end; each x_t is where a run that begins there goes on from."""
+    schedule, seen = Linear(T=30, beta_1=1e-3, beta_T=0.3), list[tuple[int, Tensor]]()
+    sampler, x_T = make(steps=steps), torch.randn(3, 1, 4, 4, dtype=F64)
+    x_0 = sampler(gaussian(schedule, 0.5), schedule, x_T, seeds=[4, 5, 6], watch=lambda t, x: seen.append((t, x)))
+    assert torch.equal(x_0, sampler(gaussian(schedule, 0.5), schedule, x_T, seeds=[4, 5, 6]))
+    times = sampler.times(schedule)
+    assert [t for t, _ in seen] == times
+    assert torch.equal(seen[0][1], x_T)
+    assert torch.equal(seen[-1][1], x_0)
+    if isinstance(sampler, DPMSolver):
+        return  # which remembers the step before
+    for k, (_, x_t) in enumerate(seen[:-1]):
+        rest = copy(sampler)
+        rest.times = lambda schedule, k=k: times[k:]  # type: ignore[method-assign, misc]
+        assert torch.equal(rest(gaussian(schedule, 0.5), schedule, x_t, seeds=[4, 5, 6]), x_0)
 
 
 def test_as_many_seeds_as_samples() -> None:

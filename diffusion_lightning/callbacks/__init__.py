@@ -6,6 +6,10 @@ from .ema import EMA as EMA
 from .finite_loss import FiniteLoss as FiniteLoss
 from .generative_metrics import GenerativeMetrics as GenerativeMetrics
 from .loss_by_timestep import LossByTimestep as LossByTimestep
+from .preemption import Preemption as Preemption
 from .progress import Progress as Progress
+from .reverse_chain import ReverseChain as ReverseChain
 from .sample_grid import SampleGrid as SampleGrid
 from .sample_writer import SampleWriter as SampleWriter
+from .sampler_table import SamplerTable as SamplerTable
+from .throughput import Throughput as Throughput

@@ -8,12 +8,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
+from .base import steps_done
+
 
 class BoundCurve(Callback):
     """After `test`, writes `bound.csv` (t, bits_per_dim) and `bound.png` into the run's folder and logs the picture.
 
     Entry t is the term L_{t-1}: the decoder's at t = 1, a KL at each other.
     """
+
+    def __init__(self) -> None:
+        self._restored = 0
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint["global_step"]
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         bound = getattr(module, "bound", None)
@@ -27,7 +35,7 @@ class BoundCurve(Callback):
         draw(bound, root / "bound.png")
         loggers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         for logger in loggers:
-            logger.log_image("test/bound", [Image.open(root / "bound.png")])
+            logger.log_image("test/bound", [Image.open(root / "bound.png")], step=steps_done(trainer, self._restored))
 
 
 def draw(bound: Tensor, path: Path) -> None:

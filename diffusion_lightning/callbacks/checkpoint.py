@@ -10,7 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
-from .base import checkpoints_folder
+from .base import checkpoints_folder, validation_follows
+
+VALIDATION = "epoch_loop.val_loop.batch_progress"  # where Lightning keeps how far a validation has come
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -41,9 +43,11 @@ class AtomicIO(TorchCheckpointIO):
 class Checkpoint(CheckpointBase):
     """Keeps `checkpoints/` in the run's folder.
 
-    - `step=<n>.ckpt` every so many optimizer steps, the newest `keep` of them;
+    - `step=<n>.ckpt` every so many optimizer steps and before every validation, the newest `keep` of them;
     - `last.ckpt`, the same as the newest, and written once more when `fit` ends;
     - `best.ckpt`, after the validation whose `monitor` was the best so far.
+
+    A run that is stopped in a validation goes on with that validation, from its beginning.
 
     Args:
         every_n_train_steps: optimizer steps between two checkpoints, at least 1.
@@ -63,6 +67,8 @@ class Checkpoint(CheckpointBase):
             raise ValueError(f"every_n_train_steps is {every_n_train_steps}, but steps are counted from 1: give N ≥ 1")
         self.every_n_train_steps, self.keep, self.monitor, self.mode = every_n_train_steps, keep, monitor, mode
         self.best: float | None = None
+        self._validating = self._missing = False
+        self._max_steps: int | None = None  # the run's own, while another stands in for it
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = AtomicIO()
@@ -79,9 +85,43 @@ class Checkpoint(CheckpointBase):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step != self._saved and step % self.every_n_train_steps == 0:
-            self._save_last(trainer)
+        due = trainer.global_step % self.every_n_train_steps == 0
+        if due and trainer.global_step != self._saved and not validation_follows(trainer):
+            self.save(trainer)
+
+    # A validation may take hours: the state it begins with is kept, and says that the validation is still to be done.
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+        self._validating = True
+        self.save(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._validating, self._saved = False, -1
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._validating:
+            checkpoint["loops"]["fit_loop"][VALIDATION] = {
+                "current": dict.fromkeys(("ready", "started", "processed", "completed"), 0),
+                "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
+                "is_last_batch": False,
+            }
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        total = checkpoint["loops"]["fit_loop"][VALIDATION]["total"] if "loops" in checkpoint else {}
+        self._missing = total.get("started", 0) > total.get("processed", 0)
+        if trainer.optimizers:  # of the strategies that restore a checkpoint after on_fit_start
+            self.on_fit_start(trainer, module)
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Where the last step's validation alone is missing, Lightning would see that all steps are done."""
+        done = trainer._checkpoint_connector._loaded_checkpoint.get("global_step")
+        if self._missing and done == trainer.max_steps:
+            self._max_steps = trainer.max_steps
+            trainer.fit_loop.epoch_loop.max_steps += 1
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -99,13 +139,18 @@ class Checkpoint(CheckpointBase):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step != self._saved:
-            self._save_last(trainer)
+            self.save(trainer)
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def last(self, trainer: Trainer) -> Path:
+        """Where the newest checkpoint lies."""
+        return checkpoints_folder(trainer) / "last.ckpt"
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`, unless this step's is written; called on all devices alike."""
         self._saved = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        last = checkpoints_folder(trainer) / "last.ckpt"
+        last = self.last(trainer)
         trainer.save_checkpoint(last, weights_only=False)
         if trainer.is_global_zero and self.keep != 0:
             numbered = last.with_name(f"step={self._saved}.ckpt")

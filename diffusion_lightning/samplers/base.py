@@ -17,6 +17,7 @@ from ..denoising import Prediction
 from ..schedules import Schedule, like
 
 Denoise = Callable[[Tensor, int, Tensor | None], Prediction]
+Watch = Callable[[int, Tensor], None]
 
 
 class Spacing(ABC):
@@ -55,7 +56,7 @@ class UniformLogSNR(Spacing):
 
     def __call__(self, schedule: Schedule, steps: int) -> list[int]:
         log_snr = schedule.snr(torch.arange(1, schedule.T + 1)).log().clamp(min=-12).cpu()
-        return _nearest(log_snr, torch.linspace(float(log_snr[0]), float(log_snr[-1]), steps, dtype=torch.float64))
+        return nearest(log_snr, torch.linspace(float(log_snr[0]), float(log_snr[-1]), steps, dtype=torch.float64))
 
 
 class Karras(Spacing):
@@ -77,10 +78,10 @@ class Karras(Spacing):
 
     def __call__(self, schedule: Schedule, steps: int) -> list[int]:
         curve = schedule.snr(torch.arange(1, schedule.T + 1)).rsqrt().clamp(max=80).pow(1 / self.rho).cpu()
-        return _nearest(curve, torch.linspace(float(curve[0]), float(curve[-1]), steps, dtype=torch.float64))
+        return nearest(curve, torch.linspace(float(curve[0]), float(curve[-1]), steps, dtype=torch.float64))
 
 
-def _nearest(curve: Tensor, wanted: Tensor) -> list[int]:
+def nearest(curve: Tensor, wanted: Tensor) -> list[int]:
     """Falling times whose values on a curve over t = 1 … T are nearest to the wanted ones, then 0.
 
     The curve and the wanted values run from 1 to T. Each time is taken once, so where many fall together they move to
@@ -170,6 +171,7 @@ class Sampler(ABC):
         x_T: Tensor,
         c: Tensor | None = None,
         seeds: Sequence[int] | Tensor | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Images from noise.
 
@@ -179,11 +181,12 @@ class Sampler(ABC):
             x_T: (B, C, H, W) standard normal noise.
             c: (B, …) condition.
             seeds: one integer a sample, of which alone its noise is a function; None is 0 … B - 1.
+            watch: called with t and x_t where each step starts, and with 0 and x_0 at the end; not to change them.
 
         Returns:
             x_0, (B, C, H, W).
         """
-        return self._run(denoise, schedule, x_T, self.times(schedule), c, seeds)
+        return self._run(denoise, schedule, x_T, self.times(schedule), c, seeds, watch=watch)
 
     def invert(self, denoise: Denoise, schedule: Schedule, x_0: Tensor, c: Tensor | None = None) -> Tensor:
         """The noise x_T (B, C, H, W) from which this sampler makes the images x_0, to its own order of accuracy.
@@ -270,6 +273,7 @@ class Sampler(ABC):
         c: Tensor | None,
         seeds: Sequence[int] | Tensor | None = None,
         undo: bool = False,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Along the times; `undo` goes up by the forward process where else a step is the sampler's own."""
         keys = torch.as_tensor(range(len(x)) if seeds is None else seeds, device=x.device)
@@ -284,6 +288,8 @@ class Sampler(ABC):
 
         before, visits = None, Counter[tuple[int, int]]()
         for t, s in pairwise(times):
+            if watch is not None:
+                watch(t, x)
             visits[t, s] += 1
 
             def noise(x: Tensor = x, t: int = t, s: int = s) -> Tensor:
@@ -297,6 +303,8 @@ class Sampler(ABC):
             prediction = predict(x, t)
             x = self.step(x, Step(schedule, t, s, prediction, before, predict, noise))
             before = t, prediction
+        if watch is not None:
+            watch(times[-1], x)
         return x
 
     def _clipped(self, schedule: Schedule, x_t: Tensor, t: int, prediction: Prediction) -> Prediction:

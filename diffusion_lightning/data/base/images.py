@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ... import random
+from ... import job, random
 from .order import Indices, Loader, Order
 
 
@@ -125,6 +125,7 @@ class Images(LightningDataModule, ABC):
             batch_size=None,
             sampler=order,
             num_workers=self.num_workers,
+            worker_init_fn=job.ignore,
             # A forked worker shares the images; one that is started afresh is sent a copy of them.
             multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
             persistent_workers=self.num_workers > 0,

@@ -1,0 +1,10 @@
+"""Where the callbacks of one run meet: its folder, pictures of samples, samples scored against real images."""
+
+from .folder import checkpoints_folder as checkpoints_folder
+from .folder import save_picture as save_picture
+from .folder import steps_done as steps_done
+from .loop import validation_follows as validation_follows
+from .picture import SamplePicture as SamplePicture
+from .scoring import Round as Round
+from .scoring import Scoring as Scoring
+from .scoring import now as now

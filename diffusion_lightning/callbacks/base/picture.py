@@ -1,0 +1,55 @@
+"""A picture of samples after every validation, each rank making its share of them."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ... import images
+from ...samplers import Ancestral, Sampler
+from .folder import save_picture, steps_done
+
+
+class SamplePicture(Callback, ABC):
+    """Saves `<folder>/step=<n>.png` in the run's folder after every validation and `test`, and logs it under `key`.
+
+    Args:
+        n: how many samples.
+        sampler: the reverse loop; None is `Ancestral()`.
+        seed: of the samples; the same noise each time, so that one watches them form.
+    """
+
+    key: str
+    folder: str
+    columns: int | None = None  # None makes the picture near-square
+
+    def __init__(self, n: int, sampler: Sampler | None, seed: int) -> None:
+        if n < 1:
+            raise ValueError(f"a picture of {n} samples shows nothing: give n ≥ 1")
+        self.n, self.sampler, self.seed = n, sampler or Ancestral(), seed
+        self._restored = 0
+
+    @abstractmethod
+    def make(self, module: Any, n: int, first: int) -> Tensor:
+        """Samples number `first` … `first + n - 1`, (n, C, H, W), or a row of images each, (n, columns, C, H, W)."""
+
+    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
+        self.sampler.times(module.schedule)
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict) -> None:
+        self._restored = checkpoint["global_step"]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        share = -(-self.n // trainer.world_size)  # the same on every rank, so that none waits for another
+        made = images.to_uint8(self.make(pl_module, share, trainer.global_rank * share))
+        if trainer.world_size > 1:
+            made = pl_module.all_gather(made).flatten(0, 1)
+        if trainer.is_global_zero:
+            sheet = images.grid(made[: self.n].flatten(0, -4).cpu(), columns=self.columns)
+            step = steps_done(trainer, self._restored)
+            save_picture(trainer, f"{self.folder}/step={step}.png", sheet, self.key, step)
+
+    on_test_epoch_end = on_validation_epoch_end

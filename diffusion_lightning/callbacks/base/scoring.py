@@ -1,0 +1,142 @@
+"""Samples scored against real images, round after round: what the callbacks that do so have in common."""
+
+import sys
+import time
+from abc import ABC
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torchmetrics import Metric
+from tqdm import tqdm
+
+from ...evaluation import Block, Evaluation, cache_folder, share
+from ...samplers import Sampler
+
+
+class Round(NamedTuple):
+    """What came of a round, and what it took."""
+
+    values: dict[str, Any]
+    made: int  # samples of this rank
+    sampling: float  # seconds
+    scoring: float  # seconds, with those of reading
+    reading: float  # seconds over the real images
+
+
+class Scoring(Callback, ABC):
+    """Every rank makes and scores its own blocks of sample numbers, and the metrics add up what they have.
+
+    Args:
+        metrics: those of `diffusion_lightning.metrics`, or any of torchmetrics' kind over bytes.
+        batch_size: samples made at once, per device.
+        seed: of the samples.
+        split: which of the data's splits the samples are compared with.
+        cache: keep references between runs.
+    """
+
+    def __init__(self, metrics: list[Metric], batch_size: int, seed: int, split: str, cache: bool) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
+        share(metrics)
+        self.metrics, self.batch_size, self.seed, self.split, self.cache = metrics, batch_size, seed, split, cache
+        self._real: Any = None
+        self._evaluation: Evaluation | None = None
+        self._restored = 0
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict) -> None:
+        self._restored = checkpoint["global_step"]
+
+    @property
+    def compares(self) -> bool:
+        """Whether a metric wants to see the real images."""
+        return any(getattr(metric, "needs_reference", True) for metric in self.metrics)
+
+    def check(self, trainer: Trainer, n: int) -> None:
+        """Finds the real images, and refuses what n samples cannot be scored by, before an hour is spent."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if self.compares:
+            if not hasattr(data, "reference"):
+                raise ValueError(
+                    f"{type(self).__name__} compares samples with real images, but the data has no reference(): "
+                    "use a data module of diffusion_lightning.data or give yours that method"
+                )
+            self._real = data.reference(self.split)
+            _check_shape(list(self._real[0:1].shape[1:]), data, f"its reference({self.split!r})")
+        metric: Any
+        for metric in self.metrics:
+            statistics = getattr(metric, "reference", None)
+            if isinstance(statistics, dict) and "shape" in statistics:
+                _check_shape(statistics["shape"].tolist(), data, "the file of statistics")
+            if hasattr(metric, "expect"):
+                wanted = self._real is not None and getattr(metric, "needs_reference", True)
+                metric.expect(n, len(self._real) if wanted else None)
+
+    def round(
+        self, trainer: Trainer, module: Any, name: str, n: int, sampler: Sampler, uncertainty: bool = False
+    ) -> Round:
+        """Samples number 0 … n - 1 generated and scored; the name is that of the bars."""
+        began = time.monotonic()
+        evaluation = self._evaluation = self._evaluation or self._prepared(trainer, module)
+        evaluation.batch_size = size = min(self.batch_size, n)
+        evaluation.expect(n, uncertainty)
+        sampling = reading = 0.0
+        blocks = list(evaluation.blocks(n))
+        for first, count in _bar(trainer, f"{name}: samples", blocks):
+            since = now(module.device)
+            samples = module.generate(count, sampler, seed=self.seed, first=first, batch_size=size)
+            sampling += now(module.device) - since
+            evaluation.generated(samples, first)
+
+        def watch(kind: str, blocks: list[Block]) -> Iterable[Block]:
+            nonlocal reading
+            since = now(module.device)
+            yield from _bar(trainer, f"{name}: {kind}", blocks)
+            reading += now(module.device) - since
+
+        values = evaluation.values(watch)
+        made = sum(count for _, count in blocks)
+        return Round(values, made, sampling, now(module.device) - began - sampling, reading)
+
+    def _prepared(self, trainer: Trainer, module: LightningModule) -> Evaluation:
+        # Sums are float64, which Apple's devices lack: there the metrics stay on the CPU.
+        device = torch.device("cpu") if module.device.type == "mps" else module.device
+        return Evaluation(
+            self.metrics,
+            self._real,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            batch_size=self.batch_size,
+            device=device,
+            cache=cache_folder() / "references" if self.cache else None,
+            agree=lambda holds: bool(trainer.strategy.reduce_boolean_decision(holds, all=True)),
+        )
+
+
+def _check_shape(shape: list[int], data: Any, other: str) -> None:
+    own = getattr(data, "shape", None)
+    if own is not None and shape != list(own):
+        raise ValueError(
+            f"the data's images have shape {list(own)}, but those of {other} have {shape}: compare images of one shape"
+        )
+
+
+def now(device: torch.device) -> float:
+    """The time in seconds, when the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def _bar(trainer: Trainer, name: str, blocks: list[Block]) -> Iterable[Block]:
+    """The blocks, and a bar of the images done with the time left: for a person who waits, gone when it is over."""
+    hidden = not trainer.is_global_zero or (trainer.state.fn == TrainerFn.FITTING and not sys.stderr.isatty())
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+    total = sum(size for _, size in blocks) * trainer.world_size
+    with tqdm(desc=name, total=total, disable=hidden, leave=False, mininterval=interval, bar_format=form) as bar:
+        for first, size in blocks:
+            yield first, size
+            bar.update(size * trainer.world_size)

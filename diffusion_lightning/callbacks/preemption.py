@@ -1,0 +1,111 @@
+"""Leaves when the job is told to, at an optimizer step that is saved first; nothing is done twice or lost."""
+
+import signal
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
+from lightning.pytorch.trainer.states import TrainerFn
+
+from .. import job
+from .base import validation_follows
+
+
+class Saves(Protocol):
+    """What writes checkpoints: `Checkpoint`."""
+
+    def save(self, trainer: Trainer) -> None: ...
+
+    def last(self, trainer: Trainer) -> Path: ...
+
+
+class Preemption(CheckpointBase):
+    """On SIGUSR1 or SIGTERM, saves `last.ckpt` after the next optimizer step or the one after it, and leaves.
+
+    The processes agree: each step they add up their flags, on the CPU and in the background, and look at the sum a
+    step later, so that no step waits for it. A signal in a validation, sampling included, is answered at once: it
+    began with a checkpoint and is done again. The command then requeues the job (SLURM) or exits with status 75.
+
+    It is a checkpointing callback, since these come after all others, and is added after `Checkpoint`.
+    """
+
+    def __init__(self, checkpoint: Saves) -> None:
+        self.checkpoint = checkpoint
+        self._sum: tuple[torch.Tensor, Any] | None = None
+        self._agreed = self._leaving = False
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        # Lightning's own handlers would leave without a checkpoint, or requeue with one in the middle of a step; and
+        # every batch it asks the first process for its flag, for which each step waits for the device.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        limit = getattr(trainer.strategy, "_timeout", None)  # a group has its own, of half an hour
+        self._group: Any = dist.new_group(backend="gloo", timeout=limit) if trainer.world_size > 1 else None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step = trainer.global_step
+        job.hold()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, done = trainer.global_step, self._step
+        if step == done:
+            return
+        self._step = step
+        self._agreed = self._any_asked()
+        if self._agreed and step != trainer.max_steps and not validation_follows(trainer):
+            self.checkpoint.save(trainer)
+            self._leaving = True
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._leaving:  # by now the saved step is logged
+            self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> NoReturn:
+        raise job.Preempted(f"stopped at step {trainer.global_step}, saved as {self.checkpoint.last(trainer)}")
+
+    def _any_asked(self) -> bool:
+        """Whether a process had been told to leave by the step before."""
+        if self._group is None:
+            return job.asked()
+        asked = False
+        if self._sum is not None:
+            total, work = self._sum
+            work.wait()
+            asked = bool(total)
+        total = torch.tensor(float(job.asked()))
+        self._sum = total, dist.all_reduce(total, group=self._group, async_op=True)
+        return asked
+
+    # A validation: begun with a checkpoint, repeated as a whole
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            if self._agreed:
+                self._leave(trainer)
+            job.release()
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # Last of the callbacks, and before anything is logged.
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            job.hold()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._sum is not None:
+            self._sum[1].wait()
+        job.finish()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        job.finish()
+        if isinstance(exception, job.Preempted):
+            for logger in trainer.loggers:
+                if hasattr(logger, "preempting"):
+                    logger.preempting(trainer.global_step)
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signal.SIGTERM)  # the processes that Lightning started

@@ -1,0 +1,59 @@
+"""The way from noise to image after every validation: a few samples, each a strip of its x_t."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from ..samplers import Sampler
+from ..samplers.base import nearest
+from .base import SamplePicture
+
+
+class ReverseChain(SamplePicture):
+    """Saves `chains/step=<n>.png` in the run's folder and logs it as `reverse_chain`.
+
+    A row is a sample, with noise at the left and the image at the right: x_T, those of the sampler's x_t at which the
+    angle φ of noise and signal, tan φ = √(1 - ᾱ_t)/√ᾱ_t, is nearest to evenly spaced ones, and the x_0 that `generate`
+    returns. Even steps of a sampler would show little but noise, or little but the image, of all schedules and
+    spacings but one. Where the sampler visits fewer times than there are frames, all are shown.
+
+    Papers: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, figure 2;
+    Progressive distillation for fast sampling of diffusion models. Salimans, Ho, 2022, arXiv 2202.00512, appendix D,
+    for φ.
+
+    Args:
+        n: how many samples, at least 1.
+        frames: images in a row, at least 2.
+        sampler: the reverse loop; None is `Ancestral()`.
+        seed: of the samples.
+    """
+
+    key, folder = "reverse_chain", "chains"
+
+    def __init__(self, n: int = 8, frames: int = 10, sampler: Sampler | None = None, seed: int = 0) -> None:
+        super().__init__(n, sampler, seed)
+        if frames < 2:
+            raise ValueError(f"a chain of {frames} frames has no way from noise to image: give frames ≥ 2")
+        self.frames = frames
+
+    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
+        times = self.sampler.times(module.schedule)[::-1]  # rising from 0
+        signal, noise = module.schedule.roots(torch.tensor(times))
+        angle = torch.atan2(noise, signal).flatten().cpu()
+        frames = min(self.frames, len(times))
+        wanted = torch.linspace(0, float(angle[-1]), frames, dtype=torch.float64)
+        self._shown = {times[i] for i in nearest(angle[1:], wanted[1:])}
+        self.columns = frames
+
+    def make(self, module: Any, n: int, first: int) -> Tensor:
+        frames: list[Tensor] = []
+
+        def watch(t: int, x_t: Tensor) -> None:
+            if t in self._shown:
+                frames.append(x_t.clone())
+
+        module.generate(n, partial(self.sampler, watch=watch), seed=self.seed, first=first)
+        return torch.stack(frames, 1)

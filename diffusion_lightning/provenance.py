@@ -1,0 +1,22 @@
+"""Where a run comes from: the commit of the code and the images themselves."""
+
+import subprocess
+from typing import Any
+
+from .evaluation import digest
+
+
+def git_commit() -> str | None:
+    """The commit checked out in the working folder, with `-dirty` where tracked files differ from it; None outside."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
+
+
+def fingerprint(data: Any) -> str | None:
+    """A hash of the training images of a data module, None for one that cannot show them."""
+    return digest(data.reference("train")) if hasattr(data, "reference") else None

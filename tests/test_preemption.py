@@ -1,0 +1,110 @@
+"""Runs that are told to leave, at every kind of moment, and go on; each against the undisturbed one."""
+
+import contextlib
+import csv
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffusion_lightning import job
+from diffusion_lightning.checkpoints import read
+
+from .conftest import small_config
+from .test_exact import EVERYTHING, child, same, state
+
+When = Callable[[Path], bool]
+
+
+def fit(config: Path, root: Path, when: When | None = None, number: int = signal.SIGUSR1) -> int:
+    """Runs `fit --ckpt_path last`, sent a signal once `when(root)` holds; its exit status."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffusion_lightning.cli"])
+    words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), "--ckpt_path", "last"]
+    process = context.Process(target=child, args=(words,))
+    process.start()
+    while process.is_alive():
+        if when is not None and when(root):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, number)  # its workers too, as SLURM does
+            break
+        time.sleep(0.004)
+    process.join()
+    return process.exitcode or 0
+
+
+def table(root: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what was measured by a clock."""
+    with (root / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.startswith(("cost/", "throughput/"))} for row in rows]
+
+
+def training(root: Path) -> When:
+    """In mid-training: the last row of the metrics is a new one, of training."""
+    before = lines(root)
+    return lambda root: lines(root) > before
+
+
+def validating(root: Path) -> When:
+    """The grid is drawn, the metrics are not."""
+    before = len(pictures(root))
+    return lambda root: len(pictures(root)) > before
+
+
+def writing(root: Path) -> When:
+    return lambda root: any((root / "checkpoints").glob("*.part"))
+
+
+def lines(root: Path) -> int:
+    path = root / "metrics.csv"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def pictures(root: Path) -> list[Path]:
+    return sorted((root / "samples").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_told_to_leave_at_every_kind_of_moment_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    """In training, in validations (the last step's too), while writing; by both signals; bit for bit, no row twice."""
+    config = small_config(tmp_path, **{**EVERYTHING, "trainer.log_every_n_steps": 1, "trainer.val_check_interval": 30})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert fit(config, whole) == 0
+    moments = [training, validating, writing, training, validating, writing, validating, training]
+    for k, moment in enumerate(moments):
+        assert fit(config, broken, moment(broken), job.SIGNALS[k % 2]) == job.EXIT_CODE
+        last = broken / "checkpoints/last.ckpt"
+        print(moment.__name__, "left at step", read(last)["global_step"])
+    while fit(config, broken, validating(broken)) == job.EXIT_CODE:
+        pass  # every validation is left in its middle, the last step's included
+    assert len(pictures(broken)) == 6
+    same(state(whole), state(broken))
+    assert table(whole) == table(broken)
+    assert [p.name for p in pictures(whole)] == [p.name for p in pictures(broken)]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(pictures(whole), pictures(broken), strict=True))
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_start_is_answered_and_costs_nothing(tmp_path: Path) -> None:
+    """While Python imports, while the model is built, before the first step; the next start is a fresh one."""
+    config = small_config(tmp_path, **{"trainer.logger": False})
+    fit = [sys.executable, "-m", "diffusion_lightning", "fit"]
+    command = [*fit, "--config", str(config), "--trainer.default_root_dir"]
+    for delay in (0.5, 2.0, 5.0, 7.0):
+        root = tmp_path / f"after {delay}"
+        process = subprocess.Popen([*command, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(delay)
+        process.send_signal(signal.SIGUSR1)
+        _, said = process.communicate()
+        assert process.returncode == job.EXIT_CODE, said
+        assert "Traceback" not in said
+        assert "stopped by SIGUSR1" in said or "stopped at step" in said
+    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
