@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from diffusion_lightning.data import Digits
@@ -14,12 +15,14 @@ from diffusion_lightning.denoising import Parameterization, Velocity
 from diffusion_lightning.images import to_uint8
 from diffusion_lightning.likelihood import VLB, bits_per_dim, prior
 from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.modules.base.gradients import clip
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.objectives import LossAware, MinSNR, Nothing, Uniform
 from diffusion_lightning.samplers import DDIM, Ancestral
 from diffusion_lightning.schedules import Cosine, Linear, Schedule
 
 from .conftest import gaussian, tiny_unet
+from .test_loggers import rows
 
 
 def tiny(schedule: Schedule | None = None, network: nn.Module | None = None, **kwargs) -> Diffusion:  # type: ignore[no-untyped-def]
@@ -402,3 +405,89 @@ def test_a_fused_optimizer_that_cannot_be_clipped_is_refused(tmp_path) -> None: 
     module.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=1.0)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="set the optimizer's fused to false, or"):
         module.configure_optimizers()
+
+
+class Watched(torch.optim.SGD):
+    """Notes the rate and the gradients' norm of every step, after a clip."""
+
+    seen: ClassVar[list[tuple[float, float]]] = []
+
+    def step(self, closure=None):
+        loss = closure()
+        gradients = torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])
+        self.seen.append((self.param_groups[0]["lr"], float(gradients.norm())))
+        return super().step(lambda: loss)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_what_is_logged_of_a_step_is_its_own(tmp_path, clip, accumulate) -> None:  # type: ignore[no-untyped-def]
+    """The rate it takes, and the norm of its whole gradient before the clip; at every second step, once."""
+    seen: dict[object, list] = {}
+    for limit in (clip, None):
+        optimizers: list = []
+        torch.manual_seed(0)
+        module = tiny(
+            optimizer=lambda p, made=optimizers: made.append(Watched(p, lr=1e-3)) or made[0],
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+        )
+        Watched.seen = seen[limit] = []
+        logger = CSVLogger(tmp_path / str(limit), "", "")
+        Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", logger=logger, enable_checkpointing=False, max_steps=4,
+            enable_progress_bar=False, limit_val_batches=0, enable_model_summary=False, log_every_n_steps=2,
+            gradient_clip_val=limit, accumulate_grad_batches=accumulate,
+        ).fit(module, Digits(batch_size=32))  # fmt: skip
+    logged = rows(tmp_path / str(clip) / "metrics.csv")
+    assert [int(row["step"]) for row in logged] == [1, 3]
+    assert [float(row["train/lr"]) for row in logged] == pytest.approx([1e-3 / 2, 1e-3 / 4])
+    assert [rate for rate, _ in seen[clip][1::2]] == pytest.approx([1e-3 / 2, 1e-3 / 4])
+    norms = [float(row["train/grad_norm"]) for row in logged]
+    assert norms[0] == pytest.approx(seen[None][1][1], rel=0.02)  # the first step was clipped: nearly the same weights
+    if clip is None:
+        assert norms == pytest.approx([norm for _, norm in seen[None][1::2]])
+    else:
+        assert min(norms) > clip
+        assert [norm for _, norm in seen[clip]] == pytest.approx([clip] * 4, rel=1e-4)
+
+
+def test_the_norm_is_that_of_unscaled_gradients_also_where_the_optimizer_unscales() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = 1024 * torch.tensor([2.0, 3.0, 6.0])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    fused, plain = torch.optim.Adam([weight], fused=True), torch.optim.Adam([weight])
+    assert clip(fused, None, None, True, scaler).item() == 7  # type: ignore[union-attr]
+    assert clip(plain, None, None, True, scaler).item() == 7 * 1024  # type: ignore[union-attr]
+    assert clip(plain, None, None, False, None) is None
+
+
+def test_a_resumed_run_is_refused_where_its_rate_ends_before_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """By the schedule in the checkpoint, which is the one that goes on; not where it is only evaluated."""
+
+    def module(steps: int) -> Diffusion:
+        one_cycle = torch.optim.lr_scheduler.OneCycleLR
+        return tiny(lr_scheduler=lambda o: one_cycle(o, 1e-3, total_steps=steps, cycle_momentum=False))
+
+    trainer = fit(module(5), tmp_path, max_steps=2)
+    trainer.save_checkpoint(tmp_path / "2.ckpt")
+    quiet: dict = {"default_root_dir": tmp_path, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    with pytest.raises(ValueError, match="schedule ends at step 5, but the run goes on to step 9"):
+        Trainer(**quiet, max_steps=9).fit(module(9), Digits(batch_size=32), ckpt_path=tmp_path / "2.ckpt")
+    data = Digits(batch_size=99)
+    Trainer(**quiet, max_steps=9).validate(module(9), data, ckpt_path=tmp_path / "2.ckpt", verbose=False)
+
+
+def test_an_evaluation_lies_at_the_number_of_steps_done(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    logger = CSVLogger(tmp_path, "", "")
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=logger, enable_checkpointing=False, max_steps=5,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=2, accumulate_grad_batches=2,
+        val_check_interval=4, check_val_every_n_epoch=None,
+    )  # fmt: skip
+    trainer.fit(tiny(), Digits(batch_size=32))
+    logged = rows(tmp_path / "metrics.csv")
+    for key, steps in (("val/loss", ["2", "4"]), ("train/loss", ["1", "3"])):
+        assert [row["step"] for row in logged if row[key]] == steps
+    assert [list(row).count("step") for row in logged] == [1] * 4
+    found = trainer.validate(tiny(), Digits(batch_size=32), verbose=False)
+    assert set(found[0]) == {"val/loss"}

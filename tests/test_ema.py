@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from diffusion_lightning.callbacks import EMA
@@ -14,6 +15,7 @@ from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.schedules import Cosine
 
 from .conftest import tiny_unet
+from .test_loggers import rows
 
 
 class One(LightningModule):
@@ -151,3 +153,10 @@ def test_an_end_in_the_middle_of_validation_exchanges_nothing(tmp_path: Path) ->
     assert torch.equal(checkpoint["state_dict"][name], watch.raw[-1])
     assert torch.equal(checkpoint["callbacks"]["EMA"]["average"][name], ema.average[name])
     assert checkpoint["callbacks"]["EMA"]["updates"] == 2
+
+
+def test_the_decay_of_an_update_is_logged(tmp_path: Path) -> None:
+    """With the warm-up: (1 + k)/(10 + k) at the k-th update, counted from 0."""
+    run(tmp_path, [EMA(decay=0.3, warmup=True)], logger=CSVLogger(tmp_path, "", ""), log_every_n_steps=1)
+    logged = {row["step"]: float(row["ema/decay"]) for row in rows(tmp_path / "metrics.csv") if row["ema/decay"]}
+    assert logged == {str(k): pytest.approx(min(0.3, (1 + k) / (10 + k))) for k in range(6)}

@@ -6,12 +6,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ..modules.base.sharding import gathered, like_shards, local
+
 
 class EMA(Callback):
     """θ̄ ← d·θ̄ + (1 - d)·θ after every optimizer step; validation, test and samples see θ̄, training never does.
 
     Of the parameters alone, in float32, on the module's device; buffers are not averaged. After k steps the initial
-    weights still count d^k. A checkpoint holds both: θ as the module's weights, θ̄ as this callback's state.
+    weights still count d^k. A checkpoint holds both: θ as the module's weights, θ̄ as this callback's state. Where the
+    parameters are sharded, so is the average; a checkpoint holds it whole. d is logged as `ema/decay`.
 
     Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, appendix B (d = 0.9999).
 
@@ -27,25 +30,27 @@ class EMA(Callback):
         self.updates = 0
         self.average: dict[str, Tensor] = {}
         self.swapped = False
+        self._prepared = False
 
     @torch.no_grad()
-    def update(self, module: LightningModule) -> None:
-        """One step of the average."""
+    def update(self, module: LightningModule) -> float:
+        """One step of the average; gives the decay that it took."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         parameters = dict(module.named_parameters())
-        current = [parameters[name].detach().float() for name in self.average]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        current = [local(parameters[name].detach()).float() for name in self.average]
+        torch._foreach_lerp_([local(average) for average in self.average.values()], current, 1 - decay)
         self.updates += 1
+        return decay
 
     @torch.no_grad()
     def swap(self, module: LightningModule) -> None:
         """Exchanges the module's weights and the average; a second call undoes the first, bit for bit."""
         parameters = dict(module.named_parameters())
         for name, average in self.average.items():
-            parameter = parameters[name].detach()
+            parameter, mean = local(parameters[name].detach()), local(average)
             kept = parameter.float().clone()
-            parameter.copy_(average)
-            average.copy_(kept)
+            parameter.copy_(mean)
+            mean.copy_(kept)
         self.swapped = not self.swapped
 
     # After the module is on its device, and after a checkpoint was restored
@@ -59,27 +64,37 @@ class EMA(Callback):
                 "resume with the model that the checkpoint was made with"
             )
         source = self.average or start
-        self.average = {name: source[name].to(p.device, copy=True) for name, p in start.items()}
+        self.average = {name: like_shards(source[name], of=p) for name, p in start.items()}
+        self._prepared = True
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._prepared = False
+
+    # Not in on_fit_start, which comes before a checkpoint is restored where the parameters are sharded.
+    def on_sanity_check_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._prepare(module)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._step = trainer.global_step  # restored by now, as it is not in on_fit_start
+        if not self._prepared:
+            self._prepare(module)
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step != self._step:
             self._step = trainer.global_step
-            self.update(module)
+            decay = self.update(module)
+            if self._step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                module.log("ema/decay", decay, rank_zero_only=True)
 
     # Evaluation on the average. Swapped in before any callback evaluates and out after all have: others evaluate in
     # the epoch hooks, which lie between these two, so the order of the callbacks does not matter.
 
     def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.average and not self.swapped:
-            self.average = {name: average.to(pl_module.device) for name, average in self.average.items()}
+            if not self._prepared:
+                self._prepare(pl_module)
             self.swap(pl_module)
 
     def _swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,7 +110,8 @@ class EMA(Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "average": self.average}
+        """A collective call where the parameters are sharded; then the first process alone has the average."""
+        return {"updates": self.updates, "average": gathered(self.average)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates, self.average = state_dict["updates"], dict(state_dict["average"])
@@ -103,8 +119,8 @@ class EMA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint written in the middle of an evaluation has the two the right way round all the same."""
         if self.swapped:
-            weights = checkpoint["state_dict"]
-            average = {name: weights[name].float() for name in self.average}
-            for name, raw in self.average.items():
+            weights, state = checkpoint["state_dict"], checkpoint["callbacks"][self.state_key]
+            average = {name: weights[name].float() for name in state["average"]}
+            for name, raw in state["average"].items():
                 weights[name] = raw.to(weights[name].dtype)
-            checkpoint["callbacks"][self.state_key] = {"updates": self.updates, "average": average}
+            state["average"] = average

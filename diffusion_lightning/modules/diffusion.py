@@ -14,18 +14,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
-from ..conditioning import ClassLabels, Conditioner, Unconditional
-from ..denoising import Denoiser, Epsilon, Parameterization, Prediction, tensor_of
-from ..likelihood import VLB, bits_per_dim, prior
+from ..conditioning import Conditioner, Unconditional
+from ..denoising import Denoiser, Epsilon, Parameterization
+from ..likelihood import VLB, bits_per_dim
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
 from ..samplers import Sampler
 from ..schedules import Schedule
+from .base import checks, gradients, sharding
+from .base.bound import PARTS, Bound
 
 Batch = Sequence[Tensor]
 
@@ -96,7 +99,7 @@ class Diffusion(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = seed
-        self.predicts_variance = self._try_network()
+        self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
         self.vlb_weight = self._default_vlb_weight() if vlb_weight is None else vlb_weight
         if self.vlb_weight < 0 or (self.vlb_weight == 0 and isinstance(self.weighting, Nothing)):
             raise ValueError(
@@ -104,6 +107,7 @@ class Diffusion(LightningModule):
                 "nothing to train by: give vlb_weight above 0, or another weighting"
             )
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sharded: list[sharding.Sharded] = []
 
     def _default_vlb_weight(self) -> float:
         if isinstance(self.weighting, Nothing):
@@ -189,46 +193,41 @@ class Diffusion(LightningModule):
 
     # Test: the variational bound, sharded over the devices
 
-    def on_test_start(self) -> None:
-        # Sums over the examples: their number; the value and the square of the whole and of its three parts, in
-        # bits/dim; and for each t the terms' sum and number.
-        table = self.schedule.alpha_bar
-        self._sums = [table.new_zeros(1), table.new_zeros(2, 4), table.new_zeros(2, self.schedule.T)]
-
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        x_0, schedule = batch[0], self.schedule
+        x_0 = batch[0]
         sample = self._evaluated(batch, batch_idx, self.trainer.test_dataloaders)
-        t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
+        t, _ = Uniform()(self.schedule, self.seed, "evaluation: t", 0, sample, len(sample))
         c = self.conditioner(batch[1])
-        losses = self._losses(x_0, t, "evaluation", 0, sample, c)
-        self._log_mean("test/loss", losses)
-        dimensions, exact = x_0[0].numel(), x_0.to(schedule.alpha_bar)
-        n, parts, terms = self._sums
-        of_prior = bits_per_dim(prior(schedule, x_0), dimensions)
-        of_kl, of_decoder = torch.zeros_like(of_prior), torch.zeros_like(of_prior)
-        for k, (t, count) in enumerate(self.vlb.draws(schedule, self.seed, sample)):
-            x_t = schedule.q_sample(x_0, t, self._noise(x_0, "bound: eps", k, sample))
-            x_hat, eps, var_mix = self.denoiser(x_t, t, c)
-            prediction = Prediction(x_hat.to(exact), eps.to(exact), None if var_mix is None else var_mix.to(exact))
-            t = t.to(exact.device)
-            bits = bits_per_dim(self.vlb.term(schedule, exact, t, prediction, self.levels), dimensions)
-            terms.index_add_(1, t - 1, torch.stack([bits, torch.ones_like(bits)]))
-            if k == 0:
-                of_decoder = bits
-            else:
-                of_kl += count * bits
-        values = torch.stack([of_prior + of_kl + of_decoder, of_prior, of_kl, of_decoder], 1)
-        n += len(x_0)
-        parts += torch.stack([values, values.square()]).sum(1)
+        self._log_mean("test/loss", self._losses(x_0, t, "evaluation", 0, sample, c))
+        self._bound.add(x_0, c, sample, lambda k: self._noise(x_0, "bound: eps", k, sample))
 
     def on_test_epoch_end(self) -> None:
-        n, parts, terms = (self.trainer.strategy.reduce(x, reduce_op="sum") for x in self._sums)
-        mean, square = parts / n
-        error = ((square - mean.square()).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
-        for name, value in zip(("", "_prior", "_kl", "_decoder"), mean, strict=True):
-            self.log(f"test/bits_per_dim{name}", value)
-        self.log("test/bits_per_dim_error", error[0])
-        self.bound = terms[0] / terms[1]
+        found = self._bound.found(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        for part, value in zip(PARTS, found.mean, strict=True):
+            self.log(f"test/bits_per_dim{part}", value)
+        self.log("test/bits_per_dim_error", found.error[0])
+        self.bound = found.terms
+
+    # Evaluations run on whole weights, after callbacks have put in those that are to be evaluated
+
+    def on_validation_start(self) -> None:
+        for part in self._sharded:
+            part.gather()
+
+    def on_validation_end(self) -> None:
+        for part in self._sharded:
+            part.release()
+
+    def on_test_start(self) -> None:
+        self.on_validation_start()
+        self._bound = Bound(self.denoiser, self.vlb, self.levels, self.seed)
+
+    on_predict_start, on_test_end, on_predict_end = on_validation_start, on_validation_end, on_validation_end
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            # Lightning's own x-axis, so that an evaluation's values lie at the number of steps done.
+            self.log("step", float(self.global_step), rank_zero_only=True)
 
     def _evaluated(self, batch: Batch, batch_idx: int, loader: Any) -> Tensor:
         """The numbers of a batch's samples in the order of an evaluation."""
@@ -240,19 +239,23 @@ class Diffusion(LightningModule):
         first = (position * self.trainer.world_size + self.global_rank) * full
         return torch.arange(first, first + size, device=self.device)
 
+    # The optimizer
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters())
-        unscales = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if unscales and self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val:
-            raise ValueError(
-                "a fused optimizer undoes fp16's scaling in its own step, but the gradients are to be clipped before: "
-                "set the optimizer's fused to false, or trainer.precision to bf16-mixed"
-            )
+        checks.check_optimizer(optimizer, self.trainer)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        self._check_rate(scheduler)
+        checks.check_rate(getattr(scheduler, "total_steps", None), self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run keeps the schedule of the learning rate that it began with."""
+        resumes = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if resumes and self.lr_scheduler is not None:
+            for scheduler in checkpoint.get("lr_schedulers", []):
+                checks.check_rate(scheduler.get("total_steps"), self.trainer.max_steps)
 
     def configure_gradient_clipping(
         self,
@@ -260,25 +263,17 @@ class Diffusion(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does, which refuses a fused optimizer in bf16 too, where nothing is scaled."""
-        if self.trainer.precision != "bf16-mixed" or not gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        else:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        """Clips as Lightning does; logs the step's learning rate and the gradients' norm before the clip.
 
-    def on_train_start(self) -> None:
-        self._check_rate(self.lr_schedulers())  # by now a resumed run has restored its own
-
-    def _check_rate(self, scheduler: Any) -> None:
-        """Refuses a schedule of the learning rate that ends before the run does."""
-        total, steps = getattr(scheduler, "total_steps", None), self.trainer.max_steps
-        if total is not None and steps > total:
-            raise ValueError(
-                f"the learning rate's schedule ends at step {total}, but the run goes on to step {steps}: set the "
-                "lr_scheduler's total_steps to trainer.max_steps (a resumed run keeps the schedule it began with)"
-            )
+        Once an optimizer step, also where batches are accumulated. Lightning's own clip refuses a fused optimizer in
+        bf16 too, where nothing is scaled.
+        """
+        due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, due, scaler)
+        if due and norm is not None:
+            self.log("train/lr", optimizer.param_groups[0]["lr"], rank_zero_only=True)
+            self.log("train/grad_norm", norm, rank_zero_only=True)
 
     # Sampling: algorithm 2, or any other
 
@@ -310,16 +305,9 @@ class Diffusion(LightningModule):
         Raises:
             ValueError: where y is given to a model without condition or is not of n samples, or n < 1.
         """
-        if y is not None and isinstance(self.conditioner, Unconditional):
-            raise ValueError("y was given, but this model was trained without a condition: leave y out")
-        if y is not None and y.shape != (n,):
-            raise ValueError(f"y has shape {list(y.shape)}, but there are {n} samples: give one condition for each")
-        if n < 1 or first < 0:
-            raise ValueError(f"samples number {first} … {first + n - 1} are none: give n ≥ 1 and first ≥ 0")
-        if y is not None:
-            self.conditioner.check(y)
-        denoise = guidance(self.denoiser) if guidance else self.denoiser
+        checks.check_request(n, first, y, self.conditioner)
         start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
+        denoise = guidance(self.denoiser) if guidance else self.denoiser
         blocks = []
         was_training = self.denoiser.training
         self.denoiser.eval()
@@ -341,52 +329,22 @@ class Diffusion(LightningModule):
         """A batch of `predict` is what to ask of `generate`."""
         return self.generate(**batch)
 
-    # Checks before training starts
+    # Before training starts
 
-    @torch.no_grad()
-    def _try_network(self) -> bool:
-        """One image through the network, so that a misfit shows where the model is built.
-
-        Returns:
-            Whether it predicts the variance.
-        """
-        network = self.denoiser.network
-        was_training = network.training
-        image = torch.zeros(1, *self.shape)
-        c = self.conditioner(torch.zeros(1, dtype=torch.long))
-        try:
-            output = tensor_of(network.eval()(image, torch.zeros(1, dtype=torch.long), c))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            condition = "" if c is None else f" and a condition of width {c.shape[1]}"
-            raise ValueError(
-                f"the network does not take images of shape {list(self.shape)}{condition} ({reason}): make the "
-                "network's arguments, the model's shape and the conditioner's width agree"
-            ) from error
-        finally:
-            network.train(was_training)
-        channels, *size = self.shape
-        if list(output.shape) not in ([1, channels, *size], [1, 2 * channels, *size]):
-            raise ValueError(
-                f"the network turns images of shape {list(self.shape)} into {list(output.shape[1:])}, but what it "
-                f"predicts has the images' shape: let it return {channels} channels of their size, or "
-                f"{2 * channels} with the variance"
-            )
-        return output.shape[1] == 2 * channels
+    def configure_callbacks(self) -> list:
+        """None; but of Lightning's hooks the only one before the processes meet."""
+        checks.check_strategy(self.trainer)
+        if sharding.shards(self.trainer):
+            sharding.prepare(self.trainer)
+        return []
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
-        shape = tuple(getattr(data, "shape", self.shape))
-        if shape != self.shape:
-            raise ValueError(
-                f"the data's images have shape {list(shape)}, but the model's shape is {list(self.shape)}: "
-                "set the model's shape, and the network's channels and size, to the data's"
-            )
-        for split, (_, y) in getattr(data, "splits", {}).items():
-            self.conditioner.check(y)
-            if split == "train" and isinstance(self.conditioner, ClassLabels) and (y == y[0]).all():
-                raise ValueError(
-                    f"the conditioner knows {self.conditioner.classes} classes, but all training images are of class "
-                    f"{int(y[0])}: let the data tell the classes, or leave the conditioner out"
-                )
+        checks.check_data(data, self.shape, self.conditioner)
+
+    def configure_model(self) -> None:
+        """Shards the parameters where the strategy is FSDP2's, once."""
+        if sharding.shards(self.trainer) and not self._sharded:
+            parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
+            self._sharded = sharding.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]

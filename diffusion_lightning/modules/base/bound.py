@@ -1,0 +1,80 @@
+"""The variational bound of a test set: sums over its examples, made on each device and put together at the end."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...denoising import Denoiser, Prediction
+from ...likelihood import VLB, bits_per_dim, prior
+
+PARTS = ("", "_prior", "_kl", "_decoder")  # of the bound: the whole first
+
+
+class Found(NamedTuple):
+    """Means in bits/dim: of the whole and its `PARTS` (4,), their standard errors (4,), of the terms L_0 … (T,)."""
+
+    mean: Tensor
+    error: Tensor
+    terms: Tensor
+
+
+class Bound:
+    """What `test` measures.
+
+    Args:
+        denoiser: and its schedule.
+        vlb: which reverse process.
+        levels: values of a pixel.
+        seed: of the times, where not all are measured.
+    """
+
+    def __init__(self, denoiser: Denoiser, vlb: VLB, levels: int, seed: int) -> None:
+        self.denoiser, self.vlb, self.levels, self.seed = denoiser, vlb, levels, seed
+        # Sums over the examples: their number; the value and the square of the whole and of its three parts, in
+        # bits/dim; and for each t the terms' sum and number.
+        table = denoiser.schedule.alpha_bar
+        self._sums = [table.new_zeros(1), table.new_zeros(2, 4), table.new_zeros(2, denoiser.schedule.T)]
+
+    def add(self, x_0: Tensor, c: Tensor | None, sample: Tensor, noise: Callable[[int], Tensor]) -> None:
+        """Adds examples (B, C, H, W) under conditions c.
+
+        Args:
+            x_0: the examples.
+            c: (B, width), or None.
+            sample: (B,) their numbers.
+            noise: gives the ε (B, C, H, W) of the k-th time.
+        """
+        of_prior = bits_per_dim(prior(self.denoiser.schedule, x_0), x_0[0].numel())
+        of_kl, of_decoder = torch.zeros_like(of_prior), torch.zeros_like(of_prior)
+        n, parts, terms = self._sums
+        for k, (t, count, bits) in enumerate(self._terms(x_0, c, sample, noise)):
+            terms.index_add_(1, t - 1, torch.stack([bits, torch.ones_like(bits)]))
+            if k == 0:
+                of_decoder = bits
+            else:
+                of_kl += count * bits
+        values = torch.stack([of_prior + of_kl + of_decoder, of_prior, of_kl, of_decoder], 1)
+        n += len(x_0)
+        parts += torch.stack([values, values.square()]).sum(1)
+
+    def _terms(
+        self, x_0: Tensor, c: Tensor | None, sample: Tensor, noise: Callable[[int], Tensor]
+    ) -> Iterator[tuple[Tensor, float, Tensor]]:
+        """Times (B,), what they count in the sum, and their terms (B,) in bits/dim, in float64."""
+        schedule, exact = self.denoiser.schedule, x_0.to(self.denoiser.schedule.alpha_bar)
+        for k, (t, count) in enumerate(self.vlb.draws(schedule, self.seed, sample)):
+            x_t = schedule.q_sample(x_0, t, noise(k))
+            x_hat, eps, var_mix = self.denoiser(x_t, t, c)
+            prediction = Prediction(x_hat.to(exact), eps.to(exact), None if var_mix is None else var_mix.to(exact))
+            t = t.to(exact.device)
+            nats = self.vlb.term(schedule, exact, t, prediction, self.levels)
+            yield t, count, bits_per_dim(nats, x_0[0].numel())
+
+    def found(self, total: Callable[[Tensor], Tensor]) -> Found:
+        """The means over all devices, whose sums `total` adds up."""
+        n, parts, terms = map(total, self._sums)
+        mean, square = parts / n
+        error = ((square - mean.square()).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
+        return Found(mean, error, terms[0] / terms[1])

@@ -1,0 +1,160 @@
+"""What can be known to go wrong before training starts, each said in one sentence."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...conditioning import ClassLabels, Conditioner, Unconditional
+from ...denoising import tensor_of
+
+
+@torch.no_grad()
+def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: Conditioner) -> bool:
+    """Whether the network does, by one image of `shape` (C, H, W) through it.
+
+    Raises:
+        ValueError: where it does not take the image, or returns another shape.
+    """
+    was_training = network.training
+    image = torch.zeros(1, *shape)
+    c = conditioner(torch.zeros(1, dtype=torch.long))
+    try:
+        output = tensor_of(network.eval()(image, torch.zeros(1, dtype=torch.long), c))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        condition = "" if c is None else f" and a condition of width {c.shape[1]}"
+        raise ValueError(
+            f"the network does not take images of shape {list(shape)}{condition} ({reason}): make the "
+            "network's arguments, the model's shape and the conditioner's width agree"
+        ) from error
+    finally:
+        network.train(was_training)
+    channels, *size = shape
+    if list(output.shape) not in ([1, channels, *size], [1, 2 * channels, *size]):
+        raise ValueError(
+            f"the network turns images of shape {list(shape)} into {list(output.shape[1:])}, but what it "
+            f"predicts has the images' shape: let it return {channels} channels of their size, or "
+            f"{2 * channels} with the variance"
+        )
+    return output.shape[1] == 2 * channels
+
+
+def check_request(n: int, first: int, y: Tensor | None, conditioner: Conditioner) -> None:
+    """Nothing where samples number `first` … `first + n - 1` of these conditions (n,), or of none, can be made.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if y is not None and isinstance(conditioner, Unconditional):
+        raise ValueError("y was given, but this model was trained without a condition: leave y out")
+    if y is not None and y.shape != (n,):
+        raise ValueError(f"y has shape {list(y.shape)}, but there are {n} samples: give one condition for each")
+    if n < 1 or first < 0:
+        raise ValueError(f"samples number {first} … {first + n - 1} are none: give n ≥ 1 and first ≥ 0")
+    if y is not None:
+        conditioner.check(y)
+
+
+def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> None:
+    """Nothing where a data module's images have the model's shape (C, H, W), and its labels are those it knows.
+
+    Raises:
+        ValueError: otherwise, and where labels are asked for that the data do not have.
+    """
+    theirs = tuple(getattr(data, "shape", shape))
+    if theirs != shape:
+        raise ValueError(
+            f"the data's images have shape {list(theirs)}, but the model's shape is {list(shape)}: "
+            "set the model's shape, and the network's channels and size, to the data's"
+        )
+    for split, (_, y) in getattr(data, "splits", {}).items():
+        conditioner.check(y)
+        if split == "train" and isinstance(conditioner, ClassLabels) and (y == y[0]).all():
+            raise ValueError(
+                f"the conditioner knows {conditioner.classes} classes, but all training images are of class "
+                f"{int(y[0])}: let the data tell the classes, or leave the conditioner out"
+            )
+
+
+def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:
+    """Nothing where the optimizer's gradients can be clipped, if they are to be.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    unscales = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if unscales and trainer.precision == "16-mixed" and trainer.gradient_clip_val:
+        raise ValueError(
+            "a fused optimizer undoes fp16's scaling in its own step, but the gradients are to be clipped before: "
+            "set the optimizer's fused to false, or trainer.precision to bf16-mixed"
+        )
+
+
+def check_rate(total: int | None, steps: int) -> None:
+    """Nothing where a schedule of the learning rate, of `total` steps, lasts as long as the run does.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if total is not None and steps > total:
+        raise ValueError(
+            f"the learning rate's schedule ends at step {total}, but the run goes on to step {steps}: set the "
+            "lr_scheduler's total_steps to trainer.max_steps (a resumed run keeps the schedule it began with)"
+        )
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Nothing where every process sees parameters by their names, whole or as even shards: one device, DDP, FSDP2.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    strategy: Any = trainer.strategy
+    name = type(strategy).__name__
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise ValueError(
+            f"the strategy is {name}, which packs the parameters into flat pieces, but the EMA and the checkpoints "
+            "know each by its name: set trainer.strategy to ModelParallelStrategy, which shards them one by one, or to "
+            "ddp"
+        )
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"the strategy is {name}, but the EMA and the order of the images are made for one device, DDP and FSDP2: "
+            "set trainer.strategy to auto, ddp or ModelParallelStrategy"
+        )
+    if isinstance(strategy, DDPStrategy):
+        _check_graph(strategy, trainer.accumulate_grad_batches)
+    if isinstance(strategy, ModelParallelStrategy):
+        _check_sizes(strategy, trainer.num_nodes * trainer.num_devices)
+
+
+def _check_sizes(strategy: Any, devices: int) -> None:
+    if strategy._tensor_parallel_size not in ("auto", 1):
+        raise ValueError(
+            f"tensor_parallel_size is {strategy._tensor_parallel_size}, but the networks have no plan of how to cut a "
+            "layer: leave it out, so that all devices share the batch and hold a part of every parameter"
+        )
+    if strategy._data_parallel_size not in ("auto", devices):
+        raise ValueError(
+            f"data_parallel_size is {strategy._data_parallel_size}, but the run has {devices} devices, and all of them "
+            "share the batch: leave it out"
+        )
+
+
+def _check_graph(strategy: Any, accumulate: int) -> None:
+    if strategy._ddp_kwargs.get("static_graph") and accumulate > 1:
+        raise ValueError(
+            f"static_graph is true, but a step takes {accumulate} batches, and DDP learns the graph from one whose "
+            "gradients are exchanged at once: set the strategy's static_graph to false, or "
+            "trainer.accumulate_grad_batches to 1"
+        )

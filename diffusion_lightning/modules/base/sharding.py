@@ -1,0 +1,132 @@
+"""Parameters in shards (FSDP2): every process holds its part of each, and all of them are gathered where needed.
+
+In training a block is gathered for its forward and its backward pass, which all processes run alike. An evaluation
+calls the network a different number of times on each process, so it calls a whole copy, gathered once at its start.
+
+Paper: PyTorch FSDP: experiences on scaling fully sharded data parallel. Zhao, Gu, Varma, and others, 2023,
+arXiv 2304.11277, whose flat parameters FSDP2 replaces by a shard of each.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shards(trainer: Trainer) -> bool:
+    """Whether the run's parameters are sharded."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def prepare(trainer: Trainer) -> None:
+    """Before processes meet: shards over all devices, and checkpoints of one file that any number of them can read."""
+    strategy: Any = trainer.strategy
+    strategy._data_parallel_size, strategy._tensor_parallel_size = trainer.num_nodes * trainer.num_devices, 1
+    strategy._save_distributed_checkpoint = False
+
+
+class Sharded:
+    """A part of a module, sharded in its place, and the whole copy of it that takes its place in evaluations.
+
+    The copy is no part of the module: parameters, optimizer and checkpoints know the shards alone.
+
+    Args:
+        owner: the module.
+        name: its attribute that is sharded; the members of its lists of modules, such as a transformer's blocks, are
+            gathered one at a time.
+        mesh: the processes.
+    """
+
+    def __init__(self, owner: nn.Module, name: str, mesh: DeviceMesh) -> None:
+        self.owner, self.name = owner, name
+        self.part: nn.Module = getattr(owner, name)
+        empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in self.part.parameters()}
+        self._pattern = copy.deepcopy(self.part, empty)
+        for parameter in self.part.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP2 cuts no channels-last weights
+        for child in self.part.children():
+            for block in child if isinstance(child, nn.ModuleList) else ():
+                if any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=mesh)
+        fully_shard(self.part, mesh=mesh)
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """A collective call: the copy takes the part's place."""
+        gathered = {name: whole(p.detach()) for name, p in self.part.named_parameters(remove_duplicate=False)}
+        gathered |= {name: x.clone() for name, x in self.part.named_buffers()}
+        found = copy.deepcopy(self._pattern)
+        for path, module in found.named_modules():
+            prefix = f"{path}." if path else ""
+            for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                value = gathered[prefix + name].contiguous(memory_format=_layout(parameter))
+                setattr(module, name, nn.Parameter(value, requires_grad=False))
+            for name, _ in list(module.named_buffers(recurse=False)):
+                setattr(module, name, gathered[prefix + name])
+        # Found before the module's own parts, among which the shards stay.
+        vars(self.owner)[self.name] = found.eval()
+
+    def release(self) -> None:
+        """The part takes its place again."""
+        vars(self.owner).pop(self.name, None)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def shard(module: nn.Module, parts: list[tuple[nn.Module, str]], mesh: DeviceMesh) -> list[Sharded]:
+    """Shards the parts of a module, each the attribute of an owner, in which all of its parameters lie.
+
+    Raises:
+        ValueError: where one lies elsewhere, whose gradients nobody would add up.
+    """
+    found = [
+        Sharded(owner, name, mesh) for owner, name in parts if any(True for _ in getattr(owner, name).parameters())
+    ]
+    for name, parameter in module.named_parameters():
+        if not isinstance(parameter, DTensor):
+            raise ValueError(
+                f"ModelParallelStrategy shards the network and the conditioner, but the parameter {name} lies in "
+                "neither: move it there, or set trainer.strategy to ddp"
+            )
+    return found
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor from its shards, a collective call; any other as it is."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For a checkpoint: tensors as they are, and sharded ones whole, on the CPU of the first process alone.
+
+    A collective call, which gathers one after another.
+    """
+    found = {}
+    for name, x in tensors.items():
+        if not isinstance(x, DTensor):
+            found[name] = x
+        elif (together := whole(x)) is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            found[name] = together.cpu()
+    return found
+
+
+def local(x: Tensor) -> Tensor:
+    """The shard that this process holds, sharing its memory; any other tensor as it is."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def like_shards(x: Tensor, of: Tensor) -> Tensor:
+    """A copy of a whole tensor that every process has, on the device of another and in shards where that is."""
+    if isinstance(of, DTensor) and not isinstance(x, DTensor):
+        return distribute_tensor(x.to(of.device), of.device_mesh, of.placements, src_data_rank=None).clone()
+    return x.clone() if isinstance(x, DTensor) else x.to(of.device, copy=True)
