@@ -1,13 +1,29 @@
-"""The run's own record of its metrics, whatever other loggers it has."""
+"""The run's records: a CSV file, whatever other loggers it has, and a run in Weights & Biases that holds nothing up."""
 
+import contextlib
 import csv
+import glob
 import io
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+# wandb reports its own faults to its makers, and where no one answers its end waits some 15 s for that.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+UNSENT = "unsent"  # the file in a start's folder that says so, until `wandb sync` leaves its own beside it
+FLUSHED = 1.0  # seconds until a row is in the file; wandb's own 15 are lost where its process is killed
 
 
 class MetricsFile(Logger):
@@ -58,7 +74,7 @@ class MetricsFile(Logger):
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or ["step"])
             rows: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in reader]
-        kept = [row for row in rows if row["step"] < step]
+        kept = [row for row in rows if row["step"] <= step]  # the step itself may hold an evaluation before it
         self._write(kept)
         return kept
 
@@ -73,3 +89,275 @@ class MetricsFile(Logger):
             writer.writerows(rows)
         if not append:
             part.replace(self.path)
+
+
+class WeightsAndBiases(WandbLogger):
+    """A run in Weights & Biases with one row an optimizer step, which costs the training nothing where it fails.
+
+    All that is logged of a step is one row with `_step` = the number that Lightning logs it at, whatever calls it came
+    in; a row is written when the next begins, and at the end. A resumed run goes on in the same run (give its `id`) and
+    leaves the rows that it holds as they are.
+
+    Where the server cannot be reached or refuses the run at the start, after at most `init_timeout` + 10 seconds, the
+    run is recorded offline. Where it goes away later, the end waits for it `finish_timeout` seconds. The data lie in
+    `save_dir/wandb` in either case, for the command `wandb sync`, and a warning says so; the run's next start sends
+    them first.
+
+    Args:
+        name: the run's, for people; None lets the server find one.
+        save_dir: the folder in which `wandb/` is made.
+        id: the run's, for machines; None is WANDB_RUN_ID or a new one.
+        offline: contact no one; `wandb sync` sends the run later.
+        project: in which the run is listed.
+        entity: the user or team that owns the project; None is the key's own.
+        group: a name that several runs share.
+        job_type: what the run is within its group.
+        tags: words to find the run by.
+        notes: a longer description.
+        resume: what to do where the server has a run of this `id`, as `wandb.init` takes it.
+        init_timeout: seconds that the start waits for the server.
+        finish_timeout: seconds that the end waits for the server.
+
+    Raises:
+        ValueError: without an API key, unless offline, on every rank and without a question; of a project or id that
+            the server would not take; of timeouts that are no times.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        save_dir: str = ".",
+        id: str | None = None,
+        offline: bool = False,
+        project: str = "diffusion_lightning",
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+        resume: Literal["allow", "must", "never", "auto"] | None = "allow",
+        init_timeout: float = 45,
+        finish_timeout: float = 20,
+    ) -> None:
+        for key, seconds in (("init_timeout", init_timeout), ("finish_timeout", finish_timeout)):
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{key} is {seconds}, but a wait for the server must end: give seconds above 0")
+        super().__init__(
+            name=name, save_dir=save_dir, id=id or os.environ.get("WANDB_RUN_ID"), offline=offline, project=project,
+            entity=entity, group=group, job_type=job_type, tags=tags, notes=notes, resume=resume,
+        )  # fmt: skip
+        self._timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
+        _check_names(project, self._id)
+        if not offline:
+            _check_key()
+        self._row: dict[str, Any] = {}
+        self._step = 0
+        self._held = -1  # the last step that the run held when it was opened
+        self._told = False  # that rows come twice
+        self._recent: list[tuple[float, int, dict[str, Any]]] = []  # when written, step, row
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the run: the process that logs opens it."""
+        return {**self.__dict__, "_experiment": None}
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, opened where it is not; again after its end."""
+        if self._experiment is None:
+            self._experiment = self._open()
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        step = self._step if step is None else step
+        if step < self._step:
+            rank_zero_warn(
+                f"{', '.join(metrics)} of step {step} came after the row of step {self._step} was begun and cannot be "
+                "added to Weights & Biases: log a step's values before the next step's"
+            )
+            return
+        if step > self._step:
+            self._write()
+            self._step = step
+        self._row.update({**metrics, "trainer/global_step": step})  # the x-axis of everyone's charts of Lightning
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        self._tell(lambda: super(WeightsAndBiases, self).log_hyperparams(params))
+
+    @rank_zero_only
+    def preempting(self, step: int | None = None) -> None:
+        """Tells the server that the run stops here and goes on later.
+
+        Args:
+            step: from which it goes on; a row of that step is begun again then, and is dropped now.
+        """
+        if step is not None and self._step >= step:
+            self._row = {}
+        self._tell(lambda: self.experiment.mark_preempting())
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Ends the run, whatever the status; what is logged later opens it again."""
+        self._write()
+        if self._experiment is None:
+            return
+        run: Any = self._experiment
+        self._experiment, self._id = None, run.id
+        try:
+            run.finish(exit_code=0 if status in ("success", "finished") else 1)
+        except Exception as error:  # wandb's own faults have no class in common, and the training is done
+            self._abandon(run)
+            rank_zero_warn(
+                f"Weights & Biases did not take all of the run ({_words(error) or type(error).__name__}), and what is "
+                f"missing lies here: send it later by {_sync(run)}"
+            )
+
+    def _open(self) -> Any:
+        wandb = _wandb()
+        Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
+        self._id = self._wandb_init["id"] = self._id or secrets.token_hex(4)
+        earlier = _folders(Path(self._save_dir or "."), self._id)
+        try:
+            if not self._offline:
+                self._send([folder for folder in earlier if _unsent(folder)])
+            run = self._start()
+        except (wandb.Error, OSError, subprocess.SubprocessError) as error:
+            if self._offline:
+                raise
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # else its service says that the id is in use
+            self._offline = True
+            run = self._start()
+            rank_zero_warn(
+                f"Weights & Biases did not begin the run ({_words(error)}), so it is recorded offline: send it later "
+                f"by {_sync(run)}"
+            )
+        if run.offline:
+            _mark(run)
+        self._held = run.starting_step - 1 if not run.offline else _last_step(earlier)
+        return run
+
+    def _start(self) -> Any:
+        wandb = _wandb()
+        settings = wandb.Settings(
+            console="off", quiet=True, finish_timeout_raises=True, x_transaction_log_flush_interval=FLUSHED,
+            **self._timeouts,
+        )  # fmt: skip
+        options = {key: value for key, value in self._wandb_init.items() if key != "anonymous"}
+        mode = "offline" if self._offline else None
+        return wandb.init(**options, mode=mode, reinit="finish_previous", settings=settings)
+
+    def _send(self, folders: list[Path]) -> None:
+        """What an earlier start of the run kept to itself goes first: a server takes rows in their order alone."""
+        if folders:
+            words = [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, folders)]
+            subprocess.run(words, capture_output=True, check=True, timeout=self._timeouts["init_timeout"])
+
+    def _write(self) -> None:
+        row, self._row = self._row, {}
+        if not row:
+            return
+        self.experiment  # noqa: B018 opened before it is asked what it holds
+        if self._step > self._held:
+            now = time.monotonic()
+            self._recent = [*(kept for kept in self._recent if now - kept[0] < 5 * FLUSHED), (now, self._step, row)]
+            self._tell(lambda: self._log(self._step))
+        elif not self._told:
+            rank_zero_warn(
+                f"the run in Weights & Biases holds steps up to {self._held}, which are not written again, and this "
+                f"one goes on from step {self._step}"
+            )
+            self._told = True
+
+    def _log(self, since: int) -> None:
+        for _, step, row in self._recent:
+            if step >= since:
+                self.experiment.log(row, step=step, commit=True)
+
+    def _tell(self, what: Callable[[], Any]) -> None:
+        """Says it to wandb's own process; where that ended, to a new one that records offline."""
+        try:
+            what()
+        except OSError as error:  # SLURM sends SIGTERM to all processes of a job, and wandb's obeys
+            run, self._experiment, self._offline = self._experiment, None, True
+            self._abandon(run)
+            self.experiment  # noqa: B018
+            self._log(self._held + 1)  # what had not reached the file
+            rank_zero_warn(
+                f"wandb's own process ended ({_words(error)}), and what it had not sent yet lies here: send it later "
+                f"by {_sync(run, self._experiment)}"
+            )
+
+    def _abandon(self, run: Any) -> None:
+        _mark(run)
+        with contextlib.suppress(Exception):
+            _wandb().teardown()
+
+
+def _wandb() -> Any:
+    import wandb  # takes half a second, and not every run has one
+
+    return wandb
+
+
+def _check_names(project: str, id: str | None) -> None:
+    wandb = _wandb()
+    try:
+        wandb.Settings(project=project, run_id=id)
+    except wandb.Error as error:
+        raise ValueError(f"Weights & Biases does not take the run's names: {_words(error)}") from error
+
+
+def _check_key() -> None:
+    """Asks no one: neither the server nor the terminal."""
+    wandb = _wandb()
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    settings = wandb_setup.singleton().settings
+    if settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    mends = "run `wandb login`, set WANDB_API_KEY, or add --trainer.logger.offline true"
+    try:
+        found = wbauth.authenticate_session(host=settings.base_url, source="", prompt=False, update_session=False)
+    except wandb.Error as error:
+        raise ValueError(f"the API key of Weights & Biases cannot be used ({_words(error)}): {mends}") from error
+    if found is None:
+        raise ValueError(f"the run is to be sent to {settings.base_url}, but there is no API key for it: {mends}")
+
+
+def _folders(root: Path, id: str) -> list[Path]:
+    """Those of a run's starts, in their order: `[offline-]run-DATE_TIME-ID`."""
+    found = (root / "wandb").glob(f"*run-????????_??????-{glob.escape(id)}")
+    return sorted(found, key=lambda path: path.name.removeprefix("offline-"))
+
+
+def _mark(run: Any) -> None:
+    """Leaves word for the next start that not all of this one was sent."""
+    with contextlib.suppress(OSError):
+        Path(run.settings.sync_dir, UNSENT).touch()
+
+
+def _unsent(folder: Path) -> bool:
+    return (folder / UNSENT).exists() and not any(folder.glob("*.synced"))
+
+
+def _sync(*runs: Any) -> str:
+    return f"`wandb sync --include-online {' '.join(run.settings.sync_dir for run in runs)}`"
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _last_step(folders: list[Path]) -> int:
+    """The last step that a run's files hold, -1 where there is none: a killed run wrote more than it kept."""
+    for folder in reversed(folders):
+        read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+        text = subprocess.run(read, capture_output=True, text=True, check=False).stdout
+        records = [json.loads(line) for line in text.splitlines() if '"type":"history"' in line]
+        if records:
+            return max(record["history"]["step"]["num"] for record in records)
+    return -1

@@ -81,11 +81,14 @@ def small_config(folder: Path, **changes: Any) -> Path:
         for parent in parents:
             at = at[parent]
         at[last] = value
-    grid, _, metrics = config["trainer"]["callbacks"]
+    grid, _, metrics, chain, _, samplers = config["trainer"]["callbacks"]
     grid["init_args"].update(n=4, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
+    chain["init_args"].update(n=2, frames=3, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
+    samplers["init_args"].update(n=66, batch_size=33, steps=[2], samplers=samplers["init_args"]["samplers"][:2])
     metrics["init_args"].update(
         n=66, test_n=132, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}}
     )
+    next(m for m in metrics["init_args"]["metrics"] if m["class_path"].endswith("KID"))["init_args"]["subset_size"] = 50
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

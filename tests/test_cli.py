@@ -1,10 +1,8 @@
 """The command, in-process, on the digits config with everything made small."""
 
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,15 @@ from PIL import Image
 import diffusion_lightning
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.data import Digits
+from diffusion_lightning.evaluation import digest
 from diffusion_lightning.samplers import DDIM
 
 from .conftest import small_config
 from .test_checkpoint import Hostile
 from .test_loggers import rows
+from .test_wandb import config as wandb_config
+from .test_wandb import history
 
 
 class Foreign(torch.nn.Module):
@@ -51,9 +53,16 @@ def test_a_run_leaves_what_the_readme_promises(run: Path) -> None:
     assert {p.name for p in (run / "samples").iterdir()} == {"step=3.png", "step=6.png"}
     assert max(Image.open(run / "samples/step=6.png").size) > 100
     found = rows(run / "metrics.csv")
-    assert [int(row["step"]) for row in found] == [1, 2, 3, 5]
-    for key in ("train/loss", "val/loss", "val/fd_digits"):
-        assert float(found[-1][key]) > 0
+    # The k-th step's training metrics lie between k - 1 and k, an evaluation after k steps at k.
+    assert [int(row["step"]) for row in found] == [1, 3, 5, 6]
+    for key, steps in {
+        "train/loss": [1, 3, 5], "train/lr": [1, 3, 5], "train/grad_norm": [1, 3, 5], "ema/decay": [1, 3, 5],
+        "val/loss": [3, 6], "val/fd_digits": [3, 6],
+    }.items():  # fmt: skip
+        logged = [(int(row["step"]), float(row[key])) for row in found if row[key]]
+        assert [step for step, _ in logged] == steps, key
+        assert min(value for _, value in logged) > 0
+    assert "step" not in list(found[0])[1:]
 
 
 def test_a_run_ends_by_saying_where_everything_lies(run: Path) -> None:
@@ -81,25 +90,34 @@ def test_the_command_it_names_draws_more(run: Path, capsys: pytest.CaptureFixtur
     assert "wrote 64 samples" in capsys.readouterr().out
 
 
-def test_weights_and_biases_holds_the_metrics_the_pictures_and_the_config(run: Path) -> None:
-    """Read back from the offline run's own file."""
-    folder = next((run / "wandb").glob("offline-run-*"))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    text = subprocess.run(
-        ["wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, check=True, env=environment
-    ).stdout
-    records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    whole = json.dumps(records)
-    for key in (
-        "train/loss",
-        "val/loss",
-        "val/fd_digits",
-        "samples",
-        "trainer/global_step",
-        "Cosine",
-    ):
-        assert key in whole, key
-    assert len(list((folder / "files/media/images").glob("samples_*.png"))) == 2
+EVERYTHING_LOGGED = {
+    "samples._type", "reverse_chain._type", "closest_pairs._type", "train/loss", "train/lr", "train/grad_norm",
+    "train_by_t/01-01", "val_by_t/11-12", "ema/decay", "throughput/images_per_sec", "throughput/mfu",
+    "throughput/memory_gib", "val/loss", "val/fd_digits", "val/kid_digits_mean", "val/precision_digits",
+    "val/recall_digits", "trainer/global_step",
+}  # fmt: skip
+
+
+def test_weights_and_biases_holds_every_figure_the_pictures_the_config_and_the_origin(tmp_path: Path) -> None:
+    """Read back from the offline runs' own files: of `fit`, and the table of samplers of `test`."""
+    config = small_config(tmp_path, **{"checkpoint.every_n_train_steps": 100})
+    main(["fit", "--config", str(config)])
+    found = history(tmp_path / "run")
+    assert {key for row in found for key in row} >= EVERYTHING_LOGGED
+    steps = [row["_step"] for row in found]
+    assert steps == sorted(set(steps)) == [row["trainer/global_step"] for row in found]
+    told = wandb_config(tmp_path / "run")
+    assert told["model"]["init_args"]["schedule"]["class_path"].endswith("Cosine")
+    assert told["data_fingerprint"] == digest(Digits().reference("train"))
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", told["git_commit"])
+
+    root = tmp_path / "tested"
+    main(["test", "--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--trainer.default_root_dir", str(root)])
+    (folder,) = (root / "wandb").glob("offline-run-*")
+    assert any("samplers._type" in row for row in history(root))
+    (table,) = (folder / "files/media/table").glob("samplers*.json")
+    assert json.loads(table.read_text())["columns"][:3] == ["sampler", "steps", "fd_digits"]
+    assert [row[:2] for row in json.loads(table.read_text())["data"]] == [["Ancestral", 2], ["DDIM", 2]]
 
 
 def test_load_gives_the_averaged_model_from_the_file_alone(run: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ SMALL: dict[str, Any] = {"optimizer": ("AdamW", 5e-4), "warmup": 200, "steps": 2
 PINNED = {
     "digits": Recipe("Digits", 1_062_497, ("Cosine", 1000), ("AdamW", 2e-3), None, 1500, 0.0, False, decay=0.995,
                      watched=(297, "Ancestral", 300), tested=(1485, "Ancestral", 1000, None), extractor="digits",
-                     metrics=("FrechetDistance", "PrecisionRecall", "ClassCoverage", "NearestNeighbours"),
+                     metrics=("FrechetDistance", "KID", "PrecisionRecall", "ClassCoverage", "NearestNeighbours"),
                      monitor="val/fd_digits"),
     "cifar10_ddpm": Recipe("CIFAR10", 35_746_307, ("Linear", 1000), ("Adam", 2e-4), 5000, 800_000, 0.1, True,
                            bound=(1.0, 0.0), tested=(50_000, "Ancestral", 1000, 1.0)),
