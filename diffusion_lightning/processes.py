@@ -1,0 +1,117 @@
+"""What the processes of one job do when one of them is gone: how long the others wait, and what they say.
+
+A process that dies closes its connections, and gloo raises in the others at once. A process that hangs, or a link that
+is cut, closes nothing: the others wait in a collective until the process group's timeout. Gloo then raises. NCCL has no
+Python to raise in: its watchdog prints `Watchdog caught collective operation timeout` and aborts the process (SIGABRT),
+unless `TORCH_NCCL_ASYNC_ERROR_HANDLING=0` forbids it.
+
+The same timeout bounds the start: all processes must meet within it. Two waits have others: the barrier around
+`prepare_data`, which Lightning lets wait without end for the rank that downloads, and the agents of torchrun.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed
+from jsonargparse import Namespace
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+TIMEOUT = timedelta(minutes=2)
+STEP_TASKS = "SLURM_STEP_NUM_TASKS"  # the processes that this srun started, where SLURM_NTASKS are the job's
+
+# What gloo, NCCL and the store say where another process or the way to it is gone, and nowhere else.
+GONE = re.compile(
+    r"Connection (?:closed|reset|was likely closed|refused)|Remote peer closed|Socket closed|Broken pipe"
+    r"|No route to host|Network is (?:down|unreachable)|failed to connect|connectFullMesh failed"
+    r"|[Tt]imed out|wait timeout after|ncclRemoteError|Watchdog caught collective operation timeout"
+)
+FROM_GLOO = re.compile(r"\[\S*gloo/transport/\S+:\d+\] ")  # the place in its source, before its words
+
+
+def name_limit(strategy: Any, timeout: timedelta = TIMEOUT) -> None:
+    """Writes the timeout into a configuration's `trainer.strategy` that names none, so that its copies name it too.
+
+    Args:
+        strategy: the value of that key; a name without arguments, such as `ddp`, stays as it is.
+        timeout: as in `limit_waiting`.
+    """
+    if isinstance(strategy, Namespace) and strategy.get("init_args.timeout") is default_pg_timeout:
+        strategy["init_args.timeout"] = timeout
+
+
+def limit_waiting(trainer: Trainer, timeout: timedelta = TIMEOUT) -> None:
+    """Gives a trainer's process group this timeout, unless the user named one; before its processes have met.
+
+    Lightning's own is 30 minutes; `trainer.strategy.init_args.timeout` names another, such as `0:10:00`.
+
+    Args:
+        trainer: a trainer that was just built.
+        timeout: the longest that a process waits for the others.
+    """
+    if getattr(trainer.strategy, "_timeout", None) is default_pg_timeout:
+        trainer.strategy._timeout = timeout  # type: ignore[attr-defined]
+
+
+def check_started(trainer: Trainer) -> None:
+    """Nothing where a launcher started no more processes than the trainer counts.
+
+    Args:
+        trainer: a trainer that was just built.
+
+    Raises:
+        ValueError: where each process would take itself for the only one, and all would write into one folder.
+    """
+    launcher, key = ("torchrun", "WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else ("srun", STEP_TASKS)
+    if (started := int(os.environ.get(key) or 0)) > trainer.world_size:
+        raise ValueError(
+            f"{launcher} started {started} processes, but trainer.devices × trainer.num_nodes is {trainer.world_size}: "
+            f"set these so that their product is {started}, such as by --trainer.devices"
+        )
+
+
+def lost(error: BaseException) -> str | None:
+    """One sentence where an error, or what it came of, says that another process or the way to it is gone; else None.
+
+    Args:
+        error: what ended a training.
+    """
+    for link in _chain(error):
+        if (words := _words(link)) is not None:
+            if torch.distributed.is_initialized():
+                rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+                return (
+                    f"rank {rank} of {world} on {platform.node()} lost the others ({words}): one died or hung, or the "
+                    "link to it was cut; see what it printed last, and go on by --ckpt_path last"
+                )
+            return (
+                f"rank {getattr(rank_zero_only, 'rank', 0)} on {platform.node()} did not meet the others ({words}): "
+                "start all processes at once, where each reaches MASTER_ADDR at MASTER_PORT"
+            )
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it came of."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _words(error: BaseException) -> str | None:
+    """What torch's own libraries say of it, without the place in their source and their advice."""
+    text = str(error)
+    # Gloo raises a plain RuntimeError, which anybody else may, but names its source.
+    gloo = type(error) is RuntimeError and FROM_GLOO.search(text)
+    if not (gloo or isinstance(error, torch.distributed.DistError)):
+        return None
+    sentences = re.split(r"\. |\n", FROM_GLOO.sub("", text))
+    return next((sentence.strip(" .") for sentence in sentences if GONE.search(sentence)), None)
