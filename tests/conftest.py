@@ -20,6 +20,12 @@ ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/digits.yaml"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole of the default tests; one for a part, and for slow tests, which start their own."""
+    whole = config.args == config.getini("testpaths") and "not slow" in config.option.markexpr
+    return 2 if whole and not config.option.keyword else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nothing is read from, or left in, the user's cache."""
@@ -30,8 +36,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def two_threads() -> None:
-    """Workers of pytest-xdist share two cores."""
-    torch.set_num_threads(2)
+    """Two workers of pytest-xdist share two cores, and nothing here is large enough for more."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     torch.manual_seed(0)
 
 
