@@ -128,9 +128,9 @@ def same_logs(a: Path, b: Path, loss: float = 1e-5, rtol: float = 1e-4) -> None:
         assert column(a, key) == pytest.approx(column(b, key), rel=tolerance), key
 
 
-def same_runs(a: Path, b: Path, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+def same_runs(a: Path, b: Path, loss: float = 1e-5, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     """All that was logged, the weights and the average."""
-    same_logs(a, b, rtol=rtol)
+    same_logs(a, b, loss, rtol)
     one, other = (read(folder / "checkpoints/last.ckpt") for folder in (a, b))
     close(one["state_dict"], other["state_dict"], rtol=rtol, atol=atol)
     close(average(one), average(other), rtol=rtol, atol=atol)
