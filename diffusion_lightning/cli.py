@@ -5,7 +5,6 @@ run's configuration, so that what comes after `fit` needs the file alone. Whatev
 and, wherever it can be, before training starts.
 """
 
-import hashlib
 import logging
 import os
 import sys
@@ -13,25 +12,20 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import checkpoints, export, importing, job, predict, processes, provenance, score, selftest
+from . import checkpoints, export, importing, job, predict, processes, run, score, selftest
 from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from .loggers import MetricsFile
 from .parser import Parser, fail
-
-NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
-JOB = "job"  # the file in a run's folder that names the job which trains there
 
 # Warnings that say nothing to the user: data in memory want no workers, logging counts optimizer steps and not an
 # epoch's batches, tests call `main` with arguments, samples have numbers of
@@ -43,46 +37,6 @@ NOISE = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*Couldn't infer the batch indices.*",
 )
-
-
-class Record(SaveConfigCallback):
-    """Writes `config.yaml` into the folder of a `fit`, and the same text into its checkpoints and loggers."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)
-        kept = config.clone()
-        for key in NOT_OF_THE_RUN:
-            kept.pop(key, None)
-        for logger in _described(kept.trainer.logger):  # where this run lies is not what made it
-            if "init_args.save_dir" in logger:
-                logger["init_args.save_dir"] = "."
-            if _is_wandb(logger.class_path):
-                logger["init_args.id"] = None
-        self.text = parser.dump(kept, skip_none=False, skip_validation=True, format="yaml")
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # On every rank: the others would wait for the first, which saves, and a large set takes minutes.
-        self.origin = {
-            "git_commit": provenance.git_commit(),
-            "data_fingerprint": provenance.fingerprint(trainer.datamodule) if stage == "fit" else None,  # type: ignore[attr-defined]
-        }
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        path = Path(trainer.default_root_dir) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.text)
-        if job.name():
-            path.with_name(JOB).write_text(job.name() or "")
-        for logger in trainer.loggers:
-            logger.log_hyperparams({**yaml.safe_load(self.text), **self.origin})
-
-    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[checkpoints.CONFIG] = self.text
-        ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        checkpoint[checkpoints.WANDB] = ids[0] if ids else None
 
 
 class CLI(LightningCLI):
@@ -111,15 +65,15 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             if "WANDB_SWEEP_ID" in os.environ:  # each trial of a sweep has a folder of its own
                 config.trainer.default_root_dir = str(self.root / os.environ["WANDB_RUN_ID"])
-            config.ckpt_path = _resume(self.root, config.ckpt_path)
+            config.ckpt_path = run.start(self.root, config.ckpt_path)
         processes.name_limit(config.trainer.strategy)
-        for logger in _described(config.trainer.logger):
+        for logger in run.described(config.trainer.logger):
             if "init_args.save_dir" in logger and logger["init_args.save_dir"] in (".", None):
                 logger["init_args.save_dir"] = str(self.root)
-            if self.subcommand == "fit" and _is_wandb(logger.class_path) and not logger.get("init_args.id"):
-                logger["init_args.id"] = _wandb_id(self.root, config.ckpt_path)
+            if self.subcommand == "fit" and run.is_wandb(logger.class_path) and not logger.get("init_args.id"):
+                logger["init_args.id"] = run.wandb_id(self.root, config.ckpt_path)
                 logger["init_args.resume"] = "allow"
-            elif self.subcommand != "fit" and _is_wandb(logger.class_path):
+            elif self.subcommand != "fit" and run.is_wandb(logger.class_path):
                 logger["init_args.job_type"] = logger.get("init_args.job_type") or self.subcommand
 
     def instantiate_classes(self) -> None:
@@ -203,7 +157,7 @@ class Description(CLI):
     """A configuration, read and checked; nothing is built."""
 
     def before_instantiate_classes(self) -> None:
-        self.text = Record(self.parser, self.config).text
+        self.text = run.Record(self.parser, self.config).text
 
     def instantiate_classes(self) -> None: ...
 
@@ -234,47 +188,6 @@ def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step="))
 
 
-def _resume(root: Path, ckpt_path: str | None) -> str | None:
-    """The checkpoint to start from, none for a fresh run; refuses a fresh run in a folder that holds one.
-
-    A job that was requeued goes on from its own, whatever it was first started from; a new job never does unasked.
-    """
-    last, found = root / "checkpoints/last.ckpt", sorted((root / "checkpoints").glob("*.ckpt"))
-    if foreign := sorted(root.glob("hpc_ckpt_*.ckpt")):
-        raise ValueError(
-            f"{foreign[0]} is a checkpoint of Lightning's own requeueing, from which SLURM jobs start without being "
-            "asked: move it away, and name it by --ckpt_path if it is meant"
-        )
-    if last.exists() and job.restarted() and (root / JOB).exists() and (root / JOB).read_text() == job.name():
-        return str(last)
-    if ckpt_path is None and found:
-        raise ValueError(
-            f"{root} already holds checkpoints of a run ({found[0].name}), and this is a fresh one: go on with it by "
-            "--ckpt_path last, or choose another folder by --trainer.default_root_dir"
-        )
-    if ckpt_path == "last":
-        return str(last) if last.exists() else None
-    return ckpt_path
-
-
-def _described(loggers: Any) -> list[Namespace]:
-    """Those of a configuration's `trainer.logger` that are described by their class and arguments."""
-    return [x for x in (loggers if isinstance(loggers, list) else [loggers]) if isinstance(x, Namespace)]
-
-
-def _is_wandb(class_path: str) -> bool:
-    module, _, name = class_path.rpartition(".")
-    return issubclass(getattr(import_module(module), name), WandbLogger)
-
-
-def _wandb_id(root: Path, ckpt_path: str | None) -> str | None:
-    """The run in Weights & Biases: the checkpoint's, else the job's, which may be requeued before its first."""
-    if ckpt_path is not None:
-        return checkpoints.read(ckpt_path).get(checkpoints.WANDB)
-    of_job = f"{job.name()} {root.absolute()}".encode()
-    return hashlib.blake2b(of_job, digest_size=4).hexdigest() if job.name() else None
-
-
 def _with_config_of_checkpoint(args: list[str]) -> list[str]:
     """`validate --ckpt_path X` alone takes the configuration from X; what the user adds wins."""
     given = {a.split("=", 1)[0] for a in args}
@@ -295,19 +208,19 @@ def _with_config_of_checkpoint(args: list[str]) -> list[str]:
     return [args[0], "--config", file.name, *args[1:]]
 
 
-def _cli(kind: type[AnyCLI], args: list[str], run: bool = True) -> AnyCLI:
+def _cli(kind: type[AnyCLI], args: list[str], execute: bool = True) -> AnyCLI:
     return kind(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        save_config_callback=Record,
+        save_config_callback=run.Record,
         trainer_defaults={"default_root_dir": "runs/unnamed"},
         seed_everything_default=0,
         parser_class=Parser,
         auto_configure_optimizers=False,
         args=args,
-        run=run,
+        run=execute,
     )
 
 
@@ -321,7 +234,7 @@ def _lightning(args: list[str]) -> None:
 
 
 def _import(args: list[str]) -> None:
-    importing.main(args, lambda words: _cli(Description, words, run=False).text)
+    importing.main(args, lambda words: _cli(Description, words, execute=False).text)
 
 
 # Commands that are not Lightning's.

@@ -140,22 +140,23 @@ def leave(message: str) -> int:
     A job that is being cancelled, or whose time is over, stays so. SLURM ends a requeued job by itself; its processes
     wait for that, since one that ended before would count as failed.
     """
-    requeued = False
-    if "SLURM_JOB_ID" in os.environ and shutil.which("scontrol"):
-        first = os.environ.get("SLURM_PROCID", "0") == "0"
-        if first:
-            requeued = _requeue(_slurm_id())
-            after = f"job {_slurm_id()} was put back into the queue" if requeued else "the job was not requeued"
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-    else:
-        first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
-        after = "the same command with --ckpt_path last goes on"
-    if first:
-        print(f"{message}: {after}", file=sys.stderr, flush=True)
-    if requeued or not first:
-        time.sleep(60 if "SLURM_JOB_ID" in os.environ else 0)
+    if "SLURM_JOB_ID" not in os.environ or shutil.which("scontrol") is None:
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+            _say(f"{message}: the same command with --ckpt_path last goes on")
+        return EXIT_CODE
+    for number in SIGNALS:  # by which SLURM ends it
+        signal.signal(number, signal.SIG_DFL)
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        requeued = _requeue(_slurm_id())
+        _say(f"{message}: job {_slurm_id()} was {'put back into the queue' if requeued else 'not requeued'}")
+        if not requeued:
+            return EXIT_CODE
+    time.sleep(60)
     return EXIT_CODE
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _requeue(job: str) -> bool:
@@ -164,5 +165,5 @@ def _requeue(job: str) -> bool:
         return False
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if done.returncode:
-        print(done.stderr.strip(), file=sys.stderr)
+        _say(done.stderr.strip())
     return done.returncode == 0

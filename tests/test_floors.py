@@ -25,6 +25,7 @@ FLOORS = {
         "predict",
         "processes",
         "provenance",
+        "run",
         "score",
         "selftest",
         "__main__",

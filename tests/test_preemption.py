@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lightning import job
+from diffusion_lightning import job, run
 from diffusion_lightning.checkpoints import read
 
 from .conftest import small_config
@@ -91,20 +91,68 @@ def test_told_to_leave_at_every_kind_of_moment_it_goes_on_as_if_nothing_had_been
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(pictures(whole), pictures(broken), strict=True))
 
 
+def listens(process: subprocess.Popen) -> bool:
+    """Whether it has a handler of SIGUSR1, as the kernel sees it."""
+    caught = Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0]
+    return bool(int(caught, 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="sees the handlers of a process in /proc")
 def test_a_signal_during_the_start_is_answered_and_costs_nothing(tmp_path: Path) -> None:
-    """While Python imports, while the model is built, before the first step; the next start is a fresh one."""
-    config = small_config(tmp_path, **{"trainer.logger": False})
-    fit = [sys.executable, "-m", "diffusion_lightning", "fit"]
-    command = [*fit, "--config", str(config), "--trainer.default_root_dir"]
-    for delay in (0.5, 2.0, 5.0, 7.0):
+    """As soon as Python listens, while it imports, while the model is built, before or after the first step."""
+    config = small_config(tmp_path, **{
+        "trainer.logger": False, "trainer.max_steps": 50_000, "trainer.limit_val_batches": 0,
+        "model.init_args.lr_scheduler.init_args.total_steps": 50_000,
+    })  # fmt: skip
+    command = [sys.executable, "-m", "diffusion_lightning", "fit", "--config", str(config)]
+    for delay in (0.0, 2.0, 5.0, 8.0):
         root = tmp_path / f"after {delay}"
-        process = subprocess.Popen([*command, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, "--trainer.default_root_dir", str(root)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not listens(process):
+            time.sleep(0.001)
         time.sleep(delay)
         process.send_signal(signal.SIGUSR1)
         _, said = process.communicate()
         assert process.returncode == job.EXIT_CODE, said
         assert "Traceback" not in said
-        assert "stopped by SIGUSR1" in said or "stopped at step" in said
-    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+        assert "stopped by SIGUSR1, with nothing unsaved" in said or "stopped at step" in said
+        assert (root / "checkpoints/last.ckpt").exists() == ("stopped at step" in said)
+
+
+def test_a_requeued_job_goes_on_from_its_own_checkpoint_and_a_new_one_from_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = tmp_path / "checkpoints/last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    (tmp_path / run.JOB).write_text(job.name() or "")
+    with pytest.raises(ValueError, match="already holds checkpoints"):  # its first start, in a used folder
+        run.start(tmp_path, None)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for asked in (None, "last", "another/run.ckpt"):
+        assert run.start(tmp_path, asked) == str(last)
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        run.start(tmp_path, None)
+    assert run.start(tmp_path, "another/run.ckpt") == "another/run.ckpt"
+    assert run.start(tmp_path / "other", "last") is None
+
+
+def test_the_checkpoint_of_lightnings_own_requeueing_is_never_taken(tmp_path: Path) -> None:
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    with pytest.raises(ValueError, match="without being asked: move it away"):
+        run.start(tmp_path, None)
+
+
+def test_the_tasks_of_an_array_are_jobs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "20")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "20")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert job.name() == "slurm  20_3"

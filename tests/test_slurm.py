@@ -135,7 +135,7 @@ def test_a_cancelled_job_stays_cancelled_and_a_failed_one_failed(slurm: Slurm, c
     slurm.ask("scancel", number)
     until(lambda: ended(slurm, number), slurm, number, tmp_path)
     assert slurm.show(number)["JobState"] == "CANCELLED"
-    assert "the job was not requeued" in log(tmp_path, number)
+    assert "was not requeued" in log(tmp_path, number)
     saved = read(last)["global_step"]
     assert 4 <= saved < STEPS
 

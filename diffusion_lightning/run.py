@@ -1,0 +1,96 @@
+"""A run's folder: which checkpoint it starts from, and what is written down of how it was made."""
+
+import hashlib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+from . import checkpoints, job, provenance
+
+NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
+JOB = "job"  # the file in a run's folder that names the job which trains there
+
+
+class Record(SaveConfigCallback):
+    """Writes `config.yaml` into the folder of a `fit`, and the same text into its checkpoints and loggers."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        kept = config.clone()
+        for key in NOT_OF_THE_RUN:
+            kept.pop(key, None)
+        for logger in described(kept.trainer.logger):  # where this run lies is not what made it
+            if "init_args.save_dir" in logger:
+                logger["init_args.save_dir"] = "."
+            if is_wandb(logger.class_path):
+                logger["init_args.id"] = None
+        self.text = parser.dump(kept, skip_none=False, skip_validation=True, format="yaml")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # on every rank: the others would wait for the first, and a large set takes minutes
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self.origin = {"git_commit": provenance.git_commit(), "data_fingerprint": provenance.fingerprint(data)}
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.text)
+        if job.name():
+            path.with_name(JOB).write_text(job.name() or "")
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**yaml.safe_load(self.text), **self.origin})
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[checkpoints.CONFIG] = self.text
+        ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        checkpoint[checkpoints.WANDB] = ids[0] if ids else None
+
+
+def start(root: Path, ckpt_path: str | None) -> str | None:
+    """The checkpoint to start from, none for a fresh run; refuses a fresh run in a folder that holds one.
+
+    A job that was requeued goes on from its own, whatever it was first started from; a new job never does unasked.
+    """
+    last, found = root / "checkpoints/last.ckpt", sorted((root / "checkpoints").glob("*.ckpt"))
+    if foreign := sorted(root.glob("hpc_ckpt_*.ckpt")):
+        raise ValueError(
+            f"{foreign[0]} is a checkpoint of Lightning's own requeueing, from which SLURM jobs start without being "
+            "asked: move it away, and name it by --ckpt_path if it is meant"
+        )
+    if last.exists() and job.restarted() and (root / JOB).exists() and (root / JOB).read_text() == job.name():
+        return str(last)
+    if ckpt_path is None and found:
+        raise ValueError(
+            f"{root} already holds checkpoints of a run ({found[0].name}), and this is a fresh one: go on with it by "
+            "--ckpt_path last, or choose another folder by --trainer.default_root_dir"
+        )
+    if ckpt_path == "last":
+        return str(last) if last.exists() else None
+    return ckpt_path
+
+
+def described(loggers: Any) -> list[Namespace]:
+    """Those of a configuration's `trainer.logger` that are described by their class and arguments."""
+    return [x for x in (loggers if isinstance(loggers, list) else [loggers]) if isinstance(x, Namespace)]
+
+
+def is_wandb(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    return issubclass(getattr(import_module(module), name), WandbLogger)
+
+
+def wandb_id(root: Path, ckpt_path: str | None) -> str | None:
+    """The run in Weights & Biases: the checkpoint's, else the job's, which may be requeued before its first."""
+    if ckpt_path is not None:
+        return checkpoints.read(ckpt_path).get(checkpoints.WANDB)
+    of_job = f"{job.name()} {root.absolute()}".encode()
+    return hashlib.blake2b(of_job, digest_size=4).hexdigest() if job.name() else None
