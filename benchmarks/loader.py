@@ -25,7 +25,7 @@ import torchvision.datasets
 from lightning.pytorch import Callback, Trainer
 
 from diffusion_lightning.data import CIFAR10
-from diffusion_lightning.evaluation import digest
+from diffusion_lightning.evaluation import hashed
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.schedules import Linear
@@ -137,7 +137,7 @@ def main() -> None:
         print(f"from the imports to the end of the first step: {start(root):.1f} s")
         reference = CIFAR10(root).reference("train")
         print(
-            f"hashing the {len(reference):,} images for the metrics' cache: {seconds(lambda: digest(reference)):.1f} s"
+            f"hashing the {len(reference):,} images for the metrics' cache: {seconds(lambda: hashed(reference)):.1f} s"
         )
         share(root, batch=16, rounds=9)
 

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from diffusion_lightning.data import Digits
 from diffusion_lightning.data.base import Bytes, Order, held_out
-from diffusion_lightning.evaluation import digest
+from diffusion_lightning.evaluation import digest, hashed
 
 
 def test_the_split_is_fixed_stratified_and_whole() -> None:
@@ -34,7 +34,7 @@ def test_a_reference_is_its_images_in_slices() -> None:
     assert len(reference) == len(reference[:]) == 297
     assert torch.equal(torch.cat([reference[first : first + 50] for first in range(0, 297, 50)]), reference[:])
     assert torch.equal(reference[[7, 3]], reference[:][[7, 3]])
-    assert digest(reference, 50) == digest(reference[:])
+    assert hashed(reference, 50) == digest(reference) == hashed(reference[:])
 
 
 @pytest.mark.parametrize("amount", [0.001, 0.2, 0.5, 1, 7, 29])

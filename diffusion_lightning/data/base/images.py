@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ... import job, random
+from ...evaluation import hashed
 from .order import Indices, Loader, Order
 
 
@@ -45,6 +46,12 @@ class Reference:
 
     def __init__(self, images: Tensor, scaled: Callable[[Tensor], Tensor]) -> None:
         self.images, self.scaled, self.shape = images, scaled, images.shape
+        self._digest: str | None = None
+
+    def digest(self) -> str:
+        """A hash of the bytes, worked out once."""
+        self._digest = self._digest or hashed(self)
+        return self._digest
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,6 +79,7 @@ class Images(LightningDataModule, ABC):
             raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
         self.batch_size, self.flip, self.num_workers, self.seed = batch_size, flip, num_workers, seed
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._references: dict[str, Reference] = {}
 
     @abstractmethod
     def read(self, split: str) -> tuple[Tensor, Tensor]:
@@ -83,12 +91,14 @@ class Images(LightningDataModule, ABC):
 
     def reference(self, split: str = "train") -> Reference:
         """All images of a split (N, C, H, W) in [-1, 1], unaugmented and in the set's own order; floats in slices."""
-        images, _ = self.splits[split] if split in self.splits else self.read(split)
-        return Reference(images, self.scaled)
+        if split not in self._references:
+            images, _ = self.splits[split] if split in self.splits else self.read(split)
+            self._references[split] = Reference(images, self.scaled)
+        return self._references[split]
 
     def setup(self, stage: str) -> None:
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
-        self.splits = {split: self.read(split) for split in splits}
+        self.splits, self._references = {split: self.read(split) for split in splits}, {}
         if "train" in self.splits:
             n, whole = len(self.splits["train"][0]), self.batch_size * self._world * self._accumulate
             if whole > n:
