@@ -130,7 +130,7 @@ class Checkpoint(CheckpointBase):
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
                 f"the best checkpoint is to be chosen by {self.monitor}, but validation logged "
-                f"{sorted(map(str, trainer.callback_metrics))}: set checkpoint.monitor to one of these"
+                f"{sorted(set(map(str, trainer.callback_metrics)) - {'step'})}: set checkpoint.monitor to one of these"
             )
         value = float(trainer.callback_metrics[self.monitor])
         if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
