@@ -126,13 +126,7 @@ class CLI(LightningCLI):
         if start is not None and not checkpoint:
             checkpoints.start_from(self.model, start)
 
-    def _before_evaluation(self) -> None:
-        step = self._check_checkpoint().get("global_step", 0)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.start = step  # Lightning counts from 0 where it only evaluates
-
-    before_validate = before_test = _before_evaluation
+    before_validate = before_test = _check_checkpoint
 
     @rank_zero_only
     def after_fit(self) -> None:

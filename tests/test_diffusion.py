@@ -489,5 +489,10 @@ def test_an_evaluation_lies_at_the_number_of_steps_done(tmp_path) -> None:  # ty
     for key, steps in (("val/loss", ["2", "4"]), ("train/loss", ["1", "3"])):
         assert [row["step"] for row in logged if row[key]] == steps
     assert [list(row).count("step") for row in logged] == [1] * 4
-    found = trainer.validate(tiny(), Digits(batch_size=32), verbose=False)
-    assert set(found[0]) == {"val/loss"}
+    trained = trainer.lightning_module
+    trainer.save_checkpoint(tmp_path / "5.ckpt")
+    for arguments in ({"model": trained}, {"model": tiny(), "ckpt_path": tmp_path / "5.ckpt"}):
+        (found,) = Trainer(accelerator="cpu", logger=False).validate(
+            datamodule=Digits(batch_size=32), verbose=False, **arguments
+        )
+        assert found["step"] == 5

@@ -4,11 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from torch import Tensor
-
-from .base import steps_done
 
 
 class BoundCurve(Callback):
@@ -17,13 +15,7 @@ class BoundCurve(Callback):
     Entry t is the term L_{t-1}: the decoder's at t = 1, a KL at each other.
     """
 
-    def __init__(self) -> None:
-        self._restored = 0
-
-    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._restored = checkpoint["global_step"]
-
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, module: Any) -> None:
         bound = getattr(module, "bound", None)
         if bound is None or not trainer.is_global_zero:
             return
@@ -35,7 +27,7 @@ class BoundCurve(Callback):
         draw(bound, root / "bound.png")
         loggers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         for logger in loggers:
-            logger.log_image("test/bound", [Image.open(root / "bound.png")], step=steps_done(trainer, self._restored))
+            logger.log_image("test/bound", [Image.open(root / "bound.png")], step=module.steps_done)
 
 
 def draw(bound: Tensor, path: Path) -> None:

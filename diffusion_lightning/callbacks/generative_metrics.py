@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from tqdm import tqdm
 
 from ..samplers import Ancestral, Sampler
-from .base import Round, Scoring, save_picture, steps_done
+from .base import Round, Scoring, save_picture
 
 
 class GenerativeMetrics(Scoring):
@@ -68,7 +68,7 @@ class GenerativeMetrics(Scoring):
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._evaluate(trainer, module, "test")
 
-    def _evaluate(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    def _evaluate(self, trainer: Trainer, module: Any, stage: str) -> None:
         began = time.monotonic()
         n, sampler = self.protocol[stage]
         done = self.round(trainer, module, stage, n, sampler, uncertainty=stage == "test")
@@ -77,17 +77,16 @@ class GenerativeMetrics(Scoring):
         module.log("cost/sampling_seconds", done.sampling, sync_dist=True)
         module.log("cost/scoring_seconds", done.scoring, sync_dist=True)
         if trainer.is_global_zero:
-            self._save_pictures(trainer)
+            self._save_pictures(trainer, module.steps_done)
             if self._trained is not None and trainer.state.fn == TrainerFn.FITTING:
                 step, since = self._trained
                 self._tell_cost(trainer, n, done, trainer.global_step - step, began - since)
         self._trained = None
 
-    def _save_pictures(self, trainer: Trainer) -> None:
+    def _save_pictures(self, trainer: Trainer, step: int) -> None:
         for metric in self.metrics:
             picture = getattr(metric, "picture", None)
             if isinstance(picture, torch.Tensor):
-                step = steps_done(trainer, self._restored)
                 save_picture(trainer, "closest_pairs.png", picture, "closest_pairs", step)
 
     def _tell_cost(self, trainer: Trainer, n: int, done: Round, steps: int, seconds: float) -> None:

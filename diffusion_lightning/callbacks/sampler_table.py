@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 
 from ..samplers import Sampler
-from .base import Scoring, steps_done
+from .base import Scoring
 
 Row = dict[str, Any]
 
@@ -77,11 +77,12 @@ class SamplerTable(Scoring):
                 _write(Path(trainer.default_root_dir) / "samplers.csv", table)
         if trainer.is_global_zero:
             print("", *_lines(table), sep="\n")
-            step = steps_done(trainer, self._restored)
             logger: Any
             for logger in trainer.loggers:
                 if hasattr(logger, "log_table"):
-                    logger.log_table("samplers", list(table[0]), [list(row.values()) for row in table], step=step)
+                    logger.log_table(
+                        "samplers", list(table[0]), [list(row.values()) for row in table], step=module.steps_done
+                    )
 
 
 def _with_steps(sampler: Sampler, steps: int) -> Sampler:

@@ -25,13 +25,12 @@ class MetricsFile(Logger):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        self.start = 0  # the step at which the count begins that it is told
         self._rows: list[dict[str, Any]] | None = None
         self._columns = ["step"]
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        step = self.start + (step or 0)
+        step = step or 0
         if self._rows is None:
             self._rows = self._earlier(step)
         metrics = {key: value for key, value in metrics.items() if key != "epoch"}

@@ -106,6 +106,7 @@ class Diffusion(LightningModule):
                 f"vlb_weight is {self.vlb_weight} and the weighting {type(self.weighting).__name__}, which leaves "
                 "nothing to train by: give vlb_weight above 0, or another weighting"
             )
+        self._steps = 0
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
         self._sharded: list[sharding.Sharded] = []
 
@@ -202,6 +203,7 @@ class Diffusion(LightningModule):
         self._bound.add(x_0, c, sample, lambda k: self._noise(x_0, "bound: eps", k, sample))
 
     def on_test_epoch_end(self) -> None:
+        self.log("step", float(self.steps_done), rank_zero_only=True)
         found = self._bound.found(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
         for part, value in zip(PARTS, found.mean, strict=True):
             self.log(f"test/bits_per_dim{part}", value)
@@ -224,10 +226,21 @@ class Diffusion(LightningModule):
 
     on_predict_start, on_test_end, on_predict_end = on_validation_start, on_validation_end, on_validation_end
 
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps that the weights have seen, in training or by the checkpoint they came from.
+
+        This is where an evaluation's values, pictures and tables lie on the loggers' x-axis.
+        """
+        return self.global_step if self._fits else self._steps
+
+    @property
+    def _fits(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            # Lightning's own x-axis, so that an evaluation's values lie at the number of steps done.
-            self.log("step", float(self.global_step), rank_zero_only=True)
+        if not self.trainer.sanity_checking:
+            self.log("step", float(self.steps_done), rank_zero_only=True)  # the name of Lightning's own x-axis
 
     def _evaluated(self, batch: Batch, batch_idx: int, loader: Any) -> Tensor:
         """The numbers of a batch's samples in the order of an evaluation."""
@@ -250,10 +263,13 @@ class Diffusion(LightningModule):
         checks.check_rate(getattr(scheduler, "total_steps", None), self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_end(self) -> None:
+        self._steps = self.global_step
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps the schedule of the learning rate that it began with."""
-        resumes = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if resumes and self.lr_scheduler is not None:
+        self._steps = checkpoint["global_step"]
+        if self._fits and self.lr_scheduler is not None:
             for scheduler in checkpoint.get("lr_schedulers", []):
                 checks.check_rate(scheduler.get("total_steps"), self.trainer.max_steps)
 

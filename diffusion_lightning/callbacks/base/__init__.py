@@ -2,7 +2,6 @@
 
 from .folder import checkpoints_folder as checkpoints_folder
 from .folder import save_picture as save_picture
-from .folder import steps_done as steps_done
 from .loop import validation_follows as validation_follows
 from .picture import SamplePicture as SamplePicture
 from .scoring import Round as Round

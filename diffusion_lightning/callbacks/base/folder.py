@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch import Tensor
 
@@ -12,14 +11,6 @@ from torch import Tensor
 def checkpoints_folder(trainer: Trainer) -> Path:
     """`checkpoints/` in the run's folder."""
     return Path(trainer.default_root_dir) / "checkpoints"
-
-
-def steps_done(trainer: Trainer, restored: int) -> int:
-    """Optimizer steps that the weights in evaluation have seen: `restored` outside of training, where none is counted.
-
-    This is where an evaluation's pictures and tables lie on the loggers' x-axis.
-    """
-    return trainer.global_step if trainer.state.fn == TrainerFn.FITTING else restored
 
 
 def save_picture(trainer: Trainer, path: str, sheet: Tensor, key: str, step: int) -> None:

@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from ... import images
 from ...samplers import Ancestral, Sampler
-from .folder import save_picture, steps_done
+from .folder import save_picture
 
 
 class SamplePicture(Callback, ABC):
@@ -28,7 +28,6 @@ class SamplePicture(Callback, ABC):
         if n < 1:
             raise ValueError(f"a picture of {n} samples shows nothing: give n ≥ 1")
         self.n, self.sampler, self.seed = n, sampler or Ancestral(), seed
-        self._restored = 0
 
     @abstractmethod
     def make(self, module: Any, n: int, first: int) -> Tensor:
@@ -36,9 +35,6 @@ class SamplePicture(Callback, ABC):
 
     def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
         self.sampler.times(module.schedule)
-
-    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict) -> None:
-        self._restored = checkpoint["global_step"]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -49,7 +45,7 @@ class SamplePicture(Callback, ABC):
             made = pl_module.all_gather(made).flatten(0, 1)
         if trainer.is_global_zero:
             sheet = images.grid(made[: self.n].flatten(0, -4).cpu(), columns=self.columns)
-            step = steps_done(trainer, self._restored)
+            step = pl_module.steps_done
             save_picture(trainer, f"{self.folder}/step={step}.png", sheet, self.key, step)
 
     on_test_epoch_end = on_validation_epoch_end

@@ -44,10 +44,6 @@ class Scoring(Callback, ABC):
         self.metrics, self.batch_size, self.seed, self.split, self.cache = metrics, batch_size, seed, split, cache
         self._real: Any = None
         self._evaluation: Evaluation | None = None
-        self._restored = 0
-
-    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict) -> None:
-        self._restored = checkpoint["global_step"]
 
     @property
     def compares(self) -> bool:
