@@ -74,7 +74,10 @@ def pictures(root: Path) -> list[Path]:
 @pytest.mark.slow
 def test_told_to_leave_at_every_kind_of_moment_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     """In training, in validations (the last step's too), while writing; by both signals; bit for bit, no row twice."""
-    config = small_config(tmp_path, **{**EVERYTHING, "trainer.log_every_n_steps": 1, "trainer.val_check_interval": 30})
+    config = small_config(tmp_path, **{
+        **EVERYTHING, "trainer.log_every_n_steps": 1, "trainer.val_check_interval": 30, "trainer.max_steps": 90,
+        "model.init_args.lr_scheduler.init_args.total_steps": 90,
+    })  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert fit(config, whole) == 0
     moments = [training, validating, writing, training, validating, writing, validating, training]

@@ -19,7 +19,7 @@ from .test_preemption import pictures, table
 from .test_wandb import history
 
 SCRIPT = ROOT / "configs/slurm/train.sbatch"
-STEPS = 90  # what test_exact.state expects
+STEPS = 90
 # Two nodes, no GPU; the log as the script has it.
 NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
 
