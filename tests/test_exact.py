@@ -71,10 +71,10 @@ def fit(config: Path, root: Path, kill: Any = None) -> bool:
     since = time.monotonic()
     while process.is_alive():
         if kill is not None and kill(root, time.monotonic() - since):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet, or has just ended
                 os.killpg(process.pid or 0, signal.SIGKILL)
-            process.join()
-            return False
+                process.join()
+                return False
         time.sleep(0.002)
     assert process.exitcode == 0
     return True
@@ -121,18 +121,26 @@ def test_killed_ten_times_and_resumed_is_bitwise_the_undisturbed_run(tmp_path: P
     def written() -> int:
         return last.stat().st_mtime_ns if last.exists() else 0
 
+    def parts() -> set[tuple[str, int]]:
+        found = set()
+        for path in last.parent.glob("*.part"):
+            with contextlib.suppress(FileNotFoundError):  # renamed in the meantime
+                found.add((path.name, path.stat().st_mtime_ns))
+        return found
+
     for number in range(10):
         kind = ("at random", "writing", "at random", "validating", "at random")[number % 5]
         delay = generator.uniform(0, 0.3)
         pictures, before, seen = len(list((broken / "samples").glob("*.png"))), written(), 0.0
+        left = parts()  # by a kill in the middle of writing
 
         def now(
             root: Path, seconds: float, kind: str = kind, delay: float = delay, pictures: int = pictures,
-            before: int = before,
+            before: int = before, left: set[tuple[str, int]] = left,
         ) -> bool:  # fmt: skip
             nonlocal seen
             if kind == "writing":
-                return any((root / "checkpoints").glob("*.part"))
+                return bool(parts() - left)
             if kind == "validating":  # the grid is drawn, the metrics are not
                 return len(list((root / "samples").glob("*.png"))) > pictures
             if not seen and written() != before:  # some time after the first checkpoint of this attempt
