@@ -13,11 +13,11 @@ ALL = Schedule.__subclasses__()
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("make", ALL)
-@pytest.mark.parametrize("T", [1, 2, 50, 1000])
+# At T = 1 there is no ZeroTerminalSNR: its first step is to stay and its last to lose all signal.
+@pytest.mark.parametrize(
+    ("make", "T"), [(make, T) for make in ALL for T in (1, 2, 50, 1000) if (make, T) != (ZeroTerminalSNR, 1)]
+)
 def test_alpha_bar_falls_from_one(make: type[Schedule], T: int) -> None:
-    if make is ZeroTerminalSNR and T == 1:
-        pytest.skip("its first step is to stay and its last to lose all signal")
     schedule = of_length(make, T)
     assert schedule.T == T
     assert schedule.alpha_bar.shape == (T + 1,)
