@@ -170,7 +170,7 @@ def log_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor, m: float 
 
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 15.
     """
-    device = schedule.alpha_bar.device
+    device = next((time.device for time in (t, s) if isinstance(time, Tensor)), None)
     at, to = torch.broadcast_tensors(torch.as_tensor(t, device=device), torch.as_tensor(s, device=device))
     above, below = torch.where(to == 0, (at + 1).clamp(max=schedule.T), at), torch.where(to == 0, at, to)
     large = schedule.beta(at, to).log()

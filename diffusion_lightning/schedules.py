@@ -5,7 +5,9 @@
 Paper time: t runs 1 … T, and t = 0 is clean (`alpha_bar[0] == 1`). Between any two times s < t the chain is Gaussian
 too, with α_{t|s} = ᾱ_t/ᾱ_s and β_{t|s} = 1 - α_{t|s}; a step of a sampler goes from t to s, whatever lies between.
 
-Tables are float64 whatever the run's precision; what they give is cast, at the end, to the type of the images.
+Tables are float64 whatever the run's precision; what they give is cast, at the end, to the type of the images. What
+is worked out for a tensor of times lies on its device; for a single time, an int, it lies on the CPU, where a number
+can multiply images of any device: so a sampler's arithmetic of coefficients neither waits for a GPU nor starts kernels.
 """
 
 import math
@@ -55,6 +57,7 @@ class Schedule(nn.Module):
                 f"{alpha_bar[t]:.6g}: keep every beta at or below 1"
             )
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        self._on_cpu = alpha_bar
 
     @property
     def T(self) -> int:
@@ -72,7 +75,7 @@ class Schedule(nn.Module):
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def scales(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and √(1 - ᾱ_t), of x's type and on its device, in a shape that broadcasts against x (B, *)."""
+        """√ᾱ_t and √(1 - ᾱ_t) for products with x (B, *): (B, 1 …) of its type on its device, or numbers for an int."""
         signal, noise = self.roots(t)
         return like(signal, x), like(noise, x)
 
@@ -95,7 +98,7 @@ class Schedule(nn.Module):
         mean = √ᾱ_s·β_{t|s}/(1 - ᾱ_t)·x_0 + √α_{t|s}·(1 - ᾱ_s)/(1 - ᾱ_t)·x_t, variance β̃_{t|s}.
 
         Returns:
-            The mean (B, *), and the variance in a shape that broadcasts against it.
+            The mean (B, *), and the variance in a shape that broadcasts against it, a float64 number for ints.
         """
         at_t, at_s = self._at(t), self._at(s)
         of_x_t = (at_t / at_s).sqrt() * (1 - at_s) / (1 - at_t)
@@ -108,10 +111,11 @@ class Schedule(nn.Module):
 
     def _at(self, t: int | Tensor) -> Tensor:
         if isinstance(t, Tensor):
-            return self.alpha_bar[t.to(self.alpha_bar.device)]
+            table = self._on_cpu if t.device.type == "cpu" else self.alpha_bar
+            return table[t.to(table.device)]
         if not 0 <= t <= self.T:
             raise ValueError(f"t = {t} is not among the schedule's times 0 … {self.T}: give one of these")
-        return self.alpha_bar[t]
+        return self._on_cpu[t]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Schedule":
         """Moves the table with the module, but never casts it: bf16 would make ᾱ = 1 for the first ten t.
@@ -124,9 +128,11 @@ class Schedule(nn.Module):
 
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A float64 coefficient, () or (B,), in x's type and on its device, ready to broadcast against x (B, *)."""
-    coefficient = coefficient.to(x)
-    return coefficient.view(-1, *(1,) * (x.ndim - 1)) if coefficient.ndim else coefficient
+    """A float64 coefficient (B,) in x's type and on its device, ready to broadcast against x (B, *).
+
+    A number () stays as it is: a product with x has x's type, and takes a number of the CPU on any device.
+    """
+    return coefficient.to(x).view(-1, *(1,) * (x.ndim - 1)) if coefficient.ndim else coefficient
 
 
 def _from_betas(beta: Tensor) -> Tensor:

@@ -43,4 +43,4 @@ class Ancestral(Sampler):
             m = self.variance
         elif at.prediction.var_mix is not None:
             m = at.prediction.var_mix
-        return mean + log_variance(at.schedule, at.t, at.s, m).mul(0.5).exp().to(x_t) * at.noise()
+        return mean + log_variance(at.schedule, at.t, at.s, m).mul(0.5).exp() * at.noise()

@@ -298,7 +298,7 @@ class Sampler(ABC):
 
             if undo and s > t:
                 beta = schedule.beta(s, t)
-                x, before = (1 - beta).sqrt().to(x) * x + beta.sqrt().to(x) * noise(), None
+                x, before = (1 - beta).sqrt() * x + beta.sqrt() * noise(), None
                 continue
             prediction = predict(x, t)
             x = self.step(x, Step(schedule, t, s, prediction, before, predict, noise))

@@ -39,6 +39,6 @@ class DDIM(Sampler):
         signal, total = at.schedule.scales(at.s, x_t)
         if self.eta == 0 or at.s == 0:
             return signal * at.prediction.x_0 + total * at.prediction.eps
-        variance = (self.eta**2 * at.schedule.posterior_variance(at.t, at.s)).to(x_t)
+        variance = self.eta**2 * at.schedule.posterior_variance(at.t, at.s)
         mean = signal * at.prediction.x_0 + (total**2 - variance).clamp(min=0).sqrt() * at.prediction.eps
         return mean + variance.sqrt() * at.noise()

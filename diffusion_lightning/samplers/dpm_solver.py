@@ -51,7 +51,7 @@ class DPMSolver(Sampler):
             ratio = _length(at.schedule, at.t, at.s) / _length(at.schedule, before, at.t)
             if 0 < abs(ratio) < float("inf"):
                 x_0 = x_0 + ratio / 2 * (x_0 - other.x_0)
-        return (sigma_s / sigma_t).to(x_t) * x_t + (alpha_s - sigma_s * alpha_t / sigma_t).to(x_t) * x_0
+        return sigma_s / sigma_t * x_t + (alpha_s - sigma_s * alpha_t / sigma_t) * x_0
 
 
 def _length(schedule: Schedule, t: int, s: int) -> float:
