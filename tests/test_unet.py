@@ -91,8 +91,8 @@ def test_iddpm_starts_at_zero_and_as_pytorch_does() -> None:
     """Blocks begin as the identity, the net as zero; what draws is nn.Conv2d's and nn.Linear's default."""
     network = UNet(3, 16, 32, (1, 2), 1, (8,), 0.0, 8, heads=4, scale_shift=True, release="IDDPM")
     block: Any = network.down[0]
-    x, emb = torch.randn(2, 32, 16, 16), torch.randn(2, 128)
-    assert torch.equal(block(x, emb), x)
+    x, time = torch.randn(2, 32, 16, 16), torch.randn(2, 64, 1, 1)
+    assert torch.equal(block(x, time), x)
     assert not network(torch.randn(2, 3, 16, 16), torch.tensor([0, 9])).any()
     bound = (32 * 9) ** -0.5
     assert 0.97 * bound < block.conv1.weight.abs().max() <= bound
@@ -107,4 +107,4 @@ def test_residual_resampling_averages_and_repeats(resize: float) -> None:
     x = torch.randn(2, block.conv1.in_channels, 8, 8)
     blocks = x.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
     expected = blocks if resize < 1 else x[:, :, torch.arange(16) // 2][:, :, :, torch.arange(16) // 2]
-    torch.testing.assert_close(block(x, torch.randn(2, 128)), expected)
+    torch.testing.assert_close(block(x, torch.randn(2, block.share, 1, 1)), expected)

@@ -143,8 +143,14 @@ class Diffusion(LightningModule):
         if self.timesteps.learns:
             self._learn(micro, t, losses.detach(), sample)
         loss = (importance.to(losses) * losses).mean()
-        self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
+        if self._logs:
+            self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
         return {"loss": loss, "losses": losses.detach(), "t": t, "sample": sample}
+
+    @property
+    def _logs(self) -> bool:
+        """Whether what this step logs is written, so that no other step pays for it."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def _learn(self, micro: int, t: Tensor, losses: Tensor, sample: Tensor) -> None:
         """Tells the timestep sampler of the whole global batch, before any checkpoint of this step."""
@@ -284,10 +290,9 @@ class Diffusion(LightningModule):
         Once an optimizer step, also where batches are accumulated. Lightning's own clip refuses a fused optimizer in
         bf16 too, where nothing is scaled.
         """
-        due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, due, scaler)
-        if due and norm is not None:
+        norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, self._logs, scaler)
+        if self._logs and norm is not None:
             self.log("train/lr", optimizer.param_groups[0]["lr"], rank_zero_only=True)
             self.log("train/grad_norm", norm, rank_zero_only=True)
 
@@ -358,9 +363,13 @@ class Diffusion(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         checks.check_data(data, self.shape, self.conditioner)
+        network: Any = self.denoiser.network
+        if hasattr(network, "lay_out"):
+            reduced = not str(self.trainer.precision).startswith(("32", "64"))
+            network.lay_out(self.trainer.strategy.root_device, reduced)
 
     def configure_model(self) -> None:
-        """Shards the parameters where the strategy is FSDP2's, once."""
+        """Shards the parameters where the strategy is FSDP2's, once; compiles the network where that is asked for."""
         if sharding.shards(self.trainer) and not self._sharded:
             parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
             self._sharded = sharding.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import attend
 from .embeddings import sinusoidal
 
 FREQUENCIES = 256  # features of the sinusoidal embedding of the time, at any width
@@ -150,7 +151,7 @@ class Block(nn.Module):
         q, k, v = (
             self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # (B, heads, tokens, width/heads)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def _norm(x: Tensor) -> Tensor:

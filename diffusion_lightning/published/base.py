@@ -8,7 +8,7 @@ No number is computed, so weights go there and back unchanged.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +26,14 @@ class Pair(NamedTuple):
         theirs: names, of more than one where they are stacked: our queries, keys and values are one tensor.
         ndim: dimensions of theirs, where they are fewer than ours (a 1×1 convolution as a linear map).
         heads: where theirs have the rows of queries, keys and values head by head, how many heads.
+        sizes: rows of each of theirs, where they differ.
     """
 
     ours: str
     theirs: tuple[str, ...]
     ndim: int | None = None
     heads: int | None = None
+    sizes: tuple[int, ...] | None = None
 
     def read(self, weights: Weights, shape: torch.Size) -> Tensor:
         """Our tensor of this shape."""
@@ -46,7 +48,7 @@ class Pair(NamedTuple):
             x = x.unflatten(0, (3, self.heads, -1)).transpose(0, 1).flatten(0, 2)
         if self.ndim is not None:
             x = x.reshape(*x.shape[: self.ndim], *(1,) * (self.ndim - x.ndim))
-        parts = x.chunk(len(self.theirs))
+        parts = x.split(list(self.sizes)) if self.sizes else x.chunk(len(self.theirs))
         return {name: part.contiguous() for name, part in zip(self.theirs, parts, strict=True)}
 
 
@@ -108,6 +110,19 @@ def parts(ours: str, theirs: str, ndim: int | None = None, heads: int | None = N
     """The pairs of a weight and its bias."""
     yield Pair(f"{ours}.weight", (f"{theirs}.weight",), ndim, heads)
     yield Pair(f"{ours}.bias", (f"{theirs}.bias",), None, heads)
+
+
+def joined(pairs: Iterable[Pair], part: str, ours: str, sizes: Sequence[int]) -> Iterator[Pair]:
+    """The pairs, those of every `….part` as one of ours: its rows are theirs in order, in these numbers."""
+    together: dict[str, list[str]] = {}
+    for pair in pairs:
+        owner, _, kind = pair.ours.rpartition(".")
+        if owner.endswith(f".{part}"):
+            together.setdefault(kind, []).extend(pair.theirs)
+        else:
+            yield pair
+    for kind, theirs in together.items():
+        yield Pair(f"{ours}.{kind}", tuple(theirs), sizes=tuple(sizes))
 
 
 def described_model(shape: list[int], parts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..networks.unet import Attention, Block, UNet
 from ..schedules import Schedule
-from .base import Layout, Pair, Weights, described_model, parts
+from .base import Layout, Pair, Weights, described_model, joined, parts
 
 # What the released codes differ in and no paper says.
 RELEASES: dict[str, dict[str, Any]] = {
@@ -51,6 +51,9 @@ class Diffusers(Layout):
 
     def pairs(self, network: nn.Module) -> Iterator[Pair]:
         assert isinstance(network, UNet)
+        return joined(self._pairs(network), "time", "times", [rows for rows in network.shares if rows])
+
+    def _pairs(self, network: UNet) -> Iterator[Pair]:
         yield from parts("time1", "time_embedding.linear_1")
         yield from parts("time2", "time_embedding.linear_2")
         yield from parts("enter", "conv_in")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..networks.unet import Attention, Block, Downsample, UNet, Upsample
-from .base import Layout, Pair, parts
+from .base import Layout, Pair, joined, parts
 
 
 class OpenAI(Layout):
@@ -25,6 +25,9 @@ class OpenAI(Layout):
 
     def pairs(self, network: nn.Module) -> Iterator[Pair]:
         assert isinstance(network, UNet)
+        return joined(self._pairs(network), "time", "times", [rows for rows in network.shares if rows])
+
+    def _pairs(self, network: UNet) -> Iterator[Pair]:
         yield from parts("time1", "time_embed.0")
         yield from parts("time2", "time_embed.2")
         yield from parts("enter", "input_blocks.0.0")
