@@ -49,8 +49,7 @@ class Throughput(Callback):
         self._interrupted = False
         if trainer.is_global_zero:
             dtype = _dtype(str(trainer.precision))
-            peak = self.peak or _known_peak(module.device, dtype) or _measured_peak(module.device, dtype)
-            self._peak = peak * trainer.world_size
+            self._peak = (self.peak or peak(module.device, dtype)) * trainer.world_size
 
     # What is no training: the window in which it falls begins anew with the step after it
 
@@ -120,6 +119,11 @@ def _dtype(precision: str) -> torch.dtype:
     """In which products are made under Lightning's `trainer.precision`."""
     names = {"16": torch.float16, "32": torch.float32, "64": torch.float64}
     return names.get(precision.partition("-")[0], torch.bfloat16)
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of which a device is capable: what its maker states, or what products of matrices reach."""
+    return _known_peak(device, dtype) or _measured_peak(device, dtype)
 
 
 def _known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
