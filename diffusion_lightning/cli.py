@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import checkpoints, export, importing, job, predict, processes, run, score, selftest
 from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
+from .complaints import fail, raised_in
 from .loggers import MetricsFile
-from .parser import Parser, fail
+from .parser import Parser
 
 # Warnings that say nothing to the user: data in memory want no workers, logging counts optimizer steps and not an
 # epoch's batches, tests call `main` with arguments, samples have numbers of
@@ -167,15 +167,9 @@ def _seed(seed: bool | int) -> int:
 
 def _first_cause(error: BaseException) -> str:
     """The message that the parser's own wrap: of the first error in the chain that was raised outside of it."""
-    while (inner := error.__cause__ or error.__context__) is not None and _raised_in(error) == "jsonargparse":
+    while (inner := error.__cause__ or error.__context__) is not None and raised_in(error) == "jsonargparse":
         error = inner
     return str(error)
-
-
-def _raised_in(error: BaseException) -> str:
-    """The package whose code raised it."""
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].partition(".")[0] if frames else ""
 
 
 def _step(path: Path) -> int:
@@ -245,7 +239,7 @@ def _explained(error: BaseException) -> bool:
     """Whether the message is a sentence for the user: this package wrote it, or Lightning did of its settings."""
     if isinstance(error, MisconfigurationException):
         return True
-    return isinstance(error, ValueError) and _raised_in(error) == __package__
+    return isinstance(error, ValueError) and raised_in(error) == __package__
 
 
 def main(args: Sequence[str] | None = None) -> None:

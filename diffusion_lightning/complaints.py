@@ -6,6 +6,8 @@ jsonargparse tells everything it tried, over many lines; the last thing it tried
 import argparse
 import inspect
 import re
+import sys
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -103,3 +105,15 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}: see {self.prog} --help")
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """One line on standard error, and the end."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def raised_in(error: BaseException) -> str:
+    """The package whose code raised it."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].partition(".")[0] if frames else ""

@@ -1,12 +1,11 @@
 """The parser of configs and options: knows this package's classes by name, says what is wrong in one sentence."""
 
-import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from .complaints import sentence
+from .complaints import fail, sentence
 
 # Imported for their names: a class known here can be written in a config without its module's path.
 FAMILIES = [
@@ -42,9 +41,3 @@ class Parser(LightningArgumentParser):
         options = {action.dest for parser in parsers for action in parser._actions}
         classes = {name for family in FAMILIES for name, value in vars(family).items() if isinstance(value, type)}
         fail(sentence(message, sorted(options), sorted(classes)), 2)
-
-
-def fail(message: str, status: int = 1) -> NoReturn:
-    """One line on standard error, and the end."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(status)
