@@ -1,18 +1,6 @@
-"""`python -m diffusion_lightning` is `diffusion-lightning`: it listens to signals before the long imports begin."""
+"""`python -m diffusion_lightning` is `diffusion-lightning`."""
 
-from .job import Preempted, leave, listening
-
-
-def main() -> None:
-    """The command."""
-    try:
-        with listening():
-            from .cli import main as command
-
-            command()
-    except Preempted as stop:
-        raise SystemExit(leave(str(stop))) from None
-
+from .cli import main
 
 if __name__ == "__main__":
     main()

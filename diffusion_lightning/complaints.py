@@ -40,18 +40,18 @@ def sentence(message: str, options: Iterable[str] = (), classes: Iterable[str] =
         )
     if found := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
         takes = _parameters(found[1])
-        return f"{found[1]} takes no {found[2]}{_meant(found[2], takes)}: it takes {', '.join(takes)}"
+        return f"{found[1]} takes no {found[2]}{meant(found[2], takes)}: it takes {', '.join(takes)}"
     if found := re.search(r"class_path '([^']+)': (?:No module named|module '[^']+' has no attribute)", text):
         module, _, name = found[1].rpartition(".")
-        return f"there is no class {found[1]}{place}{_meant(name, _names(module))}: correct its class_path"
+        return f"there is no class {found[1]}{place}{meant(name, _names(module))}: correct its class_path"
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         return (
-            f"there is no class {found[1]}{place}{_meant(found[1], classes)}: give a class of this package by its "
+            f"there is no class {found[1]}{place}{meant(found[1], classes)}: give a class of this package by its "
             "name, or any other by its full path, such as my_package.my_file.MyClass"
         )
     if found := re.search(r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)", text):
         name = found[1] or found[2]
-        return f"there is no option {name}{_meant(name, options)}: correct or remove it"
+        return f"there is no option {name}{meant(name, options)}: correct or remove it"
     if found := re.search(
         r"Expected a (typing\.Literal\[.*?\]|\S+ ?'?[\w.]*'?>?)[^.]*\. Got value: (.*?)(?: - Expected|$)", text
     ):
@@ -67,7 +67,7 @@ def sentence(message: str, options: Iterable[str] = (), classes: Iterable[str] =
     return text
 
 
-def _meant(name: str, among: Iterable[str]) -> str:
+def meant(name: str, among: Iterable[str]) -> str:
     """A suggestion, where one of the names is near; by the last word where options are dotted."""
     among = list(among)
     if name in among:

@@ -6,6 +6,7 @@
 """
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import card, checkpoints
-from .complaints import Arguments
 from .conditioning import Unconditional
 from .modules import Diffusion
 from .networks import UNet
@@ -23,19 +23,8 @@ from .published import Diffusers
 from .published.diffusers import PREDICTS, scheduler_config, unet_config
 
 
-def main(args: list[str]) -> None:
+def main(given: Namespace) -> None:
     """Writes the folder."""
-    parser = Arguments(prog="diffusion-lightning export", description="Write a checkpoint's averaged model for others.")
-    parser.add_argument("ckpt", help="the checkpoint")
-    parser.add_argument("dir", help="the folder to write; it must be empty, or not exist")
-    parser.add_argument(
-        "--format",
-        choices=list(FORMATS),
-        nargs="+",
-        default=["pipeline"],
-        help="one or several; pipeline where none is given",
-    )
-    given = parser.parse_args(args)
     folder = Path(given.dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and is not empty, and nothing is overwritten: choose another place")
@@ -44,7 +33,7 @@ def main(args: list[str]) -> None:
         check_pipeline(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name in given.format:
-        FORMATS[name](model, given.ckpt, folder)
+        globals()[name](model, given.ckpt, folder)  # the functions below
     (folder / "README.md").write_text(card.text(model, given.ckpt, given.format))
     print("\n".join(f"wrote {path}" for path in sorted(folder.rglob("*")) if path.is_file()))
 
@@ -139,6 +128,3 @@ def program(model: Diffusion, ckpt: str, folder: Path) -> None:
             Program(model).eval(), tuple(example), dynamic_shapes=(batch, batch, *[batch] * (len(example) - 2))
         )
     torch.export.save(exported, folder / "denoiser.pt2")
-
-
-FORMATS = {"pipeline": pipeline, "weights": weights, "program": program}

@@ -5,9 +5,8 @@ which network they are of; the files of improved-diffusion and guided-diffusion 
 says what they are the weights of.
 """
 
-import argparse
 import json
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,23 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import checkpoints
+from . import checkpoints, training
 from .callbacks.checkpoint import AtomicIO
-from .complaints import Arguments
 from .published import Diffusers, Layout, OpenAI, ReleasedDiT, diffusers, dit
 
 Weights = dict[str, Tensor]
-# Reads a configuration and options that change it: its text.
-Configure = Callable[[list[str]], str]
 
 
-def main(args: list[str], configure: Configure) -> None:
+def main(given: Namespace) -> None:
     """Reads their checkpoint, writes ours."""
-    parser = Arguments(
-        prog="diffusion-lightning import",
-        description="Write another project's checkpoint as one that load, predict, validate and fit --init_from take.",
-        epilog="Options of fit, such as --model.init_args.network.init_args.heads 4, change what --config says.",
-    )
-    parser.add_argument("source", help="a folder of diffusers, or a .pt or .safetensors file of improved-diffusion, "
-                        "guided-diffusion or DiT")  # fmt: skip
-    parser.add_argument("ckpt", help="the checkpoint to write, a .ckpt file")
-    parser.add_argument("--config", help="the configuration whose model it is; needed where the source has none")
-    parser.add_argument(
-        "--new_attention_order",
-        action="store_true",
-        help="guided-diffusion's flag of this name, set for ImageNet 64×64",
-    )
-    given, options = parser.parse_known_args(args)
     ckpt = Path(given.ckpt)
     if ckpt.exists():
         raise ValueError(f"{ckpt} exists already, and nothing is overwritten: choose another name, or remove it")
     weights, layout, description = _open(Path(given.source), given.new_attention_order)
     if given.config:
-        text = configure(["--config", given.config, *options])
-    elif options:
-        raise ValueError(f"{options[0]} changes a configuration, but none is given: give one by --config")
+        text = training.described(["--config", given.config, *given.options])
+    elif given.options:
+        raise ValueError(f"{given.options[0]} changes a configuration, but none is given: give one by --config")
     elif description is None:
         raise ValueError(
             f"{given.source} holds weights and does not say of which network or schedule: give a configuration whose "
@@ -138,7 +119,7 @@ def _read(file: Path) -> Weights:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training keeps its arguments
+        with torch.serialization.safe_globals([Namespace]):  # DiT's training keeps its arguments
             found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, safetensors and torch each have their own
         raise ValueError(f"{file} is cut short, damaged, or holds more than weights: nothing was loaded") from error

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from . import checkpoints, samplers
 from .callbacks import SampleWriter
+from .commands import COMMANDS
 from .conditioning import Unconditional
 from .modules import Diffusion
 from .parser import Parser
@@ -21,13 +22,13 @@ from .pictures import ORIGIN, contents, origin
 Request = dict[str, Any]
 
 
-def main(args: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Draws samples from a checkpoint and writes them as pictures.
 
     Sample number i is the same whatever else is drawn, so a run that was stopped goes on when it is started again:
     what lies in the folder already is kept.
     """
-    parser = Parser(prog="diffusion-lightning predict", description="Draw samples from a checkpoint's averaged model.")
+    parser = Parser(prog="diffusion-lightning predict", description=COMMANDS["predict"].does)
     parser.add_argument("--ckpt_path", type=str, required=True, help="the checkpoint")
     parser.add_argument("--out", type=str, required=True, help="folder of the pictures, or one .npz file of them")
     parser.add_argument("--n", type=int, default=64, help="how many")
@@ -44,7 +45,7 @@ def main(args: list[str]) -> None:
         "--sampler", type=samplers.Sampler, default={"class_path": "Ancestral"}, help="the reverse loop"
     )
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
-    config = parser.parse_args(args)
+    config = parser.parse_args(words[1:])
     sampler = parser.instantiate(config).sampler
     if config.n < 1 or config.batch_size < 1 or config.first < 0:
         raise ValueError(

@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +15,9 @@ from torch import nn
 from torchmetrics import Metric
 from tqdm import tqdm
 
-from .complaints import Arguments
+from .commands import EXTRACTORS
 from .evaluation import Evaluation, cache_folder
 from .metrics import (
-    EXTRACTORS,
     KID,
     ClassCoverage,
     FrechetDistance,
@@ -30,29 +30,9 @@ from .metrics import (
 from .pictures import Archive, Folder, contents
 from .references import read_statistics, write_arrays
 
-EPILOG = """GENERATED and REFERENCE are each a folder of pictures, an .npz of images (arr_0, bytes of shape N, H, W, C),
-or an .npz of statistics (mu, sigma), as pytorch-fid and guided-diffusion's evaluator have them. The reference should
-be the whole training set, as it is. What is made of it is kept in the user's cache, $DIFFUSION_LIGHTNING_CACHE."""
 
-
-def main(args: list[str]) -> None:
+def main(options: Namespace) -> None:
     """Scores generated images against real ones and prints the figures."""
-    parser = Arguments(prog="diffusion-lightning score", description=main.__doc__, epilog=EPILOG)
-    parser.add_argument("generated", metavar="GENERATED", help="the images to score")
-    parser.add_argument("reference", metavar="REFERENCE", help="the real ones")
-    names = ", ".join(EXTRACTORS)
-    parser.add_argument("--extractor", default="inception", help=f"{names}, or a class by its path; inception")
-    parser.add_argument("--weights", help="file of Inception's weights; else torch's cache or a download")
-    parser.add_argument("--few", action="store_true", help="allow no more images than features; the value is marked")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too, the distance first")
-    parser.add_argument("--save", metavar="FILE", help="write the reference's mu and sigma there, an .npz")
-    parser.add_argument("--pairs", metavar="FILE", help="a picture of the samples nearest to reference images")
-    parser.add_argument("--kid_subsets", type=int, default=100, help="subsets of KID; 100")
-    parser.add_argument("--kid_subset_size", type=int, help="images in each; 1000, or all where there are fewer")
-    parser.add_argument("--kept", type=int, default=10_000, help="images a side for KID, precision, recall; 10000")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at once; 64")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, …")
-    options = parser.parse_args(args)
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}, which is no batch: give at least 1")
     for path in filter(None, (options.json, options.save, options.pairs)):  # before an hour is spent
@@ -149,9 +129,7 @@ def _extractor(name: str, weights: str | None) -> nn.Module:
         return InceptionV3(weights)
     if weights is not None:
         raise ValueError(f"weights are Inception's, but the extractor is {name}: leave --weights out")
-    if name in EXTRACTORS:
-        return EXTRACTORS[name]()
-    module, _, kind = name.rpartition(".")
+    module, _, kind = EXTRACTORS.get(name, name).rpartition(".")
     try:
         found = getattr(import_module(module), kind)
     except (ImportError, AttributeError, ValueError) as error:
@@ -169,7 +147,8 @@ def _extractor(name: str, weights: str | None) -> nn.Module:
     return found()
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

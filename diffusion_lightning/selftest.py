@@ -5,7 +5,8 @@ A driver, a library or an edit that changes the mathematics shows here before it
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 from . import images, random
 from .callbacks import EMA
-from .complaints import Arguments
 from .data.base import Order
 from .denoising import Epsilon, Prediction, log_variance
 from .likelihood import bits_per_dim, decoder, kl, prior
@@ -26,8 +26,6 @@ from .networks import UNet
 from .objectives import MinSNR
 from .samplers import DDIM, Ancestral, DPMSolver, Heun, Leading, Sampler, Step
 from .schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
-
-DESCRIPTION = "Work out figures whose answer is known on this machine, in under a minute."
 
 EXACT = 1e-9  # relative: float64, and constants of at least ten digits
 
@@ -273,16 +271,13 @@ def _network_error(device: torch.device) -> float:
     return float((here - there).abs().max() / there.std())
 
 
-def main(args: Sequence[str]) -> None:
+def main(options: Namespace) -> None:
     """Prints the table as it grows.
 
     Raises:
         ValueError: where the device is not there, or a check fails.
     """
-    parser = Arguments(prog="diffusion-lightning selftest", description=DESCRIPTION)
-    default = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help="such as cpu, cuda or cuda:1")
-    device = _device(parser.parse_args(args).device)
+    device = _device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"torch {torch.__version__} on {name}\n\n{'what':<58} {'expected':>15} {'found':>15} {'tolerance':>10}  pass")
     results, start = [], time.monotonic()
@@ -299,7 +294,8 @@ def main(args: Sequence[str]) -> None:
     print(f"\nall {len(results)} checks passed in {time.monotonic() - start:.0f} s")
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

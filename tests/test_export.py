@@ -14,6 +14,7 @@ import diffusion_lightning
 from diffusion_lightning import random
 from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import log_variance
+from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
 
 from .conftest import small_config
@@ -34,7 +35,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(model: diffusion_lightning.modules.Diffusion, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def start(model: Diffusion, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     seeds = torch.arange(n)
     return seeds, random.normal(model.shape, seeds, "x_T", model.schedule.T, torch.zeros_like(seeds))
 

@@ -18,6 +18,7 @@ FLOORS = {
         "cli",
         "card",
         "checkpoints",
+        "commands",
         "complaints",
         "parser",
         "export",
@@ -28,6 +29,7 @@ FLOORS = {
         "run",
         "score",
         "selftest",
+        "training",
         "__main__",
     ],
 }

@@ -25,7 +25,7 @@ When = Callable[[Path], bool]
 def fit(config: Path, root: Path, when: When | None = None, number: int = signal.SIGUSR1) -> int:
     """Runs `fit --ckpt_path last`, sent a signal once `when(root)` holds; its exit status."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusion_lightning.cli"])
+    context.set_forkserver_preload(["diffusion_lightning.training"])
     words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), "--ckpt_path", "last"]
     process = context.Process(target=child, args=(words,))
     process.start()

@@ -1,6 +1,7 @@
 """The command `score`, in-process: folders, archives and statistics; equality with torch-fidelity."""
 
 import json
+import pydoc
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from diffusion_lightning import images, score
 from diffusion_lightning.cli import main
+from diffusion_lightning.commands import EXTRACTORS
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import EXTRACTORS, DigitsNet, InceptionV3, MNISTNet, frechet_distance
+from diffusion_lightning.metrics import DigitsNet, InceptionV3, MNISTNet, frechet_distance
 
 from .test_cli import fails
 from .test_inception import weights  # noqa: F401 a fixture
@@ -142,7 +144,8 @@ def test_what_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_short_names_are_the_metrics_own() -> None:
-    assert {"inception": InceptionV3, "digits": DigitsNet, "mnist": MNISTNet} == EXTRACTORS
+    kinds = {"inception": InceptionV3, "digits": DigitsNet, "mnist": MNISTNet}
+    assert {name: pydoc.locate(path) for name, path in EXTRACTORS.items()} == kinds
 
 
 @pytest.mark.slow

@@ -12,6 +12,3 @@ from .nearest_neighbours import NearestNeighbours as NearestNeighbours
 from .precision_recall import PrecisionRecall as PrecisionRecall
 from .vision_transformers import CLIP as CLIP
 from .vision_transformers import DINOv2 as DINOv2
-
-# The extractors' short names, for `score --extractor`; any other is given by its class path.
-EXTRACTORS = {"inception": InceptionV3, "digits": DigitsNet, "mnist": MNISTNet}

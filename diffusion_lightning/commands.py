@@ -1,0 +1,119 @@
+"""The subcommands of `diffusion-lightning`, and the words that they take.
+
+Nothing here imports more than Python's own, so that help and mistakes are answered at once.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .complaints import Arguments
+
+# The extractors' short names, for `score --extractor`; any other is given by its class path.
+EXTRACTORS = {
+    "inception": "diffusion_lightning.metrics.InceptionV3",
+    "digits": "diffusion_lightning.metrics.DigitsNet",
+    "mnist": "diffusion_lightning.metrics.MNISTNet",
+}
+FORMATS = ("pipeline", "weights", "program")  # of `export --format`: the functions of export.py that write them
+
+
+def _score(parser: Arguments, words: list[str]) -> Namespace:
+    parser.epilog = """GENERATED and REFERENCE are each a folder of pictures, an .npz of images (arr_0, bytes of shape
+        N, H, W, C), or an .npz of statistics (mu, sigma), as pytorch-fid and guided-diffusion's evaluator have them.
+        The reference should be the whole training set, as it is. What is made of it is kept in the user's cache,
+        $DIFFUSION_LIGHTNING_CACHE."""
+    parser.add_argument("generated", metavar="GENERATED", help="the images to score")
+    parser.add_argument("reference", metavar="REFERENCE", help="the real ones")
+    names = ", ".join(EXTRACTORS)
+    parser.add_argument("--extractor", default="inception", help=f"{names}, or a class by its path; inception")
+    parser.add_argument("--weights", help="file of Inception's weights; else torch's cache or a download")
+    parser.add_argument("--few", action="store_true", help="allow no more images than features; the value is marked")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too, the distance first")
+    parser.add_argument("--save", metavar="FILE", help="write the reference's mu and sigma there, an .npz")
+    parser.add_argument("--pairs", metavar="FILE", help="a picture of the samples nearest to reference images")
+    parser.add_argument("--kid_subsets", type=int, default=100, help="subsets of KID; 100")
+    parser.add_argument("--kid_subset_size", type=int, help="images in each; 1000, or all where there are fewer")
+    parser.add_argument("--kept", type=int, default=10_000, help="images a side for KID, precision, recall; 10000")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once; 64")
+    parser.add_argument("--device", help="cpu, cuda, …; cuda where there is one")
+    return parser.parse_args(words)
+
+
+def _export(parser: Arguments, words: list[str]) -> Namespace:
+    parser.add_argument("ckpt", help="the checkpoint")
+    parser.add_argument("dir", help="the folder to write; it must be empty, or not exist")
+    parser.add_argument("--format", choices=FORMATS, nargs="+", default=["pipeline"],
+                        help="one or several; pipeline where none is given")  # fmt: skip
+    return parser.parse_args(words)
+
+
+def _import(parser: Arguments, words: list[str]) -> Namespace:
+    parser.epilog = "Options of fit, such as --model.init_args.network.init_args.heads 4, change what --config says."
+    parser.add_argument("source", help="a folder of diffusers, or a .pt or .safetensors file of improved-diffusion, "
+                        "guided-diffusion or DiT")  # fmt: skip
+    parser.add_argument("ckpt", help="the checkpoint to write, a .ckpt file")
+    parser.add_argument("--config", help="the configuration whose model it is; needed where the source has none")
+    parser.add_argument("--new_attention_order", action="store_true",
+                        help="guided-diffusion's flag of this name, set for ImageNet 64×64")  # fmt: skip
+    given, options = parser.parse_known_args(words)
+    given.options = options
+    return given
+
+
+def _selftest(parser: Arguments, words: list[str]) -> Namespace:
+    parser.add_argument("--device", help="such as cpu, cuda or cuda:1; the accelerator where there is one")
+    return parser.parse_args(words)
+
+
+class Command(NamedTuple):
+    """A subcommand: what it does, the file whose `main` does it, and who reads its words; None is that file."""
+
+    does: str
+    file: str
+    takes: Callable[[Arguments, list[str]], Namespace] | None = None
+
+
+COMMANDS = {
+    "fit": Command("Train a model, or go on with its training.", "training"),
+    "validate": Command("Work out a checkpoint's loss and metrics on the validation images.", "training"),
+    "test": Command("Work out a checkpoint's bits/dim and metrics on the test images.", "training"),
+    "predict": Command("Draw samples from a checkpoint's averaged model.", "predict"),
+    "score": Command("Score generated images against real ones, without a model.", "score", _score),
+    "export": Command("Write a checkpoint's averaged model for others.", "export", _export),
+    "import": Command(
+        "Write another project's checkpoint as one that load, predict, validate and fit --init_from take.",
+        "importing",
+        _import,
+    ),
+    "selftest": Command(
+        "Work out figures whose answer is known on this machine, in under a minute.", "selftest", _selftest
+    ),
+}
+
+PAGE = """usage: diffusion-lightning SUBCOMMAND ...
+
+{subcommands}
+
+SUBCOMMAND --help says what it takes, --version which version this is."""
+
+
+def read(words: list[str]) -> Any:
+    """What the `main` of a subcommand is called with: the options that it was given, or its words where it reads them.
+
+    Args:
+        words: the subcommand's name, and what follows.
+
+    Raises:
+        ValueError: where they are not the words that it takes.
+    """
+    command = COMMANDS[words[0]]
+    if command.takes is None:
+        return words
+    return command.takes(Arguments(prog=f"diffusion-lightning {words[0]}", description=command.does), words[1:])
+
+
+def page() -> str:
+    """The page of `--help`."""
+    lines = [f"  {name:<10} {command.does}" for name, command in COMMANDS.items()]
+    return PAGE.format(subcommands="\n".join(lines))

@@ -1,0 +1,211 @@
+"""`diffusion-lightning fit`, `validate` and `test`, through Lightning's CLI.
+
+A run lives in one folder, `trainer.default_root_dir`, and never overwrites another's. Every checkpoint carries its
+run's configuration, so that what comes after `fit` needs the file alone. Whatever is wrong is said in one sentence
+and, wherever it can be, before training starts.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from . import checkpoints, processes, run
+from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
+from .complaints import raised_in
+from .loggers import MetricsFile
+from .parser import Parser
+
+
+class CLI(LightningCLI):
+    """Lightning's CLI with this project's conventions: the run's folder, the seed, EMA and checkpoints."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fit: a checkpoint whose averaged weights a fresh run starts from",
+        )
+        for target in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return Path(self._get(self.config, "trainer").default_root_dir)
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        config.weights_only = True
+        if self.subcommand == "fit":
+            if "WANDB_SWEEP_ID" in os.environ:  # each trial of a sweep has a folder of its own
+                config.trainer.default_root_dir = str(self.root / os.environ["WANDB_RUN_ID"])
+            config.ckpt_path = run.start(self.root, config.ckpt_path)
+        processes.name_limit(config.trainer.strategy)
+        for logger in run.described(config.trainer.logger):
+            if "init_args.save_dir" in logger and logger["init_args.save_dir"] in (".", None):
+                logger["init_args.save_dir"] = str(self.root)
+            if self.subcommand == "fit" and run.is_wandb(logger.class_path) and not logger.get("init_args.id"):
+                logger["init_args.id"] = run.wandb_id(self.root, config.ckpt_path)
+                logger["init_args.resume"] = "allow"
+            elif self.subcommand != "fit" and run.is_wandb(logger.class_path):
+                logger["init_args.job_type"] = logger.get("init_args.job_type") or self.subcommand
+
+    def instantiate_classes(self) -> None:
+        """Builds the objects; whatever a constructor refuses, a user's own class too, is said in its own words."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ValueError(_first_cause(error)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's settings never beat the user's."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""
+        config = self._get(self.config_init, "trainer")
+        named = config.logger if isinstance(config.logger, list) else [config.logger]
+        file = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
+        kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file)]
+        if self.subcommand == "fit":
+            config.callbacks = [*(config.callbacks or []), FiniteLoss()]
+            if config.enable_progress_bar is not False:
+                config.callbacks.append(Progress())
+                kwargs["enable_progress_bar"] = False
+        if self.subcommand == "test":
+            config.callbacks = [*(config.callbacks or []), BoundCurve()]
+        trainer = super().instantiate_trainer(**kwargs)
+        processes.limit_waiting(trainer)
+        processes.check_started(trainer)
+        if self.subcommand == "fit":
+            checkpoint = next(x for x in trainer.callbacks if isinstance(x, Checkpoint))  # type: ignore[attr-defined]
+            trainer.callbacks.append(Preemption(checkpoint))  # type: ignore[attr-defined]
+        return trainer
+
+    def _check_checkpoint(self) -> dict[str, Any]:
+        """The checkpoint to go on from, whose weights are this model's; empty where there is none."""
+        path = self._get(self.config, "ckpt_path")
+        if path is None:
+            return {}
+        checkpoint = checkpoints.read(path)
+        checkpoints.check_fits(self.model, checkpoint, path)
+        return checkpoint
+
+    def before_fit(self) -> None:
+        checkpoint, start = self._check_checkpoint(), self._get(self.config, "init_from")
+        if checkpoints.IMPORTED in checkpoint:
+            raise ValueError(
+                f"{self._get(self.config, 'ckpt_path')} holds imported weights and no training to go on with: start "
+                "from them by --init_from"
+            )
+        if start is not None and not checkpoint:
+            checkpoints.start_from(self.model, start)
+
+    before_validate = before_test = _check_checkpoint
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Says where everything lies, and how to go on."""
+        if self._get(self.config, "trainer").fast_dev_run:
+            print("\nthe rehearsal ended well; it keeps nothing")
+            return
+        last, grids = self.root / "checkpoints/last.ckpt", sorted((self.root / "samples").glob("*.png"), key=_step)
+        values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        command = f"{'uv run ' if 'UV' in os.environ else ''}diffusion-lightning predict"
+        lines = [
+            ("samples", grids[-1] if grids else "none: no validation ran, or trainer.callbacks has no SampleGrid"),
+            ("metrics", self.root / "metrics.csv" if (self.root / "metrics.csv").exists() else "none logged"),
+            *(("", f"{key} {value:.4g}") for key, value in values.items()),
+            ("checkpoint", last),
+            ("draw more", f"{command} --ckpt_path {last} --n 64 --out {self.root / 'more'} --seed 1"),
+        ]
+        print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
+
+
+class Description(CLI):
+    """A configuration, read and checked; nothing is built."""
+
+    def before_instantiate_classes(self) -> None:
+        self.text = run.Record(self.parser, self.config).text
+
+    def instantiate_classes(self) -> None: ...
+
+
+AnyCLI = TypeVar("AnyCLI", bound=CLI)
+
+
+def _seed(seed: bool | int) -> int:
+    if isinstance(seed, bool):
+        raise ValueError(f"seed_everything is {seed}, but a run is a function of its seed: give a whole number")
+    return seed
+
+
+def _first_cause(error: BaseException) -> str:
+    """The message that the parser's own wrap: of the first error in the chain that was raised outside of it."""
+    while (inner := error.__cause__ or error.__context__) is not None and raised_in(error) == "jsonargparse":
+        error = inner
+    return str(error)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step="))
+
+
+def _with_config_of_checkpoint(args: list[str]) -> list[str]:
+    """`validate --ckpt_path X` alone takes the configuration from X; what the user adds wins."""
+    given = {a.split("=", 1)[0] for a in args}
+    if args[:1] not in (["validate"], ["test"]) or given & {"--config", "-c", "--help", "-h", "--print_config"}:
+        return args
+    path = next((b if a == "--ckpt_path" else a.split("=", 1)[1] for a, b in zip(args, [*args[1:], ""], strict=True)
+                 if a == "--ckpt_path" or a.startswith("--ckpt_path=")), None)  # fmt: skip
+    if path is None:
+        raise ValueError(f"{args[0]} needs a model, but neither --ckpt_path nor --config names one: give --ckpt_path")
+    config = checkpoints.config(checkpoints.read(path), path)
+    if "data" not in config and not any(name.partition(".")[0] == "--data" for name in given):
+        raise ValueError(
+            f"the checkpoint {path} was imported and names no data to {args[0]} it on: name them by --data, such as "
+            "--data CIFAR10"
+        )
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump(config, file)
+    return [args[0], "--config", file.name, *args[1:]]
+
+
+def _cli(kind: type[AnyCLI], args: list[str], execute: bool = True) -> AnyCLI:
+    return kind(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=run.Record,
+        trainer_defaults={"default_root_dir": "runs/unnamed"},
+        seed_everything_default=0,
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        args=args,
+        run=execute,
+    )
+
+
+def main(words: list[str]) -> None:
+    """Runs the subcommand that the words begin with."""
+    args = _with_config_of_checkpoint(words)
+    try:
+        _cli(CLI, args)
+    finally:
+        if args[1:2] == ["--config"] and Path(args[2]).parent == Path(tempfile.gettempdir()):
+            Path(args[2]).unlink(missing_ok=True)
+
+
+def described(words: list[str]) -> str:
+    """The text of a configuration that is read from these words and checked; nothing is built."""
+    return _cli(Description, words, execute=False).text
