@@ -1,7 +1,6 @@
 """The digits that scikit-learn ships: 1,797 handwritten digits of 8×8 pixels, no download."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from .base import Images, held_out
@@ -27,6 +26,8 @@ class Digits(Images):
     held_out = 297
 
     def read(self, split: str) -> tuple[Tensor, Tensor]:
+        from sklearn.datasets import load_digits  # here: it takes a second, and `fit` imports this file
+
         digits = load_digits()
         images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
         y = torch.from_numpy(digits.target).long()
