@@ -24,10 +24,11 @@ from .. import random
 from ..conditioning import Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..likelihood import VLB, bits_per_dim
+from ..networks import UNet
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
 from ..samplers import Sampler
 from ..schedules import Schedule
-from .base import checks, gradients, sharding
+from .base import checks, gradients, memory, sharding
 from .base.bound import PARTS, Bound
 
 Batch = Sequence[Tensor]
@@ -363,10 +364,11 @@ class Diffusion(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         checks.check_data(data, self.shape, self.conditioner)
-        network: Any = self.denoiser.network
-        if hasattr(network, "lay_out"):
-            reduced = not str(self.trainer.precision).startswith(("32", "64"))
-            network.lay_out(self.trainer.strategy.root_device, reduced)
+        device, network = self.trainer.strategy.root_device, self.denoiser.network
+        if device.type == "cpu":
+            memory.keep_freed()
+        if isinstance(network, UNet):
+            network.lay_out(device, reduced=not str(self.trainer.precision).startswith(("32", "64")))
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy is FSDP2's, once; compiles the network where that is asked for."""

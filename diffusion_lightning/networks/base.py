@@ -38,4 +38,4 @@ class Dropout(nn.Dropout):
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         order = torch.empty_like(x, dtype=torch.int16)  # dense, in the order in which x lies
         draws = words.view(torch.int16)[: x.numel()].as_strided(order.shape, order.stride())
-        return torch.where(draws < kept - LEVELS // 2, x, x.new_zeros(())) * (LEVELS / kept)
+        return x * (draws < kept - LEVELS // 2).to(x.dtype).mul_(LEVELS / kept)

@@ -165,8 +165,11 @@ class UNet(nn.Module):
         of its matrix units; but not where a CPU computes in less than float32 (`reduced`), whose normalisation is five
         times as slow in it.
         """
-        last = device.type != "cpu" or not reduced
-        self.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        if device.type != "cpu" or not reduced:
+            self.to(memory_format=torch.channels_last)
+            return
+        for parameter in self.parameters():  # not by `to`, which leaves 1×1 kernels the strides of channels last
+            parameter.data = parameter.data.contiguous().flatten().view(parameter.shape)
 
     def _start_as_ddpm(self) -> None:
         """Fan-average uniform weights and zero biases; what ends a residual branch, and the net, near zero."""
@@ -286,8 +289,10 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H·W, C/heads)
-        mixed = attend(q, k, v)
-        return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
+        mixed = attend(q, k, v).transpose(2, 3).reshape(b, c, h, w)
+        if x.is_contiguous():  # of one head, it lies channels last
+            mixed = mixed.contiguous()
+        return x + self.out(mixed)
 
 
 class Downsample(nn.Module):

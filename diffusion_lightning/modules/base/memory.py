@@ -1,0 +1,23 @@
+"""Memory that a CPU's features lie in, kept from step to step."""
+
+import ctypes
+import sys
+
+# Parameters of glibc's mallopt: how much may lie free before it is given back, how many blocks may be mapped on their
+# own.
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+
+
+def keep_freed() -> None:
+    """Lets the process keep what it frees, where the C library is glibc; elsewhere nothing.
+
+    A step frees its features and the next one takes as much again. glibc gives large blocks back to the system, which
+    then hands out each page anew, emptied: a tenth of a step of DDPM's CIFAR-10 network on a CPU. The most that the
+    process holds stays the same.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
