@@ -1,0 +1,19 @@
+"""`python -m benchmarks train|sample|score|loader …`: side by side with what a user would take instead."""
+
+import sys
+import warnings
+from importlib import import_module
+
+NAMES = ("train", "sample", "score", "loader", "quality")
+
+
+def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in NAMES:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+        return
+    raise SystemExit(f"error: there is no benchmark {' '.join(sys.argv[1:2])}: give one of {', '.join(NAMES)}")
+
+
+if __name__ == "__main__":
+    main()

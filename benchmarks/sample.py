@@ -1,0 +1,141 @@
+"""What a sampler's loop costs beside its network calls, and a batch of images against diffusers' pipeline, in one run.
+
+    python -m benchmarks sample --size digits|cifar10 --against diffusers
+
+For each sampler `--steps` steps of its loop, and as many bare calls of the network, taken in turn; medians. Then
+`generate` against diffusers' `DDIMPipeline` of the same weights, both as they come and ours under bf16 autocast too,
+with how far its images lie from those in float32. Weights are fresh: they cost what trained ones do.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.networks import UNet
+from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler
+from diffusion_lightning.schedules import Cosine
+
+from .measure import interleaved, machine, options, report
+from .measure import peers as named
+from .train import network, recipe
+
+SAMPLERS = (Ancestral, DDIM, DPMSolver, Heun)
+
+
+class Counted(nn.Module):
+    """A network that counts its calls."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.calls = network, 0
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return self.network(x_t, t, c)
+
+
+def loops(net: UNet, shape: tuple[int, int, int], n: int, steps: int, rounds: int, device: str) -> list[dict[str, Any]]:
+    """A row a sampler: its loop against the calls that it makes."""
+    counted = Counted(net)
+    module = Diffusion(counted, Cosine(1000), shape).to(device).eval()
+    x_T, index = torch.randn(n, *shape, device=device), torch.full((n,), 500, device=device)
+    sides: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, int] = {}
+
+    def add(name: str, sampler: Sampler) -> None:
+        def loop() -> None:
+            counted.calls = 0
+            sampler(module.denoiser, module.schedule, x_T)
+            calls[name] = counted.calls
+
+        def bare() -> None:
+            for _ in range(calls[name]):
+                net(x_T, index)
+
+        sides[name], sides[f"{name}, bare"] = loop, bare
+
+    for kind in SAMPLERS:
+        add(kind.__name__, kind(steps=steps))
+    found = interleaved(sides, rounds, device)
+    return [
+        {
+            "sampler": name,
+            "network calls": calls[name],
+            "ms a call, with the loop": 1e3 * found[name] / calls[name],
+            "bare": 1e3 * found[f"{name}, bare"] / calls[name],
+            "share": found[name] / found[f"{name}, bare"],
+        }
+        for name in calls
+    ]
+
+
+def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds: int, device: str) -> list[dict]:
+    """Rows of n images in 50 steps of DDIM."""
+    halved = copy.deepcopy(net)
+    halved.lay_out(torch.device(device), reduced=True)
+    kind = torch.device(device).type
+    ours, ours_16 = (Diffusion(x, Cosine(1000), shape).to(device).eval() for x in (net, halved))
+    sampler = DDIM(50)
+
+    def generate_16() -> Tensor:
+        with torch.autocast(kind, torch.bfloat16):
+            return ours_16.generate(n, sampler)
+
+    sides: dict[str, Callable[[], Any]] = {
+        "ours, float32": lambda: ours.generate(n, sampler),
+        "ours, bfloat16": generate_16,
+    }
+    if "diffusers" in who:
+        import diffusers
+
+        from .peers.diffusers import twin
+
+        unet = twin(net).to(device).eval()
+        scheduler = diffusers.DDIMScheduler(1000, beta_schedule="squaredcos_cap_v2")
+        pipeline = diffusers.DDIMPipeline(unet, scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        sides["diffusers' DDIMPipeline, float32"] = lambda: pipeline(
+            batch_size=n, num_inference_steps=50, output_type="np"
+        )
+    found = interleaved(sides, rounds, device)
+    base = found.get("diffusers' DDIMPipeline, float32")
+    difference = (ours.generate(n, sampler) - generate_16()).abs().mean() * 127.5
+    print(f"bfloat16 moves a pixel by {float(difference):.2g} of 255 levels in the mean")
+    return [
+        {
+            "made by": name,
+            "images": n,
+            "seconds": value,
+            "images/s": n / value,
+            "as fast as diffusers'": base / value if base else None,
+        }
+        for name, value in found.items()
+    ]
+
+
+@torch.no_grad()
+def main(args: Sequence[str]) -> None:
+    parser = options("sample")
+    parser.add_argument("--steps", type=int, help="of each loop")
+    given = parser.parse_args(args)
+    small = given.size == "digits"
+    shape = tuple(recipe(given.size)["model"]["init_args"]["shape"])
+    n = given.batch or (64 if small else 16)
+    steps, rounds = given.steps or (50 if small else 4), given.rounds or (9 if small else 5)
+    net = network(given.size).to(given.device).eval()
+    for p in net.parameters():  # as they start, the last layers would answer zero
+        nn.init.normal_(p, std=0.02)
+    facts = machine(given.device) | {"size": given.size, "batch": n}
+    report(f"sample-{given.size}-loop", facts, loops(net, shape, n, steps, rounds, given.device), None)
+    if small or given.device.startswith("cuda"):
+        rows = whole(net, shape, n, named(given.against), rounds, given.device)
+        report(f"sample-{given.size}", facts, rows, given.json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
