@@ -1,10 +1,10 @@
-"""`python -m benchmarks train|sample|quality …`: side by side with what a user would take instead."""
+"""`python -m benchmarks train|sample|loader|quality|gains …`: side by side with what a user would take instead."""
 
 import sys
 import warnings
 from importlib import import_module
 
-NAMES = ("train", "sample", "quality")
+NAMES = ("train", "sample", "loader", "quality", "gains")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What the data costs: the start of a run on CIFAR-10, and the loader's share of a training step.
 
-    python -m benchmarks.loader
+    python -m benchmarks loader
 
 On made pixels in CIFAR-10's true format, 50,000 and 10,000 images: (a) the seconds from the end of the imports to the
 end of the first optimizer step of a small network through Lightning, (b) fetching, flipping and scaling a batch of 16
@@ -11,12 +11,12 @@ machine's, shares travel.
 import hashlib
 import io
 import pickle
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +29,8 @@ from diffusion_lightning.evaluation import hashed
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.schedules import Linear
+
+from .measure import interleaved, machine, options, report, seconds
 
 
 class Python2Pickler(pickle._Pickler):
@@ -95,13 +97,8 @@ def start(root: Path) -> float:
     return first.at - began
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def share(root: Path, batch: int, rounds: int) -> None:
+def share(root: Path, batch: int, rounds: int) -> dict[str, Any]:
+    """What fetching a batch takes of a step, a row."""
     data = CIFAR10(root, batch_size=batch, flip=True)
     data.setup("fit")
     module = Diffusion(UNet(), Linear(1000), data.shape)
@@ -121,14 +118,13 @@ def share(root: Path, batch: int, rounds: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds(load), seconds(step)
-    pairs = [(seconds(load), seconds(step)) for _ in range(rounds)]
-    cost, whole = (median(side) for side in zip(*pairs, strict=True))
-    whole += cost
-    print(f"batch of {batch}: loader {1e3 * cost:.2f} ms   step {1e3 * whole:.0f} ms   share {cost / whole:.2%}")
+    found = interleaved({"load": load, "step": step}, rounds)
+    cost, whole = found["load"], found["load"] + found["step"]
+    return {"batch": batch, "loader, ms": 1e3 * cost, "step, ms": 1e3 * whole, "share": f"{cost / whole:.2%}"}
 
 
-def main() -> None:
+def main(args: Sequence[str]) -> None:
+    given = options("loader", sizes=("cifar10",)).parse_args(args)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -139,8 +135,8 @@ def main() -> None:
         print(
             f"hashing the {len(reference):,} images for the metrics' cache: {seconds(lambda: hashed(reference)):.1f} s"
         )
-        share(root, batch=16, rounds=9)
+        report("loader", machine("cpu"), [share(root, given.batch or 16, given.rounds or 9)], given.json)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -128,8 +128,9 @@ def main(args: Sequence[str]) -> None:
     n = given.batch or (64 if small else 16)
     steps, rounds = given.steps or (50 if small else 4), given.rounds or (9 if small else 5)
     net = network(given.size).to(given.device).eval()
-    for p in net.parameters():  # as they start, the last layers would answer zero
-        nn.init.normal_(p, std=0.02)
+    for p in net.parameters():  # as they start, the last layers would answer nearly zero
+        if p.ndim > 1:
+            nn.init.xavier_uniform_(p)
     facts = machine(given.device) | {"size": given.size, "batch": n}
     report(f"sample-{given.size}-loop", facts, loops(net, shape, n, steps, rounds, given.device), None)
     if small or given.device.startswith("cuda"):

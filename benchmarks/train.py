@@ -58,7 +58,7 @@ class Turns(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         wait(str(module.device))
-        self.talk.send(time.perf_counter() - self._since)
+        self.talk.send((time.perf_counter() - self._since, memory(str(module.device))))
         self._wait()
 
     def _wait(self) -> None:
@@ -67,16 +67,23 @@ class Turns(Callback):
         self._since = time.perf_counter()
 
 
-def serve(talk: Connection, who: str, size: str, task: Task, root: Path, extra: dict[str, Any]) -> None:
-    """A process: first the facts of its network, then the seconds of a step whenever it is told to take one."""
+def serve(talk: Connection, who: str, size: str, task: Task, root: Path) -> None:
+    """A process: the facts of its network, then, whenever it is told to take a step, its seconds and the memory."""
     if who == "ours":
         Turns.talk = talk
-        command(["fit", "--config", str(write_config(size, task, root, extra))])
+        command(["fit", "--config", str(write_config(size, task, root))])
         return
     peer = peers.made(who, task, network(size), root / "images")
     talk.send(facts(peer.network, task.shape))
     while talk.recv():
-        talk.send(seconds(peer.step, task.device))
+        talk.send((seconds(peer.step, task.device), memory(task.device)))
+
+
+def memory(device: str) -> int:
+    """The most bytes that this process has held so far, on a GPU where it trains there."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def facts(net: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
@@ -116,7 +123,7 @@ def network(size: str) -> UNet:
     return UNet(**recipe(size)["model"]["init_args"]["network"]["init_args"])
 
 
-def write_config(size: str, task: Task, root: Path, extra: dict[str, Any]) -> Path:
+def write_config(size: str, task: Task, root: Path) -> Path:
     """The recipe at this batch and precision, as long as asked for and without evaluations."""
     config = recipe(size)
     config["trainer"] |= {
@@ -126,7 +133,7 @@ def write_config(size: str, task: Task, root: Path, extra: dict[str, Any]) -> Pa
         "callbacks": [{"class_path": name} for name in ("LossByTimestep", "Throughput", "benchmarks.train.Turns")],
     }  # fmt: skip
     config["checkpoint"] = {"every_n_train_steps": task.steps + 1}
-    config["model"]["init_args"] |= {"lr_scheduler": None, **extra}
+    config["model"]["init_args"]["lr_scheduler"] = None
     if size != "digits":
         config["data"] = {"class_path": "Arrays", "init_args": {"path": str(root / "images.npz"), "flip": task.flip}}
     config["data"]["init_args"]["batch_size"] = task.batch
@@ -160,6 +167,7 @@ class Side:
         self.process: Any = start(there)
         self.facts: dict[str, int] = self._answer()
         self.times: list[float] = []
+        self.memory = 0
 
     def _answer(self) -> Any:
         while not self.talk.poll(1):
@@ -169,26 +177,20 @@ class Side:
 
     def step(self) -> None:
         self.talk.send(True)
-        self.times.append(self._answer())
-
-    def memory(self) -> int:
-        """The most that the process has held, in bytes."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return 1024 * int(line.split()[1])
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        value, self.memory = self._answer()
+        self.times.append(value)
 
     def stop(self) -> None:
         self.talk.send(False)
         self.process.join(60)
 
 
-def measure(size: str, task: Task, sides: list[tuple[str, str]], root: Path, extra: dict[str, Any]) -> list[Side]:
+def measure(size: str, task: Task, sides: list[tuple[str, str]], root: Path) -> list[Side]:
     """All sides, (who, precision), trained in turns."""
 
     def process(who: str, precision: str) -> Callable[[Connection], Any]:
         def start(there: Connection) -> Any:
-            given = (there, who, size, task._replace(precision=precision), root, extra)
+            given = (there, who, size, task._replace(precision=precision), root)
             started = get_context("spawn").Process(target=serve, args=given)
             started.start()
             return started
@@ -205,7 +207,6 @@ def measure(size: str, task: Task, sides: list[tuple[str, str]], root: Path, ext
 def main(args: Sequence[str]) -> None:
     parser = options("train")
     parser.add_argument("--precision", default="float32,bfloat16", help="which of float32, bfloat16")
-    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
     given = parser.parse_args(args)
     config = recipe(given.size)
     on_gpu = given.device.startswith("cuda")
@@ -213,12 +214,11 @@ def main(args: Sequence[str]) -> None:
     rounds = given.rounds or (60 if on_gpu or given.size == "digits" else 7)
     shape = tuple(config["model"]["init_args"]["shape"])
     task = Task(shape, batch, "", given.device, WARM + rounds + 1, config["data"]["init_args"].get("flip", False))
-    extra = {"compile": True} if given.compile else {}
     who = named(given.against)
     sides = [(name, precision) for precision in given.precision.split(",") for name in ("ours", *who)]
     with tempfile.TemporaryDirectory() as root:
         write_images(given.size, Path(root))
-        found = measure(given.size, task, sides, Path(root), extra)
+        found = measure(given.size, task, sides, Path(root))
         rows = [row(side, batch, given.device) for side in found]
         for side in found:
             side.stop()
@@ -247,7 +247,7 @@ def row(side: Side, batch: int, device: str) -> dict[str, Any]:
         "ms a step": 1e3 * value,
         "images/s": batch / value,
         "MFU": work * batch / value / peak(torch.device(device), PRECISIONS[side.precision][1]),
-        "GiB": side.memory() / 2**30,
+        "GiB": side.memory / 2**30,
     }
 
 

@@ -1,7 +1,6 @@
 """Other projects' training and sampling as they ship them, on our images and at the size of our network."""
 
 from pathlib import Path
-from typing import Any
 
 from diffusion_lightning.networks import UNet
 
@@ -11,11 +10,13 @@ from .base import Task as Task
 
 def made(name: str, task: Task, network: UNet, folder: Path) -> Peer:
     """A peer by its short name; what the other does not need is not imported."""
-    if name == "diffusers":
-        from .diffusers import Diffusers
+    try:
+        if name == "diffusers":
+            from .diffusers import Diffusers
 
-        return Diffusers(task, network, folder)
-    from .lucidrains import Lucidrains
+            return Diffusers(task, network, folder)
+        from .lucidrains import Lucidrains
 
-    kind: Any = Lucidrains
-    return kind(task, network, folder)
+        return Lucidrains(task, network, folder)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error.name} is not installed: run this by `uv run --group bench`") from error

@@ -371,7 +371,7 @@ class Diffusion(LightningModule):
             network.lay_out(device, reduced=not str(self.trainer.precision).startswith(("32", "64")))
 
     def configure_model(self) -> None:
-        """Shards the parameters where the strategy is FSDP2's, once; compiles the network where that is asked for."""
+        """Shards the parameters where the strategy is FSDP2's, once."""
         if sharding.shards(self.trainer) and not self._sharded:
             parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
             self._sharded = sharding.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]

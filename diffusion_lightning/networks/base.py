@@ -11,8 +11,8 @@ LONGEST = 1024  # tokens whose weights, all pairs at once, are no burden to a CP
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q·kᵀ/√D)·v over (B, heads, tokens, D).
 
-    On a CPU as two products of matrices, twice as fast in bfloat16 there as PyTorch's fused attention; elsewhere, and
-    for more than 1,024 tokens, fused.
+    On a CPU as two products of matrices, which are faster there than PyTorch's fused attention; elsewhere, and for more
+    than 1,024 tokens, fused.
 
     Paper: Attention is all you need. Vaswani et al., 2017, arXiv 1706.03762, equation 1.
     """
@@ -26,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Dropout(nn.Dropout):
     """x/(1 - p) where a draw keeps it and 0 elsewhere, in training; p to a part in 131,072 on a CPU.
 
-    There four draws come from one random word of 64 bits, seven times as fast as PyTorch's, which are a word each.
+    There four draws come from one random word of 64 bits, where PyTorch takes more than a word for each.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -161,9 +161,8 @@ class UNet(nn.Module):
     def lay_out(self, device: torch.device, reduced: bool) -> None:
         """Puts the weights, and with them the features, into the order that is fastest on a device.
 
-        Channels last, which makes convolutions 1.1 to 1.7 times as fast in float32 on a CPU, and on a GPU is the order
-        of its matrix units; but not where a CPU computes in less than float32 (`reduced`), whose normalisation is five
-        times as slow in it.
+        Channels last, the order in which convolutions are fastest; but not where a CPU computes in less than float32
+        (`reduced`), whose normalisation is slow in it. `python -m benchmarks gains` shows both.
         """
         if device.type != "cpu" or not reduced:
             self.to(memory_format=torch.channels_last)

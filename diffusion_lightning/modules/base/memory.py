@@ -12,8 +12,8 @@ def keep_freed() -> None:
     """Lets the process keep what it frees, where the C library is glibc; elsewhere nothing.
 
     A step frees its features and the next one takes as much again. glibc gives large blocks back to the system, which
-    then hands out each page anew, emptied: a tenth of a step of DDPM's CIFAR-10 network on a CPU. The most that the
-    process holds stays the same.
+    then hands out each page anew, emptied; `python -m benchmarks gains` shows what that costs. The most that is held
+    stays the same.
     """
     if sys.platform != "linux":
         return
