@@ -3,8 +3,8 @@
     python -m benchmarks sample --size digits|cifar10 --against diffusers
 
 For each sampler `--steps` steps of its loop, and as many bare calls of the network, taken in turn; medians. Then
-`generate` against diffusers' `DDIMPipeline` of the same weights, both as they come and ours under bf16 autocast too,
-with how far its images lie from those in float32. Weights are fresh: they cost what trained ones do.
+`generate` against diffusers' `DDIMPipeline` of the same weights, both as they come, and ours compiled and under bf16
+autocast too, with how far its images lie from those in float32. Weights are fresh: they cost what trained ones do.
 """
 
 import copy
@@ -76,20 +76,28 @@ def loops(net: UNet, shape: tuple[int, int, int], n: int, steps: int, rounds: in
 
 def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds: int, device: str) -> list[dict]:
     """Rows of n images in 50 steps of DDIM."""
-    halved = copy.deepcopy(net)
-    halved.lay_out(torch.device(device), reduced=True)
-    kind = torch.device(device).type
-    ours, ours_16 = (Diffusion(x, Cosine(1000), shape).to(device).eval() for x in (net, halved))
-    sampler = DDIM(50)
+    kind, sampler = torch.device(device).type, DDIM(50)
 
-    def generate_16() -> Tensor:
-        with torch.autocast(kind, torch.bfloat16):
-            return ours_16.generate(n, sampler)
+    def side(reduced: bool, compiled: bool) -> Callable[[], Tensor]:
+        copied = copy.deepcopy(net)
+        copied.lay_out(torch.device(device), reduced)
+        module = Diffusion(copied, Cosine(1000), shape).to(device).eval()
+        if compiled:
+            module.compile()
 
-    sides: dict[str, Callable[[], Any]] = {
-        "ours, float32": lambda: ours.generate(n, sampler),
-        "ours, bfloat16": generate_16,
+        def generate() -> Tensor:
+            with torch.autocast(kind, torch.bfloat16, enabled=reduced):
+                return module.generate(n, sampler)
+
+        return generate
+
+    made = {
+        "ours, float32": side(reduced=False, compiled=False),
+        "ours, float32, compiled": side(reduced=False, compiled=True),
+        "ours, bfloat16": side(reduced=True, compiled=False),
+        "ours, bfloat16, compiled": side(reduced=True, compiled=True),
     }
+    sides: dict[str, Callable[[], Any]] = {**made}
     if "diffusers" in who:
         import diffusers
 
@@ -104,8 +112,8 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
         )
     found = interleaved(sides, rounds, device)
     base = found.get("diffusers' DDIMPipeline, float32")
-    difference = (ours.generate(n, sampler) - generate_16()).abs().mean() * 127.5
-    print(f"bfloat16 moves a pixel by {float(difference):.2g} of 255 levels in the mean")
+    exact = made["ours, float32"]()
+    moved = {name: float((generate() - exact).abs().mean()) * 127.5 for name, generate in made.items()}
     return [
         {
             "made by": name,
@@ -113,6 +121,7 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
             "seconds": value,
             "images/s": n / value,
             "as fast as diffusers'": base / value if base else None,
+            "levels of 255 that a pixel moves by in the mean": moved.get(name),
         }
         for name, value in found.items()
     ]

@@ -123,21 +123,23 @@ def network(size: str) -> UNet:
     return UNet(**recipe(size)["model"]["init_args"]["network"]["init_args"])
 
 
-def write_config(size: str, task: Task, root: Path) -> Path:
+def write_config(
+    size: str, task: Task, root: Path, callbacks: Sequence[str] = ("LossByTimestep", "Throughput"), name: str = "ours"
+) -> Path:
     """The recipe at this batch and precision, as long as asked for and without evaluations."""
     config = recipe(size)
     config["trainer"] |= {
-        "default_root_dir": str(root / f"ours-{task.precision}"), "max_steps": task.steps, "limit_val_batches": 0,
+        "default_root_dir": str(root / f"{name}-{task.precision}"), "max_steps": task.steps, "limit_val_batches": 0,
         "logger": False, "accelerator": "gpu" if task.device.startswith("cuda") else "cpu",
         "precision": PRECISIONS[task.precision][0],
-        "callbacks": [{"class_path": name} for name in ("LossByTimestep", "Throughput", "benchmarks.train.Turns")],
+        "callbacks": [{"class_path": path} for path in (*callbacks, "benchmarks.train.Turns")],
     }  # fmt: skip
     config["checkpoint"] = {"every_n_train_steps": task.steps + 1}
-    config["model"]["init_args"]["lr_scheduler"] = None
+    config["model"]["init_args"] |= {"lr_scheduler": None, "compile": task.device.startswith("cuda")}
     if size != "digits":
         config["data"] = {"class_path": "Arrays", "init_args": {"path": str(root / "images.npz"), "flip": task.flip}}
     config["data"]["init_args"]["batch_size"] = task.batch
-    path = root / f"ours-{task.precision}.yaml"
+    path = root / f"{name}-{task.precision}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -185,8 +187,10 @@ class Side:
         self.process.join(60)
 
 
-def measure(size: str, task: Task, sides: list[tuple[str, str]], root: Path) -> list[Side]:
-    """All sides, (who, precision), trained in turns."""
+def measure(
+    size: str, task: Task, sides: list[tuple[str, str]], root: Path, serve: Callable[..., None] = serve
+) -> list[Side]:
+    """All sides, (who, precision), trained in turns, each by a process that serves."""
 
     def process(who: str, precision: str) -> Callable[[Connection], Any]:
         def start(there: Connection) -> Any:

@@ -79,7 +79,11 @@ def _explained(error: Exception) -> str | None:
         return str(error) if raised_in(error) == __package__ else None
     # Not above: they take seconds, and can say nothing of what went wrong before the work was imported.
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from torch._dynamo.exc import BackendCompilerFailed
 
     from . import processes
 
+    if isinstance(error, BackendCompilerFailed):
+        reason = str(error).strip().splitlines()[0]
+        return f"torch.compile could make no code of the network ({reason}): set model.init_args.compile to false"
     return str(error) if isinstance(error, MisconfigurationException) else processes.lost(error)

@@ -190,6 +190,7 @@ def test_recipe(name: str, built: Built, tmp_path: Path) -> None:
         extractor=common(metric.extractor.name for metric in metrics) if metrics else None,
     )
     check_table(schedule)
+    assert model.compiles == (trainer.max_steps > 100_000)  # where minutes at the start are nothing
     assert model.predicts_variance == (network.leave.out_channels == 2 * model.shape[0]) == ("iddpm" in name)
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0.0)
     assert (trainer.num_devices, trainer.accumulate_grad_batches, trainer.gradient_clip_algorithm) == (1, 1, None)
@@ -307,6 +308,7 @@ MADE = {"digits": None, "mnist": "handwriting", "fashion_mnist": "handwriting", 
 def small(name: str, folder: Path) -> Path:
     """A config whose net is narrow and shallow, whose batches, grids and metrics are of few images, for two steps."""
     config = yaml.safe_load(CONFIGS[name].read_text())
+    config["model"]["init_args"]["compile"] = False  # on a CPU it takes a minute
     network, data, trainer = config["model"]["init_args"]["network"], config["data"]["init_args"], config["trainer"]
     network["init_args"].update(channels=8, groups=4, blocks=1)
     data.update(batch_size=4)

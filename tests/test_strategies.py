@@ -15,6 +15,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from diffusion_lightning.callbacks import EMA
@@ -71,6 +72,7 @@ def child(rank: int, port: int, words: list[str], counted: Path) -> None:
             main([*words, "--trainer.devices", "2"])
     finally:
         counted.with_name(f"said{rank}").write_text(said.getvalue())
+        counted.with_name(f"graphs{rank}").write_text(str(counters["stats"]["unique_graphs"]))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -281,3 +283,22 @@ def test_a_command_is_refused_in_one_sentence(tmp_path: Path, capfd: pytest.Capt
     said = capfd.readouterr().err
     assert "error: tensor_parallel_size is 2, but the networks have no plan of how to cut a layer: leave it out" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_compiled_code_trains_the_same_on_several_devices(tmp_path: Path) -> None:
+    """A DiT whole under DDP, and in blocks under FSDP2, against DDP without a compiler."""
+    config = recipe(tmp_path, **{"trainer.max_steps": 8, "trainer.val_check_interval": 4})
+    sides = {"eager": DDP, "whole": STATIC, "shards": FSDP2}
+    made = {}
+    for name, strategy in sides.items():
+        compiled = [] if name == "eager" else ["--model.init_args.compile", "true"]
+        made[name] = two([*config, *strategy, *compiled], tmp_path / name)
+    compiled_for = {name: [int((made[name] / f"graphs{rank}").read_text()) for rank in (0, 1)] for name in sides}
+    assert compiled_for["eager"] == [0, 0]
+    assert min(compiled_for["whole"] + compiled_for["shards"]) > 0
+    for name in ("whole", "shards"):
+        for key, n in (("train/loss", 8), ("train/grad_norm", 8), ("val/loss", 2)):
+            values = column(made[name], key)
+            assert len(values) == n
+            assert values == pytest.approx(column(made["eager"], key), rel=1e-3), (name, key)

@@ -28,7 +28,7 @@ from ..networks import UNet
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
 from ..samplers import Sampler
 from ..schedules import Schedule
-from .base import checks, gradients, memory, sharding
+from .base import checks, compiling, gradients, memory, sharding
 from .base.bound import PARTS, Bound
 
 Batch = Sequence[Tensor]
@@ -62,6 +62,8 @@ class Diffusion(LightningModule):
         lr_scheduler: given the optimizer, makes the schedule of the learning rate, stepped once an optimizer step;
             None holds it constant.
         seed: the seed of all draws of the training.
+        compile: let torch.compile make code of the network when a trainer first calls it: minutes at the start and
+            at the first validation, shorter steps after it. Outside of a trainer, `compile()` does so.
 
     Raises:
         ValueError: where the network does not take and return images of this shape, or nothing would train it.
@@ -86,6 +88,7 @@ class Diffusion(LightningModule):
         optimizer: Callable[[Iterable], Optimizer] = torch.optim.Adam,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape) < 1:
@@ -100,6 +103,7 @@ class Diffusion(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = seed
+        self.compiles = compile
         self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
         self.vlb_weight = self._default_vlb_weight() if vlb_weight is None else vlb_weight
         if self.vlb_weight < 0 or (self.vlb_weight == 0 and isinstance(self.weighting, Nothing)):
@@ -370,8 +374,15 @@ class Diffusion(LightningModule):
         if isinstance(network, UNet):
             network.lay_out(device, reduced=not str(self.trainer.precision).startswith(("32", "64")))
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Has the network compiled for the device that it is on, for training and `generate` alike."""
+        compiling.compile_network(self.denoiser.network, self.device)
+
     def configure_model(self) -> None:
-        """Shards the parameters where the strategy is FSDP2's, once."""
+        """Compiles the network where asked for; shards the parameters where the strategy is FSDP2's, once."""
+        if self.compiles:
+            device = self.trainer.strategy.root_device
+            compiling.compile_network(self.denoiser.network, device, sharding.shards(self.trainer))
         if sharding.shards(self.trainer) and not self._sharded:
             parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
             self._sharded = sharding.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]

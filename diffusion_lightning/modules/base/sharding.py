@@ -19,6 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .compiling import blocks
+
 
 def shards(trainer: Trainer) -> bool:
     """Whether the run's parameters are sharded."""
@@ -51,10 +53,8 @@ class Sharded:
         self._pattern = copy.deepcopy(self.part, empty)
         for parameter in self.part.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP2 cuts no channels-last weights
-        for child in self.part.children():
-            for block in child if isinstance(child, nn.ModuleList) else ():
-                if any(True for _ in block.parameters()):
-                    fully_shard(block, mesh=mesh)
+        for block in blocks(self.part):
+            fully_shard(block, mesh=mesh)
         fully_shard(self.part, mesh=mesh)
 
     @torch.no_grad()

@@ -1,0 +1,46 @@
+"""torch.compile of a network, in its place: its parameters keep their names."""
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+KINDS = 64  # of calls that code is made for: in training and not, and for every size of a batch
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The members of a network's lists of modules that have parameters: a DiT's blocks, those of a U-Net's levels."""
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    return [block for members in lists for block in members if any(True for _ in block.parameters())]
+
+
+def compile_network(network: nn.Module, device: torch.device, sharded: bool = False) -> None:
+    """Has a network compiled when it is first called; where it is to be sharded, each of its blocks by itself.
+
+    Every size of a batch has code of its own, so that what is computed does not depend on what was computed before: a
+    run that is resumed goes on bit for bit.
+
+    Raises:
+        ValueError: where the compiler is missing that torch.compile calls for the device.
+    """
+    _check_compiler(device)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)
+    for module in (blocks(network) if sharded else []) or [network]:
+        module.compile(dynamic=False)
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise ValueError(
+            "compile is true, but the package triton, which makes code for GPUs, is not installed: install it, or set "
+            "the model's compile to false"
+        )
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if device.type == "cpu" and sys.platform == "linux" and not any(map(shutil.which, names)):
+        raise ValueError(
+            f"compile is true, but there is no C++ compiler {' or '.join(names)}, which makes code for CPUs: install "
+            "one, or set the model's compile to false"
+        )

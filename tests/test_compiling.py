@@ -1,0 +1,131 @@
+"""torch.compile as a flag: what is computed, what a checkpoint holds and how a run resumes stay what they are."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+import yaml
+from torch import nn
+from torch._dynamo.utils import counters
+
+from diffusion_lightning.checkpoints import load, read
+from diffusion_lightning.cli import main
+from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.modules.base.compiling import blocks
+from diffusion_lightning.networks import DiT
+from diffusion_lightning.samplers import DDIM
+from diffusion_lightning.schedules import Cosine
+
+from .conftest import small_config, tiny_unet
+from .test_cli import fails
+from .test_exact import same, state
+from .test_loggers import rows
+
+CHANGES: dict[str, Any] = {
+    "model.init_args.network.init_args.multipliers": [1, 2],
+    "model.init_args.network.init_args.dropout": 0.0,
+    "trainer.logger": False,
+    "trainer.log_every_n_steps": 1,
+    "checkpoint.keep": None,
+}
+
+
+def config(folder: Path) -> Path:
+    """A small one, whose samples are of one size: every other one is compiled for."""
+    path = small_config(folder, **CHANGES)
+    found = yaml.safe_load(path.read_text())
+    found["trainer"]["callbacks"] = found["trainer"]["callbacks"][2:3]
+    path.write_text(yaml.safe_dump(found))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def anew() -> None:
+    """What other tests had compiled is forgotten."""
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def graphs() -> int:
+    """How often something was compiled."""
+    return counters["stats"]["unique_graphs"]
+
+
+def test_blocks_are_the_members_of_lists_with_parameters() -> None:
+    net = tiny_unet()
+    assert blocks(net) == [*net.down, *net.middle, *net.up]
+    dit = DiT(in_channels=1, size=8, width=32, depth=3, heads=2)
+    assert blocks(dit) == list(dit.blocks)
+    assert blocks(nn.Sequential(nn.Linear(2, 2))) == []
+
+
+def test_a_missing_compiler_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    says = fails(capsys, "fit", "--config", str(config(tmp_path)), "--model.init_args.compile", "true")
+    assert "compile is true, but there is no C++ compiler g++ or clang++" in says
+    assert "set the model's compile to false" in says
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "false")}):
+        says = fails(capsys, "fit", "--config", str(config(tmp_path)), "--model.init_args.compile", "true")
+    assert "torch.compile could make no code of the network" in says
+    assert says.endswith("set model.init_args.compile to false")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains_what_an_eager_one_does_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    eagerly = ["fit", "--config", str(config(tmp_path))]
+    compiled = [*eagerly, "--model.init_args.compile", "true"]
+    main([*eagerly, "--trainer.default_root_dir", str(tmp_path / "eager")])
+    assert not graphs()
+    main([*compiled, "--trainer.default_root_dir", str(tmp_path / "whole")])
+    assert graphs()
+    eager, whole = (rows(tmp_path / name / "metrics.csv") for name in ("eager", "whole"))
+    for key in ("train/loss", "train/grad_norm", "val/loss", "val/fd_digits"):
+        values = [[float(row[key]) for row in side if row.get(key)] for side in (eager, whole)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3)
+        assert values[0]
+    names = [list(read(tmp_path / name / "checkpoints/last.ckpt")["state_dict"]) for name in ("eager", "whole")]
+    assert names[0] == names[1]
+
+    # Resumed in a process that has compiled nothing yet, evaluations before training.
+    torch._dynamo.reset()
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "whole/metrics.csv", tmp_path / "again")
+    source = str(tmp_path / "whole/checkpoints/step=4.ckpt")
+    main([*compiled, "--trainer.default_root_dir", str(tmp_path / "again"), "--ckpt_path", source])
+    same(state(tmp_path / "again"), state(tmp_path / "whole"))
+    assert rows(tmp_path / "again/metrics.csv")[-1]["val/loss"] == whole[-1]["val/loss"]
+
+    found = graphs()
+    assert load(tmp_path / "whole/checkpoints/last.ckpt").generate(2, DDIM(2)).isfinite().all()
+    assert graphs() == found  # nobody waits for a compiler who only asks for two images
+
+
+@pytest.mark.slow
+def test_generate_gives_the_same_images_once_compiled() -> None:
+    """In the order of calls of any size: what is computed does not depend on what was asked for before."""
+    module = Diffusion(tiny_unet(), Cosine(20), (1, 8, 8)).eval()
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.2)
+    sampler = DDIM(5)
+    eager = module.generate(6, sampler, batch_size=3)
+    module.compile()
+    module.generate(4, sampler)
+    after = module.generate(6, sampler, batch_size=3)
+    assert graphs()
+    torch.testing.assert_close(after, eager, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(after, torch.zeros_like(after))
+    torch._dynamo.reset()
+    torch.testing.assert_close(module.generate(6, sampler, batch_size=3), after, rtol=0, atol=0)
