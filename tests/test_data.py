@@ -1,5 +1,7 @@
 """The digits, their split, and the laws of the order."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -118,3 +120,24 @@ def test_impossible_batches_are_refused() -> None:
         Digits(batch_size=0)
     with pytest.raises(ValueError, match=r"one step takes 1501 images .* but the training set has 1500"):
         Digits(batch_size=1501).setup("fit")
+
+
+def test_batches_are_made_on_a_gpu_where_the_images_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without workers, and where they take no more than a quarter of what is free; `meta` stands for the GPU."""
+    images = 1500 * 64
+    gpu = SimpleNamespace(type="cuda")
+    for free, workers, resident in ((4 * images, 0, True), (4 * images - 4, 0, False), (4 * images, 1, False)):
+        data = Digits(num_workers=workers)
+        data.setup("fit")
+        n = data.splits["train"][0].numel()
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free, n=n: (free * n // images, 0))
+        data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=gpu))  # type: ignore[assignment]
+        assert (data._place(data.splits["train"][0]) is gpu) == resident
+    monkeypatch.setattr(Digits, "_place", lambda self, images: torch.device("meta"))
+    data = Digits(flip=True)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert not loader.pin_memory
+    image, y = next(iter(loader))
+    assert image.device.type == y.device.type == "meta"
+    assert (image.shape, y.shape) == ((128, 1, 8, 8), (128,))

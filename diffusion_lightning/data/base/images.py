@@ -20,15 +20,20 @@ from ... import job, random
 from ...evaluation import hashed
 from .order import Indices, Loader, Order
 
+RESIDENT = 0.25  # of a GPU's free memory, which a set of images may take
+
 
 class Bytes(Dataset):
-    """Images as bytes (N, C, H, W), their labels (N,), and a seed of flips or None; indexed a batch at a time."""
+    """Images as bytes (N, C, H, W), their labels (N,), and a seed of flips or None; indexed a batch at a time.
+
+    The batches are made on the device on which the images lie.
+    """
 
     def __init__(self, images: Tensor, y: Tensor, flip_seed: int | None) -> None:
         self.images, self.y, self.flip_seed = images, y, flip_seed
 
     def __getitem__(self, batch: Indices) -> tuple[Tensor, Tensor]:
-        epoch, indices = batch
+        epoch, indices = batch[0], batch[1].to(self.images.device)
         images = self.images[indices]
         if self.flip_seed is not None:
             flip = random.integers(0, 2, self.flip_seed, "flip", epoch, indices).bool()
@@ -66,7 +71,8 @@ class Images(LightningDataModule, ABC):
     Args:
         batch_size: images a batch, per device.
         flip: mirror half of the training images, another half in every epoch.
-        num_workers: processes that gather batches; 0 gathers them in the main process.
+        num_workers: processes that gather batches; 0 gathers them in the main process, and on a GPU that trains where
+            all the images take no more than a quarter of its free memory: nothing is copied to it in a step.
         seed: of the order and the flips.
     """
 
@@ -130,6 +136,8 @@ class Images(LightningDataModule, ABC):
         # In evaluation a small set is shared so that no device goes without.
         size = self.batch_size if seed is not None else min(self.batch_size, -(-len(images) // self._world))
         order = Order(len(images), size, rank, self._world, accumulate, seed, self._step)
+        place = self._place(images)
+        images, y = images.to(place), y.to(place)
         return Loader(
             Bytes(images, y, flip_seed),
             batch_size=None,
@@ -139,8 +147,16 @@ class Images(LightningDataModule, ABC):
             # A forked worker shares the images; one that is started afresh is sent a copy of them.
             multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and place.type == "cpu",
         )
+
+    def _place(self, images: Tensor) -> torch.device:
+        """Where the batches are made: on the GPU that trains, where all the images fit there."""
+        device = self.trainer.strategy.root_device if self.trainer else images.device
+        if device.type != "cuda" or self.num_workers:
+            return images.device
+        free, _ = torch.cuda.mem_get_info(device)
+        return device if images.numel() <= RESIDENT * free else images.device
 
     def index(self, step: int, sample: int) -> int:
         """Which training image is number `sample` of the global batch of optimizer step `step`."""
