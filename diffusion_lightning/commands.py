@@ -28,6 +28,8 @@ def _score(parser: Arguments, words: list[str]) -> Namespace:
     names = ", ".join(EXTRACTORS)
     parser.add_argument("--extractor", default="inception", help=f"{names}, or a class by its path; inception")
     parser.add_argument("--weights", help="file of Inception's weights; else torch's cache or a download")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
+                        help="in which Inception computes; float32, as for published figures")  # fmt: skip
     parser.add_argument("--few", action="store_true", help="allow no more images than features; the value is marked")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too, the distance first")
     parser.add_argument("--save", metavar="FILE", help="write the reference's mu and sigma there, an .npz")

@@ -39,9 +39,11 @@ def main(options: Namespace) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("a"):
             pass
-    device, extractor = _device(options.device), _extractor(options.extractor, options.weights)
+    device = _device(options.device)
+    extractor = _extractor(options.extractor, options.weights, options.precision)
     generated, reference = (_Side(path, extractor) for path in (options.generated, options.reference))
-    found = {**_scores(generated, reference, extractor, device, options), "extractor": options.extractor}
+    name = options.extractor if options.precision == "float32" else f"{options.extractor} in {options.precision}"
+    found = {**_scores(generated, reference, extractor, device, options), "extractor": name}
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(_lines(found)))
@@ -124,11 +126,13 @@ def _scores(
     return {key: float(value) for key, value in values.items()}
 
 
-def _extractor(name: str, weights: str | None) -> nn.Module:
+def _extractor(name: str, weights: str | None, precision: Any) -> nn.Module:
     if name == "inception":
-        return InceptionV3(weights)
+        return InceptionV3(weights, precision)
     if weights is not None:
         raise ValueError(f"weights are Inception's, but the extractor is {name}: leave --weights out")
+    if precision != "float32":
+        raise ValueError(f"a precision is Inception's, but the extractor is {name}: leave --precision out")
     module, _, kind = EXTRACTORS.get(name, name).rpartition(".")
     try:
         found = getattr(import_module(module), kind)

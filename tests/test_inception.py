@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from diffusion_lightning.evaluation import fingerprint
 from diffusion_lightning.metrics import InceptionV3, inception
 
 from .conftest import small_config
@@ -56,6 +57,21 @@ def test_features_and_logits_are_those_of_torch_fidelity(weights: Path) -> None:
     assert not any(p.requires_grad for p in ours.parameters())
     with pytest.raises(ValueError, match="knows bytes of 1 or 3 channels"):
         ours(x[:, :2])
+
+
+def test_bfloat16_is_near_and_told_apart(weights: Path) -> None:
+    """Rounded, and so no part of what is kept of references in float32; whatever surrounds it."""
+    exact, half = InceptionV3(str(weights)), InceptionV3(str(weights), "bfloat16")
+    x = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        features, rounded = exact(x), half(x)
+    assert features.dtype == rounded.dtype == torch.float32
+    assert torch.equal(features, exact(x))
+    error = (rounded - features).norm() / features.norm()
+    assert 1e-4 < error < 2e-2, error
+    assert fingerprint(exact) != fingerprint(half)
+    with pytest.raises(ValueError, match="precision is half, but Inception computes in float32 or bfloat16"):
+        InceptionV3(str(weights), "half")  # type: ignore[arg-type]
 
 
 def test_weights_are_found_in_the_usual_cache(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

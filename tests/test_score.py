@@ -127,6 +127,7 @@ def test_what_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ((val, train, "--extractor", "resnet"), "there is no extractor resnet: give inception, digits"),
         ((val, train, "--extractor", "no.such.Net"), "there is no extractor no.such.Net"),
         ((val, train, *digits_net, "--weights", "x.pth"), "leave --weights out"),
+        ((val, train, *digits_net, "--precision", "bfloat16"), "leave --precision out"),
         ((val, train, "--weights", "x.pth"), "x.pth do not exist"),
         ((val, train, "--extractor", "torch.nn.Linear"), "torch.nn.Linear cannot be made without arguments"),
         ((val, train, "--extractor", "torch.float32"), "torch.float32 cannot be made"),
