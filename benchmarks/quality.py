@@ -111,7 +111,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="of training; 120")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, the median of which counts; 3")
     parser.add_argument("--samples", type=int, default=2000, help="scored; 2000")
-    parser.add_argument("--sampling", type=int, default=250, help="steps of algorithm 2, for all; 250")
+    parser.add_argument("--sampling", type=int, default=100, help="steps of algorithm 2, for all; 100")
     parser.add_argument("--alone", nargs=2, metavar=("WHO", "SEED"), help="one run of one, for this program itself")
     given = parser.parse_args(args)
     batch = given.batch or recipe("digits")["data"]["init_args"]["batch_size"]
