@@ -1,6 +1,6 @@
 """How long one waits: for an answer of the command, and for the first step of a training.
 
-    python -m benchmarks start [--rounds 3]
+    python -m benchmarks start [--rounds 2]
 
 From the start of a process, as a person at a terminal feels it; medians of runs in turn, the first of which, that
 reads the files from the disk, does not count.
@@ -63,7 +63,7 @@ def main(args: Sequence[str]) -> None:
         "the same, compiled before": [*trains, "--model.init_args.compile", "true"],
     }
     found: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(1 + (given.rounds or 3)):
+    for _ in range(1 + (given.rounds or 2)):
         for name, words in commands.items():
             with tempfile.TemporaryDirectory() as root:
                 found[name].append(waited(words, root, name.endswith("first time")))
