@@ -99,7 +99,7 @@ def test_a_compiled_run_trains_what_an_eager_one_does_and_resumes_bit_for_bit(tm
     names = [list(read(tmp_path / name / "checkpoints/last.ckpt")["state_dict"]) for name in ("eager", "whole")]
     assert names[0] == names[1]
 
-    # Resumed in a process that has compiled nothing yet, evaluations before training.
+    # Resumed when everything compiled is forgotten, as in a new process.
     torch._dynamo.reset()
     (tmp_path / "again").mkdir()
     shutil.copy(tmp_path / "whole/metrics.csv", tmp_path / "again")

@@ -374,7 +374,7 @@ class Diffusion(LightningModule):
         if isinstance(network, UNet):
             network.lay_out(device, reduced=not str(self.trainer.precision).startswith(("32", "64")))
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self) -> None:
         """Has the network compiled for the device that it is on, for training and `generate` alike."""
         compiling.compile_network(self.denoiser.network, self.device)
 
