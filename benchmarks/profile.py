@@ -1,0 +1,117 @@
+"""Where a training step's time goes: ours and the peers', part by part.
+
+    python -m benchmarks profile --size cifar10|digits [--precision bfloat16|float32] --against diffusers
+
+Forward, loss, backward, clip, optimizer and average; of the peers their whole loops, one thread of Python each. Under
+PyTorch's profiler, milliseconds a step of the operations themselves: on a CPU of what computes, on a GPU of its
+kernels; the rest of the wall's time, in which nothing of these runs, is the last row. The operations of either side,
+the longest first, are written as text beside the JSON.
+"""
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from diffusion_lightning.modules.base import memory
+
+from . import peers
+from .gains import Step
+from .measure import RESULTS, machine, options, report, seconds
+from .measure import peers as named
+from .peers import Task
+from .train import network, recipe, write_images
+
+# The first part, a word of which is in an operation's name, has it.
+PARTS = {
+    "convolutions": ("conv",),
+    "attention and products of matrices": ("mm", "attention", "softmax"),
+    "optimizer, clip, average": ("adam", "Optimizer", "lerp", "vector_norm", "addcdiv", "addcmul", "sqrt"),
+    "normalisation": ("norm",),
+    "activations": ("silu",),
+    "random draws": ("random", "bernoulli", "dropout", "normal"),
+    "copies, casts, joins": ("copy", "cat", "clone"),
+    "compiled code": ("triton", "CompiledFxGraph"),
+    "sums, products and the rest": ("",),
+}
+NOTHING = "nothing of these"
+LONGEST = 25  # operations that are written
+Found = dict[str, tuple[dict[str, float], float]]  # of each side the operations' milliseconds, and the wall's
+
+
+def operations(step: Callable[[], None], device: str, rounds: int) -> tuple[dict[str, float], float]:
+    """Milliseconds a step of each operation by itself, and of the wall's clock."""
+    for _ in range(3):
+        step()
+    on_gpu = device.startswith("cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+
+    def repeated() -> None:
+        for _ in range(rounds):
+            step()
+
+    with profile(activities=activities) as found:
+        wall = seconds(repeated, device)
+    times: Counter[str] = Counter()
+    for event in found.key_averages():
+        if event.device_type == DeviceType.CPU:  # a kernel's time is also that of the operation which started it
+            micro = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            times[event.key] += micro / 1e3 / rounds
+    return dict(times.most_common()), 1e3 * wall / rounds
+
+
+def parts(times: dict[str, float], wall: float) -> dict[str, float]:
+    found = dict.fromkeys(PARTS, 0.0)
+    for name, value in times.items():
+        found[next(part for part, words in PARTS.items() if any(word in name for word in words))] += value
+    return found | {NOTHING: max(0.0, wall - sum(found.values()))}
+
+
+def main(args: Sequence[str]) -> None:
+    parser = options("profile", sizes=("cifar10", "digits"))
+    parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float32"))
+    given = parser.parse_args(args)
+    on_gpu, config, who = given.device.startswith("cuda"), recipe(given.size), named(given.against)
+    batch = given.batch or (128 if given.size == "digits" or on_gpu else 16)
+    rounds = given.rounds or (20 if on_gpu or given.size == "digits" else 3)
+    shape = tuple(config["model"]["init_args"]["shape"])
+    task = Task(shape, batch, given.precision, given.device, 3 + rounds, config["data"]["init_args"].get("flip", False))
+    found: Found = {"ours": ({}, 0.0)}  # the last to run, since what it tells the C library stays
+    with tempfile.TemporaryDirectory() as root:
+        write_images(given.size, Path(root))
+        for name in who:
+            peer = peers.made(name, task, network(given.size), Path(root) / "images")
+            found[name] = operations(peer.step, given.device, rounds)
+            del peer
+    memory.keep_freed()
+    ours = Step(given.size, batch, given.device, given.precision == "bfloat16", compiled=on_gpu)
+    found["ours"] = operations(ours, given.device, rounds)
+    shares = {name: parts(*value) for name, value in found.items()}
+    rows: list[dict[str, Any]] = [
+        {"part": part} | {f"{name}, ms a step": shares[name][part] for name in found} for part in (*PARTS, NOTHING)
+    ]
+    rows.append({"part": "a step"} | {f"{name}, ms a step": wall for name, (_, wall) in found.items()})
+    facts = machine(given.device) | {"size": given.size, "batch": batch, "precision": given.precision, "rounds": rounds}
+    name = f"profile-{given.size}-{given.precision}-{torch.device(given.device).type}"
+    path = given.json or RESULTS / f"{name}.json"
+    report(name, facts, rows, path)
+    path.with_suffix(".txt").write_text(listed(found, facts))
+    print(f"the operations in {path.with_suffix('.txt')}")
+
+
+def listed(found: Found, facts: dict[str, Any]) -> str:
+    lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
+    for name, (times, wall) in found.items():
+        lines += ["", f"{name}: {wall:.1f} ms a step, of which", f"{'ms':>9}  share  operation"]
+        lines += [f"{ms:9.1f}  {ms / wall:5.1%}  {key}" for key, ms in list(times.items())[:LONGEST]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
