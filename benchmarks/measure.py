@@ -54,7 +54,7 @@ def machine(device: str) -> dict[str, Any]:
 def report(name: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
     """Prints rows of equal keys as a table of Markdown, after a line of facts; writes both as JSON."""
     file = path or RESULTS / f"{name}.json"
-    print("\n" + ", ".join(f"{key} {_text(value)}" for key, value in facts.items()))
+    print("\n" + line(facts))
     head = list(rows[0])
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for row in rows:
@@ -62,6 +62,10 @@ def report(name: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"benchmark": name, "facts": facts, "rows": rows}, indent=1, default=str) + "\n")
     print(f"\nwritten to {file}")
+
+
+def line(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in facts.items())
 
 
 def _text(value: Any) -> str:

@@ -23,7 +23,7 @@ from diffusion_lightning.modules.base import memory
 
 from . import peers
 from .gains import Step
-from .measure import RESULTS, machine, options, report, seconds
+from .measure import RESULTS, line, machine, options, report, seconds
 from .measure import peers as named
 from .peers import Task
 from .train import network, recipe, write_images
@@ -106,7 +106,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def listed(found: Found, facts: dict[str, Any]) -> str:
-    lines = [", ".join(f"{key} {value}" for key, value in facts.items())]
+    lines = [line(facts)]
     for name, (times, wall) in found.items():
         lines += ["", f"{name}: {wall:.1f} ms a step, of which", f"{'ms':>9}  share  operation"]
         lines += [f"{ms:9.1f}  {ms / wall:5.1%}  {key}" for key, ms in list(times.items())[:LONGEST]]
