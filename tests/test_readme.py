@@ -44,5 +44,5 @@ def test_a_network_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_every_file_it_names_exists() -> None:
     root = Path(__file__).parent.parent
-    for place in re.findall(r"(?:configs|benchmarks)/[\w./]+\w", README):
+    for place in re.findall(r"(?:configs|benchmarks)/[\w./-]+\w", README):
         assert (root / place).exists(), place
