@@ -1,4 +1,4 @@
-"""`python -m benchmarks train|sample|loader|quality|gains|profile …`: side by side with what a user would take instead."""
+"""`python -m benchmarks train|sample|profile …`: side by side with what a user would take instead."""
 
 import sys
 import warnings
