@@ -2,10 +2,10 @@
 
     python -m benchmarks profile --size cifar10|digits [--precision bfloat16|float32] --against diffusers
 
-Forward, loss, backward, clip, optimizer and average; of the peers their whole loops, one thread of Python each. Under
+Forward, loss, backward, clip, optimizer and average; of the peers their whole loops, which load images too. Under
 PyTorch's profiler, milliseconds a step of the operations themselves: on a CPU of what computes, on a GPU of its
-kernels; the rest of the wall's time, in which nothing of these runs, is the last row. The operations of either side,
-the longest first, are written as text beside the JSON.
+kernels; the rest of the wall's time, in which nothing of these runs, is the last row but one. The operations of either
+side, the longest first, are written as text beside the JSON.
 """
 
 import sys
@@ -26,7 +26,7 @@ from .gains import Step
 from .measure import RESULTS, line, machine, options, report, seconds
 from .measure import peers as named
 from .peers import Task
-from .train import network, recipe, write_images
+from .train import WARM, network, recipe, write_images
 
 # The first part, a word of which is in an operation's name, has it.
 PARTS = {
@@ -47,7 +47,7 @@ Found = dict[str, tuple[dict[str, float], float]]  # of each side the operations
 
 def operations(step: Callable[[], None], device: str, rounds: int) -> tuple[dict[str, float], float]:
     """Milliseconds a step of each operation by itself, and of the wall's clock."""
-    for _ in range(3):
+    for _ in range(WARM):
         step()
     on_gpu = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -81,20 +81,23 @@ def main(args: Sequence[str]) -> None:
     batch = given.batch or (128 if given.size == "digits" or on_gpu else 16)
     rounds = given.rounds or (20 if on_gpu or given.size == "digits" else 3)
     shape = tuple(config["model"]["init_args"]["shape"])
-    task = Task(shape, batch, given.precision, given.device, 3 + rounds, config["data"]["init_args"].get("flip", False))
-    found: Found = {"ours": ({}, 0.0)}  # the last to run, since what it tells the C library stays
+    flip = config["data"]["init_args"].get("flip", False)
+    task = Task(shape, batch, given.precision, given.device, WARM + rounds, flip)
+    theirs: Found = {}
     with tempfile.TemporaryDirectory() as root:
         write_images(given.size, Path(root))
         for name in who:
             peer = peers.made(name, task, network(given.size), Path(root) / "images")
-            found[name] = operations(peer.step, given.device, rounds)
+            theirs[name] = operations(peer.step, given.device, rounds)
             del peer
-    memory.keep_freed()
+    memory.keep_freed()  # ours is the last to run, since this stays
     ours = Step(given.size, batch, given.device, given.precision == "bfloat16", compiled=on_gpu)
-    found["ours"] = operations(ours, given.device, rounds)
+    found: Found = {"ours": operations(ours, given.device, rounds), **theirs}
     shares = {name: parts(*value) for name, value in found.items()}
     rows: list[dict[str, Any]] = [
-        {"part": part} | {f"{name}, ms a step": shares[name][part] for name in found} for part in (*PARTS, NOTHING)
+        {"part": part} | {f"{name}, ms a step": shares[name][part] for name in found}
+        for part in (*PARTS, NOTHING)
+        if any(share[part] for share in shares.values())
     ]
     rows.append({"part": "a step"} | {f"{name}, ms a step": wall for name, (_, wall) in found.items()})
     facts = machine(given.device) | {"size": given.size, "batch": batch, "precision": given.precision, "rounds": rounds}
