@@ -171,6 +171,25 @@ def test_a_peak_of_nothing_is_refused() -> None:
         Throughput(peak=0)
 
 
+@pytest.mark.parametrize(
+    ("precision", "bf16", "told"), [("bf16-mixed", 190, True), ("bf16-mixed", 800, False), ("32-true", 190, False)]
+)
+def test_a_cpu_that_is_slower_in_bf16_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, bf16: float, told: bool
+) -> None:
+    peaks = {torch.bfloat16: bf16 * 1e9, torch.float32: 390e9}
+    monkeypatch.setattr(throughput, "_measured_peak", lambda device, dtype: peaks[dtype])
+    words = ["fit", "--config", str(timed(tmp_path)), "--trainer.max_steps", "2", "--trainer.precision", precision]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(words)
+    said = [str(warning.message) for warning in caught if "GFLOP/s" in str(warning.message)]
+    assert said == told * [
+        "this CPU multiplies matrices at 190 GFLOP/s in bfloat16 and at 390 in float32: "
+        "--trainer.precision 32-true trains faster on it"
+    ]
+
+
 # The rate, by a clock that stands still but where a step, a validation or a checkpoint turns it
 
 
