@@ -2,9 +2,10 @@
 
     python -m benchmarks sample --size digits|cifar10 --against diffusers
 
-For each sampler `--steps` steps of its loop, and as many bare calls of the network, taken in turn; medians. Then
-`generate` against diffusers' `DDIMPipeline` of the same weights, both as they come, and ours compiled and under bf16
-autocast too, with how far its images lie from those in float32. Weights are fresh: they cost what trained ones do.
+For each sampler `--steps` steps of its loop, and as many bare calls of the network, taken in turn; medians. Guided,
+both halves are one call of twice the images. Then `generate` against diffusers' `DDIMPipeline` of the same weights, as
+both come, and ours compiled and under bf16 autocast too, with how far its images lie from those in float32. Weights are
+fresh: they cost what trained ones do.
 """
 
 import copy
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lightning.conditioning import ClassLabels
+from diffusion_lightning.guidance import ClassifierFree
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler
@@ -41,26 +44,30 @@ class Counted(nn.Module):
 
 def loops(net: UNet, shape: tuple[int, int, int], n: int, steps: int, rounds: int, device: str) -> list[dict[str, Any]]:
     """A row a sampler: its loop against the calls that it makes."""
-    counted = Counted(net)
-    module = Diffusion(counted, Cosine(1000), shape).to(device).eval()
+    counted, labels = Counted(net), ClassLabels(10, 4 * net.channels)
+    module = Diffusion(counted, Cosine(1000), shape, conditioner=labels).to(device).eval()
     x_T, index = torch.randn(n, *shape, device=device), torch.full((n,), 500, device=device)
+    c = labels(torch.zeros_like(index))
     sides: dict[str, Callable[[], Any]] = {}
     calls: dict[str, int] = {}
 
-    def add(name: str, sampler: Sampler) -> None:
+    def add(name: str, sampler: Sampler, denoise: nn.Module, halves: int = 1) -> None:
         def loop() -> None:
             counted.calls = 0
-            sampler(module.denoiser, module.schedule, x_T)
+            sampler(denoise, module.schedule, x_T, c=c)
             calls[name] = counted.calls
+
+        given = [torch.cat([x] * halves) for x in (x_T, index, c)]
 
         def bare() -> None:
             for _ in range(calls[name]):
-                net(x_T, index)
+                net(*given)
 
         sides[name], sides[f"{name}, bare"] = loop, bare
 
     for kind in SAMPLERS:
-        add(kind.__name__, kind(steps=steps))
+        add(kind.__name__, kind(steps=steps), module.denoiser)
+    add("DDIM, guided", DDIM(steps), ClassifierFree(module.denoiser, labels, scale=2.0), halves=2)
     found = interleaved(sides, rounds, device)
     return [
         {

@@ -30,6 +30,16 @@ class Conditioner(nn.Module, ABC):
         """(B,) conditions of which the null one takes the place where u, uniform on [0, 1), is below `dropout`."""
         return y
 
+    def null(self, n: int) -> Tensor:
+        """(n,) the condition that says nothing, on the device of the conditioner's weights.
+
+        Raises:
+            ValueError: where there is none, or training never gives it.
+        """
+        raise ValueError(
+            f"guidance needs the condition that says nothing, but {type(self).__name__} has none: leave guidance out"
+        )
+
 
 class Unconditional(Conditioner):
     """c = None: the network sees the image and the time alone."""
@@ -83,3 +93,11 @@ class ClassLabels(Conditioner):
 
     def dropped(self, y: Tensor, u: Tensor) -> Tensor:
         return torch.where(u < self.dropout, self.classes, y)
+
+    def null(self, n: int) -> Tensor:
+        if self.dropout == 0:
+            raise ValueError(
+                "guidance needs the condition that says nothing, but the conditioner's dropout is 0, so that training "
+                "never gave it: leave guidance out, or train with dropout above 0"
+            )
+        return torch.full((n,), self.classes, device=self.table.weight.device)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from . import checkpoints, samplers
 from .callbacks import SampleWriter
 from .commands import COMMANDS
 from .conditioning import Unconditional
+from .guidance import ClassifierFree
 from .modules import Diffusion
 from .parser import Parser
 from .pictures import ORIGIN, contents, origin
@@ -44,6 +46,12 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--sampler", type=samplers.Sampler, default={"class_path": "Ancestral"}, help="the reverse loop"
     )
+    parser.add_argument(
+        "--guidance",
+        type=float | None,
+        default=None,
+        help="scale of classifier-free guidance; 1, or none, is without",
+    )
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
     config = parser.parse_args(words[1:])
     sampler = parser.instantiate(config).sampler
@@ -55,6 +63,10 @@ def main(words: list[str]) -> None:
     model = checkpoints.load(config.ckpt_path)
     sampler.times(model.schedule)
     _check_model(model, config.y)
+    guidance = None
+    if config.guidance is not None:
+        guidance = partial(ClassifierFree, conditioner=model.conditioner, scale=config.guidance)
+        guidance(model.denoiser)  # what is wrong with it is said before any sample is made
 
     out = Path(config.out)
     archive = out if out.suffix == ".npz" else None
@@ -63,6 +75,7 @@ def main(words: list[str]) -> None:
         "seed": config.seed,
         "sampler": config.sampler.as_dict(),
         "y": config.y,
+        "guidance": config.guidance,
     }
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
@@ -81,6 +94,7 @@ def main(words: list[str]) -> None:
             "n": b - a,
             "sampler": sampler,
             "y": _labels(config.y, b - a),
+            "guidance": guidance,
             "seed": config.seed,
             "first": a,
             "batch_size": size,

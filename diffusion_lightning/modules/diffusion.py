@@ -322,7 +322,7 @@ class Diffusion(LightningModule):
             n: how many.
             sampler: the reverse loop.
             y: (n,) the samples' conditions; None is the conditioner's choice by their numbers, each class in turn.
-            guidance: wraps the denoiser.
+            guidance: wraps the denoiser, such as `functools.partial(ClassifierFree, conditioner=…, scale=…)`.
             seed: of all the noise, x_T included.
             first: the first sample's number.
             batch_size: work in blocks of numbers aligned to it, each made whole and cut to what was asked for;
