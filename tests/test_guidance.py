@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.io import read_image
 
+from diffusion_lightning.checkpoints import load
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels, Unconditional
 from diffusion_lightning.denoising import Denoiser, Epsilon, Prediction
 from diffusion_lightning.guidance import ClassifierFree
+from diffusion_lightning.images import to_uint8
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler
 from diffusion_lightning.schedules import Cosine, Linear
@@ -118,7 +121,13 @@ def test_predict_guides(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture
             drawn(*words, ckpt=ckpt)
         return capsys.readouterr().err
 
-    assert drawn("four", "--guidance", "4") == drawn("four", "--guidance", "4")
+    four = drawn("four", "--guidance", "4")
+    model = load(ckpt)
+    guidance = partial(ClassifierFree, conditioner=model.conditioner, scale=4.0)
+    for file, image in zip(sorted(four), model.generate(3, DDIM(2), guidance=guidance), strict=True):
+        assert torch.equal(read_image(str(tmp_path / "four" / file)), to_uint8(image)), file
+    assert four == drawn("again", "--guidance", "4")
+    assert four.values() != drawn("alone").values()
     assert "was drawn with guidance 4.0, but now guidance is 2.0" in refused("four", "--guidance", "2")
     assert "scale of guidance is -1.0" in refused("other", "--guidance", "-1")
     assert "Unconditional has none" in refused("other", "--guidance", "2", ckpt=str(run / "checkpoints/last.ckpt"))

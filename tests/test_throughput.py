@@ -179,7 +179,15 @@ def test_a_cpu_that_is_slower_in_bf16_is_told_of(
 ) -> None:
     peaks = {torch.bfloat16: bf16 * 1e9, torch.float32: 390e9}
     monkeypatch.setattr(throughput, "_measured_peak", lambda device, dtype: peaks[dtype])
-    words = ["fit", "--config", str(timed(tmp_path)), "--trainer.max_steps", "2", "--trainer.precision", precision]
+    words = [
+        "fit",
+        "--config",
+        str(timed(tmp_path, peak=None)),
+        "--trainer.max_steps",
+        "2",
+        "--trainer.precision",
+        precision,
+    ]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(words)
@@ -221,7 +229,7 @@ class Turns(Callback):
         CLOCK.time += 500
 
 
-def timed(folder: Path, **changes: Any) -> Path:
+def timed(folder: Path, peak: float | None = 1e9, **changes: Any) -> Path:
     """The small config with these callbacks alone, a validation and checkpoints in the middle of logging intervals."""
     path = small_config(folder, **{
         "trainer.max_steps": 20, "trainer.log_every_n_steps": 4, "trainer.val_check_interval": 6, "checkpoint.keep": 9,
@@ -229,7 +237,7 @@ def timed(folder: Path, **changes: Any) -> Path:
         "checkpoint.monitor": None, "trainer.limit_val_batches": 1, **changes,
     })  # fmt: skip
     config = yaml.safe_load(path.read_text())
-    callback = {"class_path": NAME, "init_args": {"peak": 1e9}}
+    callback = {"class_path": NAME, "init_args": {"peak": peak}}
     config["trainer"]["callbacks"] = [callback, {"class_path": "tests.test_throughput.Turns"}]
     path.write_text(yaml.safe_dump(config))
     return path

@@ -26,7 +26,7 @@ class Throughput(Callback):
     The time is the first process's, from step to step: the loading of images counts, validations and the writing of
     checkpoints do not, nor does the first step of a start, which warms up.
 
-    Where a CPU computes more slowly in the run's reduced precision than in float32, it says so at the start.
+    Where P is measured on a CPU and the run's reduced precision is slower than float32, it says so at the start.
 
     Paper: PaLM: scaling language modeling with pathways. Chowdhery et al., 2022, arXiv 2204.02311, appendix B.
 
@@ -52,9 +52,10 @@ class Throughput(Callback):
         self._interrupted = False
         if trainer.is_global_zero:
             dtype = _dtype(str(trainer.precision))
-            self._peak = (self.peak or peak(module.device, dtype)) * trainer.world_size
-            if module.device.type == "cpu" and dtype.itemsize < 4:
-                _warn_of_slow(dtype)
+            of_one = self.peak or peak(module.device, dtype)
+            self._peak = of_one * trainer.world_size
+            if self.peak is None and module.device.type == "cpu" and dtype.itemsize < 4:
+                _warn_of_slow(dtype, of_one)
 
     # What is no training: the window in which it falls begins anew with the step after it
 
@@ -131,13 +132,13 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
     return _known_peak(device, dtype) or _measured_peak(device, dtype)
 
 
-def _warn_of_slow(dtype: torch.dtype) -> None:
-    """Tells of a CPU whose products of matrices are slower in this type than in float32."""
-    reduced, full = (_measured_peak(torch.device("cpu"), kind) / 1e9 for kind in (dtype, torch.float32))
+def _warn_of_slow(dtype: torch.dtype, reduced: float) -> None:
+    """Tells of a CPU whose products of matrices, `reduced` operations a second in this type, are faster in float32."""
+    full = _measured_peak(torch.device("cpu"), torch.float32)
     if full > 1.1 * reduced:  # beyond what a measurement wavers by
         rank_zero_warn(
-            f"this CPU multiplies matrices at {reduced:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')} and at "
-            f"{full:.0f} in float32: --trainer.precision 32-true trains faster on it"
+            f"this CPU multiplies matrices at {reduced / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')} and "
+            f"at {full / 1e9:.0f} in float32: --trainer.precision 32-true trains faster on it"
         )
 
 
