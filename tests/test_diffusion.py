@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
+from diffusion_lightning.conditioning import ClassLabels
 from diffusion_lightning.data import Digits
 from diffusion_lightning.denoising import Parameterization, Velocity
 from diffusion_lightning.images import to_uint8
@@ -223,6 +224,12 @@ def gradients(module: Diffusion, t: int) -> tuple[float, float]:
     module._losses(x, torch.full((4,), t), "training", 0, torch.arange(4)).sum().backward()
     bias = module.denoiser.network.leave.bias.grad  # type: ignore[union-attr]
     return bias[0].abs().item(), bias[1].abs().item()  # type: ignore[index]
+
+
+def test_a_network_may_be_on_its_device_before_the_module() -> None:
+    """`meta` stands for a GPU; the conditioner is still on the CPU."""
+    net = tiny_unet().to("meta")
+    assert not Diffusion(net, Cosine(20), (1, 8, 8), conditioner=ClassLabels(10, 4 * net.channels)).predicts_variance
 
 
 def test_the_hybrid_loss_is_the_simple_one_and_a_thousandth_of_the_bound() -> None:

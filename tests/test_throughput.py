@@ -106,6 +106,14 @@ def test_pytorchs_own_layers_do_not_hide() -> None:
     assert forward_flops(model(Encoder(), 1, 8, 8)) == 2 * (2 * layer + 2 * tokens * 16)
 
 
+def test_counting_asks_the_weights_where_they_are() -> None:
+    """Before it has moved a model, Lightning has it say that it is where it will be."""
+    found = model(tiny_unet(), 1, 8, 8)
+    expected = forward_flops(found)
+    found._device = torch.device("cuda:0")
+    assert forward_flops(found) == expected > 0
+
+
 class Curious(nn.Module):
     """Looks at the numbers, which shapes alone do not have."""
 

@@ -1,7 +1,10 @@
 """How fast training is, how much of the devices' arithmetic it uses, and how much memory."""
 
+import copy
 import sys
 import warnings
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,7 +12,6 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .base import now
@@ -99,25 +101,33 @@ def forward_flops(model: Any) -> int:
     Attention is counted, what is done to each number by itself is not. Nothing is computed where PyTorch can follow
     the shapes alone.
     """
-    network = model.denoiser.network
-    image = torch.zeros(1, *model.shape, device=model.device)
-    index = torch.zeros(1, dtype=torch.long, device=model.device)
-    given = image, index, model.conditioner(index)
+    index = torch.zeros(1, dtype=torch.long, device=next(model.parameters()).device)
+    return flops(model.denoiser.network, model.shape, model.conditioner(index))
+
+
+def flops(network: nn.Module, shape: Sequence[int], c: Tensor | None = None) -> int:
+    """Operations of a network on one image of `shape` (C, H, W), by its definition, however a device saves some."""
+    try:
+        empty = {id(x): _empty(x) for x in chain(network.parameters(), network.buffers())}
+        return _counted(copy.deepcopy(network, empty), torch.device("meta"), shape, c)
+    except Exception:  # whatever an operation raises that must see numbers
+        return _counted(network, next(network.parameters()).device, shape, c)
+
+
+def _empty(x: Tensor) -> Tensor:
+    """One that has a shape alone."""
+    empty = torch.empty_like(x, device="meta")
+    return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+
+
+def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: Tensor | None) -> int:
+    image, index = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
     was_training = network.training
     network.eval()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return _counted(network, *given)
-    except Exception:  # whatever an operation raises that must see numbers
-        return _counted(network, *given)
-    finally:
-        network.train(was_training)
-
-
-def _counted(network: nn.Module, image: Tensor, index: Tensor, c: Tensor | None) -> int:
     # Gradients as in training: without, PyTorch's own layers of transformers are one operation that is not counted.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        network(image, index, c)
+        network.forward(image, index, c if c is None else c.to(device))  # not by a call, which may be compiled
+    network.train(was_training)
     return counter.get_total_flops()
 
 

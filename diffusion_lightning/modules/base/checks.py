@@ -26,10 +26,14 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
         ValueError: where it does not take the image, or returns another shape.
     """
     was_training = network.training
-    image = torch.zeros(1, *shape)
-    c = conditioner(torch.zeros(1, dtype=torch.long))
+    device, other = (
+        next((p.device for p in part.parameters()), torch.device("cpu")) for part in (network, conditioner)
+    )
+    c = conditioner(torch.zeros(1, dtype=torch.long, device=other))
+    c = c if c is None else c.to(device)
     try:
-        output = tensor_of(network.eval()(image, torch.zeros(1, dtype=torch.long), c))
+        image, index = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        output = tensor_of(network.eval()(image, index, c))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         condition = "" if c is None else f" and a condition of width {c.shape[1]}"
