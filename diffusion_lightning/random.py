@@ -17,7 +17,7 @@ Paper: Parallel random numbers: as easy as 1, 2, 3. Salmon, Moraes, Dror, Shaw, 
 import hashlib
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,14 +43,27 @@ def philox(even: Tensor, odd: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         The output words in the same layout.
     """
     column = (2,) + (1,) * (even.ndim - 1)
-    multipliers = torch.tensor(MULTIPLIERS, device=even.device).view(column)
-    weyl = torch.tensor(WEYL, device=even.device).view(column)
+    multipliers, weyl = (_on(even.device, pair).view(column) for pair in (MULTIPLIERS, WEYL))
     for _ in range(10):
         product = even * multipliers
         even = ((product >> 32) & MASK).flip(0) ^ odd ^ key
         odd = (product & MASK).flip(0)
         key = (key + weyl) & MASK
     return even, odd
+
+
+_fused: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+
+def fuse() -> None:
+    """From now on a GPU makes the words in one kernel, by torch.compile: whole numbers, hence the same words."""
+    global _fused
+    _fused = _fused or torch.compile(philox, dynamic=True)
+
+
+def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Whole numbers on a device, without waiting for what it is at."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 @torch.compiler.assume_constant_result
@@ -67,12 +80,13 @@ def _blocks(n: int, seed: int | Tensor, purpose: str, step: int, sample: Tensor)
         seed = seed.to(device).long()
         key = torch.stack([seed & MASK, (seed >> 32) & MASK])[:, :, None]
     else:
-        key = torch.tensor([seed & MASK, (seed >> 32) & MASK], device=device).view(2, 1, 1)
+        key = _on(device, [seed & MASK, (seed >> 32) & MASK]).view(2, 1, 1)
     block = torch.arange(blocks, device=device)
     even = torch.stack([block.expand(len(sample), blocks), torch.full_like(block, step).expand(len(sample), blocks)])
     code = torch.full_like(sample, _code(purpose))
     odd = torch.stack([sample & MASK, code])[:, :, None]
-    return philox(even, odd, key)
+    fused = _fused if device.type == "cuda" and not torch.compiler.is_compiling() else None
+    return (fused or philox)(even, odd, key)
 
 
 def _lines(even: Tensor, odd: Tensor, n: int) -> Tensor:
@@ -127,6 +141,18 @@ def state(seed: int, purpose: str, *place: int) -> int:
     """An integer in [0, 2⁶³) to seed a generator that keeps state, such as the one that draws dropout masks."""
     digest = hashlib.blake2b(repr((seed, purpose, place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
+
+
+def seed_generator(device: torch.device, seed: int) -> None:
+    """Seeds PyTorch's generators of a device and of the CPU.
+
+    `torch.manual_seed` does so for every kind of device, and keeps its caller's stack for those that are not there.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 def permutation(n: int, seed: int, purpose: str, step: int) -> Tensor:

@@ -119,3 +119,11 @@ def test_the_words_are_torchs_own_where_torch_has_them(seed: int) -> None:
     key = torch.tensor([seed & 0xFFFFFFFF, seed >> 32])[:, None]
     even, odd = random.philox(torch.stack([block, 0 * block]), torch.zeros(2, 3, dtype=torch.long), key)
     assert torch.equal(random._lines(even[:, None], odd[:, None], 12)[0], theirs)
+
+
+def test_a_devices_generator_is_seeded_as_pytorch_does() -> None:
+    found = []
+    for seed in (torch.manual_seed, lambda state: random.seed_generator(torch.device("cpu"), state)):
+        seed(2**62 + 3)
+        found.append(torch.randn(5))
+    assert torch.equal(*found)

@@ -136,7 +136,8 @@ class Diffusion(LightningModule):
         x_0, step = batch[0], self.global_step
         micro = batch_idx % self.trainer.accumulate_grad_batches
         # Dropout draws from the device's generator: exact on resume, though not across numbers of devices.
-        torch.manual_seed(random.state(self.seed, "training: dropout", step, micro, self.global_rank))
+        place = random.state(self.seed, "training: dropout", step, micro, self.global_rank)
+        random.seed_generator(self.device, place)
         sample = self._numbers(micro, len(x_0), len(x_0))
         total = len(x_0) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         t, importance = self.timesteps(self.schedule, self.seed, "training: t", step, sample, total)

@@ -31,14 +31,24 @@ class Bytes(Dataset):
 
     def __init__(self, images: Tensor, y: Tensor, flip_seed: int | None) -> None:
         self.images, self.y, self.flip_seed = images, y, flip_seed
+        self._flips: tuple[int, Tensor] | None = None  # an epoch and its flips, on a GPU
 
     def __getitem__(self, batch: Indices) -> tuple[Tensor, Tensor]:
-        epoch, indices = batch[0], batch[1].to(self.images.device)
+        epoch, indices = batch[0], batch[1].to(self.images.device, non_blocking=True)
         images = self.images[indices]
         if self.flip_seed is not None:
-            flip = random.integers(0, 2, self.flip_seed, "flip", epoch, indices).bool()
+            flip = self._flipped(self.flip_seed, epoch, indices)
             images = torch.where(flip[:, None, None, None], images.flip(3), images)
         return images, self.y[indices]
+
+    def _flipped(self, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        """Which images are; on a GPU, where drawing few costs what drawing many does, drawn for all once an epoch."""
+        if indices.device.type == "cpu":
+            return random.integers(0, 2, seed, "flip", epoch, indices).bool()
+        if self._flips is None or self._flips[0] != epoch:
+            every = torch.arange(len(self.images), device=indices.device)
+            self._flips = epoch, random.integers(0, 2, seed, "flip", epoch, every).bool()
+        return self._flips[1][indices]
 
 
 class Reference:
