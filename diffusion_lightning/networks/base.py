@@ -1,4 +1,4 @@
-"""What the networks share: attention and dropout, each in the form that is fastest where it runs."""
+"""What the networks share: attention, dropout, norms and so on, each in the form that is fastest where it runs."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 LEVELS = 2**16  # of a dropout's draws
 LONGEST = 1024  # tokens whose weights, all pairs at once, are no burden to a CPU
+FEWEST = 1024  # pixels of a batch for which fewer products outweigh the sums of weights that they take
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -21,6 +22,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     flat = [x.flatten(0, 1) for x in (q * q.shape[3] ** -0.5, k, v)]
     weights = torch.bmm(flat[0], flat[1].mT).softmax(2)
     return torch.bmm(weights, flat[2]).unflatten(0, q.shape[:2])
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel of (B, C, H, W) four times, (B, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class DoublingConv(nn.Conv2d):
+    """The 3×3 convolution of `doubled(x)`, padded by a pixel: (B, C, H, W) to (B, C', 2H, 2W).
+
+    On a CPU as a transposed convolution of x itself, by sums of the weights: a pixel that is made there sees two rows
+    and two columns of x and no more, four products a channel and not nine.
+    """
+
+    def __init__(self, from_: int, to: int) -> None:
+        super().__init__(from_, to, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        exported = torch.compiler.is_exporting()  # for batches of any size
+        if exported or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < FEWEST:
+            return super().forward(doubled(x))
+        placed = [F.pad(self.weight, (1 - i, i, 1 - j, j)) for i in (0, 1) for j in (0, 1)]
+        sums = torch.stack(placed).sum(0).flip(2, 3).transpose(0, 1)  # (C, C', 4, 4)
+        return F.conv_transpose2d(x, sums, self.bias, stride=2, padding=1)
 
 
 class Dropout(nn.Dropout):

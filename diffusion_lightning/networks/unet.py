@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Dropout, attend
+from .base import DoublingConv, Dropout, attend, doubled
 from .embeddings import sinusoidal
 
 
@@ -271,7 +271,7 @@ class Block(nn.Module):
     def _resized(self, h: Tensor) -> Tensor:
         if self.resize < 1:
             return F.avg_pool2d(h, 2)
-        return F.interpolate(h, scale_factor=2.0, mode="nearest")
+        return doubled(h)
 
 
 class Attention(nn.Module):
@@ -318,10 +318,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = DoublingConv(channels, channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(x)
 
 
 @torch.no_grad()
