@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import yaml
 from torch import nn
 from torch._dynamo.utils import counters
 
+from diffusion_lightning import random
 from diffusion_lightning.checkpoints import load, read
 from diffusion_lightning.cli import main
 from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.modules.base import compiling
 from diffusion_lightning.modules.base.compiling import blocks
 from diffusion_lightning.networks import DiT
 from diffusion_lightning.samplers import DDIM
@@ -60,6 +63,40 @@ def test_blocks_are_the_members_of_lists_with_parameters() -> None:
     dit = DiT(in_channels=1, size=8, width=32, depth=3, heads=2)
     assert blocks(dit) == list(dit.blocks)
     assert blocks(nn.Sequential(nn.Linear(2, 2))) == []
+
+
+@pytest.mark.parametrize(("device", "graphs", "sharded", "recorded"), [
+    ("cuda", True, False, True), ("cuda", False, False, False), ("cuda", True, True, False), ("cpu", True, False, None),
+])  # fmt: skip
+def test_kernels_are_recorded_on_a_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, graphs: bool, sharded: bool, recorded: bool | None
+) -> None:
+    asked: list[dict[str, Any]] = []
+    fused: list[bool] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **given: asked.append(given))
+    monkeypatch.setattr(compiling, "find_spec", lambda name: name)
+    monkeypatch.setattr(random, "fuse", lambda: fused.append(True))
+    compiling.compile_network(tiny_unet(), torch.device(device), sharded, graphs)
+    assert asked
+    for given in asked:
+        assert given["dynamic"] is False
+        assert given["options"]["deterministic"]  # else the code depends on what was fast when it was tried
+        assert given["options"].get("triton.cudagraphs") == recorded
+    assert bool(fused) == (device == "cuda")
+
+
+@pytest.mark.parametrize(("accumulate", "world", "graphs"), [(1, 1, True), (2, 1, False), (1, 2, False)])
+def test_kernels_are_not_recorded_where_gradients_are_added_up(
+    monkeypatch: pytest.MonkeyPatch, accumulate: int, world: int, graphs: bool
+) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(compiling, "compile_network", lambda *given: asked.append(given))
+    module = Diffusion(tiny_unet(), Cosine(20), (1, 8, 8), compile=True)
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        strategy=SimpleNamespace(root_device=torch.device("cuda")), accumulate_grad_batches=accumulate, world_size=world
+    )
+    module.configure_model()
+    assert asked == [(module.denoiser.network, torch.device("cuda"), False, graphs)]
 
 
 def test_a_missing_compiler_is_said_before_training(

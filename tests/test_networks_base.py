@@ -1,11 +1,11 @@
-"""Attention and dropout: the forms that are fast on a CPU do what PyTorch's do."""
+"""Attention, dropout, norms, twice the size: the forms that are fast somewhere do what PyTorch's do."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_lightning.networks import UNet, base
+from diffusion_lightning.networks import UNet, base, unet
 
 from .conftest import tiny_unet
 
@@ -71,7 +71,7 @@ def test_a_u_nets_features_lie_as_its_weights_do(reduced: bool, layout: torch.me
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.GroupNorm):
             module.register_forward_hook(look)
-    network(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))
+    network(torch.randn(64, 1, 8, 8), torch.arange(64))  # enough for a transposed convolution
     assert len(seen) > 20
     assert all(seen)
 
@@ -84,3 +84,80 @@ def test_the_layout_changes_no_number() -> None:
     first = network(x, t)
     network.lay_out(torch.device("cpu"), reduced=True)
     torch.testing.assert_close(network(x, t), first)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_trained_compiled_on_a_gpu_the_weights_lie_as_gradients_come(device: str, compiled: bool) -> None:
+    network = UNet(1, 8, 32, (1, 2), 1, (8,), 0.0, 8)
+    network.lay_out(torch.device(device), False, compiled)
+    last = not (device == "cuda" and compiled)
+    assert network.leave.weight.is_contiguous(memory_format=torch.channels_last) == last
+    assert network.down[0].conv1.weight.is_contiguous() != last
+
+
+@pytest.mark.parametrize("away", [0.0, 100.0])
+def test_the_norm_by_channels_is_pytorchs(away: float) -> None:
+    """Far from zero too, where a mean of squares less a squared mean would lose its digits."""
+    draw = torch.Generator().manual_seed(0)
+    x, slope = (torch.randn(3, 24, 6, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    given = [
+        (x + away).requires_grad_(),
+        *(torch.randn(24, generator=draw).double().requires_grad_() for _ in range(2)),
+    ]
+    exact = F.group_norm(given[0], 8, given[1], given[2], 1e-6)
+    slopes = torch.autograd.grad(exact, given, slope)
+    single = [part.detach().float().requires_grad_() for part in given]
+    found = base.group_norm(single[0], 8, single[1], single[2], 1e-6)
+    bound = 2e-6 if away == 0 else 2e-4  # x itself is known to 2⁻²³ of 100
+    torch.testing.assert_close(found.double(), exact, rtol=bound, atol=bound)
+    for ours, theirs in zip(torch.autograd.grad(found, single, slope.float()), slopes, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=10 * bound, atol=10 * bound)
+
+
+def test_the_norm_by_channels_of_equal_pixels_is_finite() -> None:
+    x = torch.full((2, 8, 4, 4), 1000.1, requires_grad=True)
+    y = base.group_norm(x, 2, torch.ones(8), torch.full((8,), 3.0), 1e-6)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, torch.full_like(y, 3.0))
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("n", [2, 64])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_twice_the_size_and_a_convolution(n: int, layout: torch.memory_format) -> None:
+    """By few pixels and by many: in the values, and in the gradients of all that goes in."""
+    conv = base.DoublingConv(3, 5).double().to(memory_format=layout)
+    assert (n * 5 * 4 >= base.FEWEST) == (n == 64)
+    x = torch.randn(n, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    given = [x, conv.weight, conv.bias]
+    expected = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), conv.weight, conv.bias, padding=1)
+    found, slope = conv(x), torch.randn_like(expected)
+    torch.testing.assert_close(found, expected)
+    slopes = (torch.autograd.grad(y, given, slope) for y in (found, expected))  # type: ignore[arg-type]
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert type(found.grad_fn).__name__ == "ConvolutionBackward0"
+
+
+@pytest.mark.parametrize("adm", [False, True])
+def test_what_a_gpu_is_given_compiled_is_the_same_network(adm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    style = {"scale_shift": True, "resample_blocks": True, "release": "IDDPM", "head_channels": 4} if adm else {}
+    net = UNet(in_channels=3, size=16, channels=16, multipliers=(1, 2), blocks=1, attention=(8,), groups=4, **style)  # type: ignore[arg-type]
+    net = net.double().eval()
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.2)
+    x_t, t = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([3, 700])
+
+    def slopes() -> list[torch.Tensor]:
+        y = net(x_t, t)
+        return [y, *torch.autograd.grad(y.square().mean(), list(net.parameters()))]
+
+    expected = slopes()
+    asked = []
+    for module in (base, unet):
+        monkeypatch.setattr(module, "for_gpu", lambda x: not asked.append(x))  # type: ignore[func-returns-value]
+    found = slopes()
+    assert len(asked) > 10
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()  # the norms are in float32

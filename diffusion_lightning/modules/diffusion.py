@@ -373,7 +373,8 @@ class Diffusion(LightningModule):
         if device.type == "cpu":
             memory.keep_freed()
         if isinstance(network, UNet):
-            network.lay_out(device, reduced=not str(self.trainer.precision).startswith(("32", "64")))
+            reduced = not str(self.trainer.precision).startswith(("32", "64"))
+            network.lay_out(device, reduced, self.compiles and stage == "fit")
 
     def compile(self) -> None:
         """Has the network compiled for the device that it is on, for training and `generate` alike."""
@@ -382,8 +383,10 @@ class Diffusion(LightningModule):
     def configure_model(self) -> None:
         """Compiles the network where asked for; shards the parameters where the strategy is FSDP2's, once."""
         if self.compiles:
-            device = self.trainer.strategy.root_device
-            compiling.compile_network(self.denoiser.network, device, sharding.shards(self.trainer))
+            device, sharded = self.trainer.strategy.root_device, sharding.shards(self.trainer)
+            # A recorded backward pass gives gradients that live until the next one, and cannot be added to.
+            graphs = self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1
+            compiling.compile_network(self.denoiser.network, device, sharded, graphs)
         if sharding.shards(self.trainer) and not self._sharded:
             parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
             self._sharded = sharding.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]

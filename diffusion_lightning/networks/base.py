@@ -9,6 +9,11 @@ LONGEST = 1024  # tokens whose weights, all pairs at once, are no burden to a CP
 FEWEST = 1024  # pixels of a batch for which fewer products outweigh the sums of weights that they take
 
 
+def for_gpu(x: Tensor) -> bool:
+    """Whether code is being made for a GPU, which reads features channels last and joins what lies between products."""
+    return x.device.type == "cuda" and torch.compiler.is_compiling()
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q·kᵀ/√D)·v over (B, heads, tokens, D).
 
@@ -25,8 +30,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Each pixel of (B, C, H, W) four times, (B, C, 2H, 2W)."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    """Each pixel of (B, C, H, W) four times, (B, C, 2H, 2W).
+
+    Compiled for a GPU by views, whose gradient is a sum; that of an interpolation is added up by atomic operations.
+    """
+    if not for_gpu(x):
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    b, c, h, w = x.shape
+    return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(b, c, 2 * h, 2 * w)
 
 
 class DoublingConv(nn.Conv2d):
@@ -64,3 +75,39 @@ class Dropout(nn.Dropout):
         order = torch.empty_like(x, dtype=torch.int16)  # dense, in the order in which x lies
         draws = words.view(torch.int16)[: x.numel()].as_strided(order.shape, order.stride())
         return x * (draws < kept - LEVELS // 2).to(x.dtype).mul_(LEVELS / kept)
+
+
+class GroupNorm(nn.GroupNorm):
+    """y = (x - μ)/√(σ² + ε)·weight + bias, μ and σ² over a group's channels and pixels.
+
+    Compiled for a GPU, each channel's moments over its pixels come first and a group's are made of them: channels lie
+    last there, and so neighbours in memory are summed side by side.
+
+    Paper: Group normalization. Wu, He, 2018, arXiv 1803.08494, equations 1, 2 and 6.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not for_gpu(x):
+            return super().forward(x)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`F.group_norm` of (B, C, H, W) in float32, as the weight's type.
+
+    A channel's variance is E[d²] - E[d]², both of one reading, d being the distance from one of its pixels, so that
+    little cancels.
+    """
+    b, c = x.shape[:2]
+    x = x.float()
+    pixel = x[:, :, :1, :1].detach()
+    shift, square = ((x - pixel).mean((2, 3)), (x - pixel).square().mean((2, 3)))
+    within = (square - shift.square()).clamp(min=0).view(b, groups, -1).mean(2)
+    between, mean = torch.var_mean((pixel[:, :, 0, 0] + shift).view(b, groups, -1), dim=2, correction=0)
+    # For each image apart, the bias too: its gradient is summed over the pixels where the scale's is.
+    mean, rstd = (
+        part[:, :, None].expand(-1, -1, c // groups).reshape(b, c, 1, 1)
+        for part in (mean, (within + between + eps).rsqrt())
+    )
+    y = (x - mean) * (rstd * weight[:, None, None]) + bias.expand(b, c)[:, :, None, None]
+    return y.to(weight.dtype)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DoublingConv, Dropout, attend, doubled
+from .base import DoublingConv, Dropout, GroupNorm, attend, doubled, for_gpu
 from .embeddings import sinusoidal
 
 
@@ -34,8 +34,8 @@ class Style(NamedTuple):
     heads: int
     head_channels: int | None
 
-    def norm(self, channels: int) -> nn.GroupNorm:
-        return nn.GroupNorm(self.groups, channels, eps=self.eps)
+    def norm(self, channels: int) -> GroupNorm:
+        return GroupNorm(self.groups, channels, eps=self.eps)
 
     def heads_of(self, channels: int) -> int:
         heads, rest = divmod(channels, self.head_channels) if self.head_channels else (self.heads, 0)
@@ -158,13 +158,15 @@ class UNet(nn.Module):
             self._start_as_iddpm()
         self.lay_out(torch.device("cpu"), reduced=False)
 
-    def lay_out(self, device: torch.device, reduced: bool) -> None:
+    def lay_out(self, device: torch.device, reduced: bool, compiled: bool = False) -> None:
         """Puts the weights, and with them the features, into the order that is fastest on a device.
 
         Channels last, the order in which convolutions are fastest; but not where a CPU computes in less than float32
-        (`reduced`), whose normalisation is slow in it. `python -m benchmarks gains` shows both.
+        (`reduced`), whose normalisation is slow in it (`python -m benchmarks gains` shows both), nor where training on
+        a GPU is `compiled`: the features are put in order there, and the gradients come channels first, to be copied
+        into the order of the weights.
         """
-        if device.type != "cpu" or not reduced:
+        if not compiled if device.type == "cuda" else device.type != "cpu" or not reduced:
             self.to(memory_format=torch.channels_last)
             return
         for parameter in self.parameters():  # not by `to`, which leaves 1×1 kernels the strides of channels last
@@ -286,12 +288,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
+        if for_gpu(x):
+            return x + self._of_tokens(self.norm(x).flatten(2).mT).mT.unflatten(2, (h, w))
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H·W, C/heads)
         mixed = attend(q, k, v).transpose(2, 3).reshape(b, c, h, w)
         if x.is_contiguous():  # of one head, it lies channels last
             mixed = mixed.contiguous()
         return x + self.out(mixed)
+
+    def _of_tokens(self, x: Tensor) -> Tensor:
+        """Of (B, H·W, C): the same by products of matrices alone, that leave the channels last, their gradients too."""
+        qkv = F.linear(x, self.qkv.weight.flatten(1), self.qkv.bias).unflatten(2, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, H·W, C/heads)
+        return F.linear(attend(q, k, v).transpose(1, 2).flatten(2), self.out.weight.flatten(1), self.out.bias)
 
 
 class Downsample(nn.Module):

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from ... import random
+
 KINDS = 64  # of calls that code is made for: in training and not, and for every size of a batch
 
 
@@ -17,19 +19,25 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [block for members in lists for block in members if any(True for _ in block.parameters())]
 
 
-def compile_network(network: nn.Module, device: torch.device, sharded: bool = False) -> None:
+def compile_network(network: nn.Module, device: torch.device, sharded: bool = False, graphs: bool = True) -> None:
     """Has a network compiled when it is first called; where it is to be sharded, each of its blocks by itself.
 
-    Every size of a batch has code of its own, so that what is computed does not depend on what was computed before: a
-    run that is resumed goes on bit for bit.
+    Every size of a batch has code of its own, and code is chosen by rule and not by how long it takes, so that what is
+    computed does not depend on what was computed before: a run that is resumed goes on bit for bit. On a GPU `graphs`
+    records the kernels of a call and starts all at once from then on; an output then lives until the next call.
 
     Raises:
         ValueError: where the compiler is missing that torch.compile calls for the device.
     """
     _check_compiler(device)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)
+    options = {"deterministic": True}
+    if device.type == "cuda":
+        options |= {"force_layout_optimization": True, "triton.cudagraphs": graphs and not sharded}
     for module in (blocks(network) if sharded else []) or [network]:
-        module.compile(dynamic=False)
+        module.compile(dynamic=False, options=options)
+    if device.type == "cuda":
+        random.fuse()
 
 
 def _check_compiler(device: torch.device) -> None:
