@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import inception as tv
 
 from .. import images as pixels
@@ -62,8 +63,8 @@ class InceptionV3(nn.Module):
                 f"note: {path} is not the published Inception: its distances compare with no others'", file=sys.stderr
             )
         self.eval().requires_grad_(False)
-        if precision == "bfloat16":  # faster so; float32 keeps the order in which its features are torch-fidelity's
-            self.to(memory_format=torch.channels_last)
+        if precision == "bfloat16":  # faster so; float32 keeps the form in which its features are torch-fidelity's
+            _fold(self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -72,7 +73,9 @@ class InceptionV3(nn.Module):
                 "channels: pass images through images.to_uint8, and choose another extractor for other channels"
             )
         x = (pixels.resize_tf1(images.expand(-1, 3, -1, -1), 299) - 128) / 128  # (B, 3, 299, 299)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        if self.precision == "bfloat16":
+            x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, enabled=False):  # whatever surrounds it
             return self._features(x)
 
     def _features(self, x: Tensor) -> Tensor:
@@ -137,6 +140,14 @@ def _network() -> tv.Inception3:
     network = tv.Inception3(InceptionV3.num_classes, aux_logits=False, inception_blocks=blocks, init_weights=False)
     network.Mixed_7c = _Last(2048)
     return network
+
+
+def _fold(network: nn.Module) -> None:
+    """Every norm into the convolution before it, whose weights then are bfloat16 and lie channels last."""
+    for block in list(network.modules()):
+        if isinstance(block, tv.BasicConv2d):
+            block.conv = fuse_conv_bn_eval(block.conv, block.bn).to(torch.bfloat16, memory_format=torch.channels_last)
+            block.bn = nn.Identity()
 
 
 def _load(network: nn.Module, path: Path) -> None:
