@@ -2,9 +2,10 @@
 
     python -m benchmarks cost --size digits|cifar10 [--precision float32|bfloat16]
 
-The same network, optimizer, clip and average on images in memory, each in a process of its own, a step each in turn:
-a loop of a dozen lines with PyTorch's draws; the same with draws that are functions of (seed, step, sample); `fit`
-without callbacks; `fit` with those of the recipe that act in training. A row's share is what it adds to the one above.
+The same network, optimizer, clip and average on images in memory, each in a process of its own, a step each in turn,
+on a GPU ten: a loop of a dozen lines with PyTorch's draws; the same with draws that are functions of (seed, step,
+sample); `fit` without callbacks; `fit` with those of the recipe that act in training. A row's share is what it adds to
+the one above.
 """
 
 import sys
@@ -26,9 +27,9 @@ from diffusion_lightning.modules.base import memory as kept
 from diffusion_lightning.schedules import Cosine
 
 from .gains import Step
-from .measure import machine, options, report, seconds
+from .measure import machine, options, report
 from .peers import Task
-from .train import PRECISIONS, WARM, Turns, facts, measure, memory, recipe, write_config, write_images
+from .train import PRECISIONS, WARM, Turns, answer, facts, measure, recipe, write_config, write_images
 
 SIDES = {
     "a bare loop": "the step itself",
@@ -42,8 +43,11 @@ class Bare:
     """The loop that one would write by hand."""
 
     def __init__(self, size: str, task: Task, images: Tensor, exact: bool) -> None:
-        self.step = Step(size, task.batch, task.device, PRECISIONS[task.precision][1] is torch.bfloat16)
+        reduced = PRECISIONS[task.precision][1] is torch.bfloat16
+        self.step = Step(size, task.batch, task.device, reduced)
         self.module = Diffusion(self.step.net, Cosine(), task.shape).to(task.device)
+        if task.device.startswith("cuda"):
+            self.module.compile()
         self.images, self.exact, self.done = images.to(task.device), exact, 0
         kept.keep_freed()
 
@@ -66,7 +70,7 @@ class Bare:
 def serve(talk: Connection, who: str, size: str, task: Task, root: Path) -> None:
     """A process, as the one of `train`."""
     if who.startswith("fit"):
-        Turns.talk = talk
+        Turns.talk, Turns.turn = talk, task.turn
         callbacks = ("LossByTimestep", "Throughput") if who == "fit" else ()
         command(["fit", "--config", str(write_config(size, task, root, callbacks, who.replace(" ", "_")))])
         return
@@ -74,8 +78,7 @@ def serve(talk: Connection, who: str, size: str, task: Task, root: Path) -> None
     images = torch.from_numpy(pixels).view(len(pixels), *pixels.shape[1:3], -1).movedim(3, 1).contiguous()
     loop = Bare(size, task, images, "exact" in who)
     talk.send(facts(loop.step.net, task.shape))
-    while talk.recv():
-        talk.send((seconds(loop, task.device), memory(task.device)))
+    answer(talk, loop, task)
 
 
 def main(args: Sequence[str]) -> None:
@@ -83,9 +86,11 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--precision", default="float32", choices=tuple(PRECISIONS))
     given = parser.parse_args(args)
     small, config = given.size == "digits", recipe(given.size)
-    batch = given.batch or (128 if small or given.device.startswith("cuda") else 16)
+    on_gpu = given.device.startswith("cuda")
+    batch, turn = given.batch or (128 if small or on_gpu else 16), 10 if on_gpu else 1
     rounds = given.rounds or (100 if small else 7)
-    task = Task(tuple(config["model"]["init_args"]["shape"]), batch, "", given.device, WARM + rounds + 1, False)
+    shape = tuple(config["model"]["init_args"]["shape"])
+    task = Task(shape, batch, "", given.device, turn * (WARM + rounds) + 1, False, turn)
     with tempfile.TemporaryDirectory() as root:
         write_images(given.size, Path(root))
         found = measure(given.size, task, [(who, given.precision) for who in SIDES], Path(root), serve)

@@ -3,7 +3,8 @@
     python -m benchmarks gains --size cifar10|digits [--precision bfloat16|float32]
 
 Forward, loss, backward, clip, optimizer and average of the recipe's network, without Lightning's loop. The sides take
-turns; the factor is by how much a step is longer without the choice. torch.compile, which is a flag, is added instead.
+turns, on a GPU ten steps each; the factor is by how much a step is longer without the choice. On a CPU torch.compile,
+which is a flag, is added instead.
 """
 
 import ctypes
@@ -35,6 +36,7 @@ class Step:
         fused: whether the optimizer is one kernel.
         together: whether the average and the clip are made of all tensors at once.
         compiled: whether torch.compile makes code of the network.
+        graphs: whether its kernels are recorded and started at once, on a GPU.
     """
 
     def __init__(
@@ -47,9 +49,13 @@ class Step:
         fused: bool = True,
         together: bool = True,
         compiled: bool = False,
+        graphs: bool = True,
     ) -> None:
         self.net: UNet = network(size).to(device)
-        self.net.lay_out(torch.device(device), reduced if last is None else not last)
+        if last is None:
+            self.net.lay_out(torch.device(device), reduced, compiled)
+        else:
+            self.net.lay_out(torch.device("cpu"), reduced=not last)
         shape = recipe(size)["model"]["init_args"]["shape"]
         self.x_t, self.eps = (torch.randn(batch, *shape, device=device) for _ in range(2))
         self.index = torch.randint(0, 1000, (batch,), device=device)
@@ -58,7 +64,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, fused=fused)
         self.kind, self.reduced, self.together = torch.device(device).type, reduced, together
         if compiled:
-            compile_network(self.net, torch.device(device))
+            compile_network(self.net, torch.device(device), graphs=graphs)
 
     def __call__(self) -> None:
         with torch.autocast(self.kind, torch.bfloat16, enabled=self.reduced):
@@ -91,6 +97,17 @@ def pytorchs_attention() -> Any:
     return patch.object(unet, "attend", F.scaled_dot_product_attention)
 
 
+def plain_doubling() -> Any:
+    def forward(self: base.DoublingConv, x: Tensor) -> Tensor:
+        return nn.Conv2d.forward(self, base.doubled(x))
+
+    return patch.object(base.DoublingConv, "forward", forward)
+
+
+def pytorchs_norm() -> Any:
+    return patch.object(base.GroupNorm, "forward", nn.GroupNorm.forward)
+
+
 def pytorchs_dropout() -> Any:
     def forward(self: nn.Dropout, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.training)
@@ -104,12 +121,12 @@ def main(args: Sequence[str]) -> None:
     given = parser.parse_args(args)
     small, on_cpu = given.size == "digits", given.device == "cpu"
     batch = given.batch or (128 if small or not on_cpu else 16)
-    reduced = given.precision == "bfloat16"
+    reduced, rounds = given.precision == "bfloat16", 40 if small and on_cpu else 7
     common: tuple[str, int, str, bool] = (given.size, batch, given.device, reduced)
-    step = Step(*common)
+    step = Step(*common, compiled=not on_cpu)
     sides: dict[str, Callable[[], Any]] = {"all of them": step}
 
-    def within(around: Around) -> Callable[[], None]:
+    def within(around: Around, step: Step = step) -> Callable[[], None]:
         def run() -> None:
             with around():
                 step()
@@ -118,18 +135,31 @@ def main(args: Sequence[str]) -> None:
 
     if on_cpu:
         memory.keep_freed()
+        sides["twice the size by a transposed convolution"] = within(plain_doubling)
         sides["attention as two products"] = within(pytorchs_attention)
         sides["four draws of dropout a word"] = within(pytorchs_dropout)
         if sys.platform == "linux":
             sides["freed memory kept"] = within(giving_back)
-    first = reduced and on_cpu
-    sides[f"channels {'first' if first else 'last'}"] = Step(*common, last=first)
-    sides["a fused optimizer"] = Step(*common, fused=False)
-    sides["average and clip of all tensors at once"] = Step(*common, together=False)
-    sides["torch.compile, added"] = Step(*common, compiled=True)
-    found = interleaved(sides, given.rounds or (40 if small else 7), given.device)
+        first = reduced
+        sides[f"channels {'first' if first else 'last'}"] = Step(*common, last=first)
+    else:
+        sides["kernels recorded, started at once"] = Step(*common, compiled=True, graphs=False)
+        sides["group norms by channels"] = within(pytorchs_norm, Step(*common, compiled=True))
+        sides["torch.compile, and what it allows"] = Step(*common)
+    sides["a fused optimizer"] = Step(*common, fused=False, compiled=not on_cpu)
+    sides["average and clip of all tensors at once"] = Step(*common, together=False, compiled=not on_cpu)
+    if on_cpu:
+        sides["torch.compile, added"] = Step(*common, compiled=True)
+
+    def turn(side: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [side() for _ in range(turns)]
+
+    turns = 1 if on_cpu else 10
+    found = interleaved({name: turn(side) for name, side in sides.items()}, given.rounds or rounds, given.device)
     least = found["all of them"]
-    rows = [{"choice": name, "ms a step": 1e3 * value, "factor": value / least} for name, value in found.items()]
+    rows = [
+        {"choice": name, "ms a step": 1e3 * value / turns, "factor": value / least} for name, value in found.items()
+    ]
     rows[0]["choice"] = "(none undone)"
     facts = machine(given.device) | {"size": given.size, "batch": batch, "precision": given.precision}
     report(f"gains-{given.size}-{given.precision}", facts, rows, given.json)

@@ -4,7 +4,7 @@
 
 For each sampler `--steps` steps of its loop, and as many bare calls of the network, taken in turn; medians. Guided,
 both halves are one call of twice the images. Then `generate` against diffusers' `DDIMPipeline` of the same weights, as
-both come, and ours compiled and under bf16 autocast too, with how far its images lie from those in float32. Weights are
+both come and under bf16 autocast, and ours compiled too, with how far its images lie from those in float32. Weights are
 fresh: they cost what trained ones do.
 """
 
@@ -25,7 +25,7 @@ from diffusion_lightning.schedules import Cosine
 
 from .measure import interleaved, machine, options, report
 from .measure import peers as named
-from .train import network, recipe
+from .train import PRECISIONS, network, recipe
 
 SAMPLERS = (Ancestral, DDIM, DPMSolver, Heun)
 
@@ -85,6 +85,13 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
     """Rows of n images in 50 steps of DDIM."""
     kind, sampler = torch.device(device).type, DDIM(50)
 
+    def within(reduced: bool, made: Callable[[], Any]) -> Callable[[], Any]:
+        def call() -> Any:
+            with torch.autocast(kind, torch.bfloat16, enabled=reduced):
+                return made()
+
+        return call
+
     def side(reduced: bool, compiled: bool) -> Callable[[], Tensor]:
         copied = copy.deepcopy(net)
         copied.lay_out(torch.device(device), reduced)
@@ -92,11 +99,7 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
         if compiled:
             module.compile()
 
-        def generate() -> Tensor:
-            with torch.autocast(kind, torch.bfloat16, enabled=reduced):
-                return module.generate(n, sampler)
-
-        return generate
+        return within(reduced, lambda: module.generate(n, sampler))
 
     made = {
         "ours, float32": side(reduced=False, compiled=False),
@@ -114,11 +117,11 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
         scheduler = diffusers.DDIMScheduler(1000, beta_schedule="squaredcos_cap_v2")
         pipeline = diffusers.DDIMPipeline(unet, scheduler)
         pipeline.set_progress_bar_config(disable=True)
-        sides["diffusers' DDIMPipeline, float32"] = lambda: pipeline(
-            batch_size=n, num_inference_steps=50, output_type="np"
-        )
+        for reduced, precision in enumerate(PRECISIONS):
+            made_by = within(bool(reduced), lambda: pipeline(batch_size=n, num_inference_steps=50, output_type="np"))
+            sides[f"diffusers' DDIMPipeline, {precision}"] = made_by
     found = interleaved(sides, rounds, device)
-    base = found.get("diffusers' DDIMPipeline, float32")
+    bases = {precision: found.get(f"diffusers' DDIMPipeline, {precision}") for precision in PRECISIONS}
     exact = made["ours, float32"]()
     moved = {name: float((generate() - exact).abs().mean()) * 127.5 for name, generate in made.items()}
     return [
@@ -127,7 +130,7 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
             "images": n,
             "seconds": value,
             "images/s": n / value,
-            "as fast as diffusers'": base / value if base else None,
+            **{f"as fast as diffusers' {precision}": base and base / value for precision, base in bases.items()},
             "levels of 255 that a pixel moves by in the mean": moved.get(name),
         }
         for name, value in found.items()
@@ -141,15 +144,16 @@ def main(args: Sequence[str]) -> None:
     given = parser.parse_args(args)
     small = given.size == "digits"
     shape = tuple(recipe(given.size)["model"]["init_args"]["shape"])
-    n = given.batch or (64 if small else 16)
-    steps, rounds = given.steps or (50 if small else 4), given.rounds or (9 if small else 5)
+    on_gpu = given.device.startswith("cuda")
+    n = given.batch or (64 if small else 500 if on_gpu else 16)
+    steps, rounds = given.steps or (50 if small else 4), given.rounds or (9 if small else 3 if on_gpu else 5)
     net = network(given.size).to(given.device).eval()
     for p in net.parameters():  # as they start, the last layers would answer nearly zero
         if p.ndim > 1:
             nn.init.xavier_uniform_(p)
     facts = machine(given.device) | {"size": given.size, "batch": n}
     report(f"sample-{given.size}-loop", facts, loops(net, shape, n, steps, rounds, given.device), None)
-    if small or given.device.startswith("cuda"):
+    if small or on_gpu:
         rows = whole(net, shape, n, named(given.against), rounds, given.device)
         report(f"sample-{given.size}", facts, rows, given.json)
 

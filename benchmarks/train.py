@@ -4,7 +4,8 @@
 
 The recipe's network on the recipe's batch (16 for cifar10 on a CPU), in float32 and under bf16 autocast: forward,
 loss, backward, clip, optimizer and average, with whatever each loop does beside these (loading, logging, callbacks),
-without evaluations. Each is a process of its own; they take turns, a step each, while the others wait; medians.
+without evaluations. Each is a process of its own; they take turns, a step each and on a GPU ten, which may be prepared
+while the GPU is at those before, while the others wait; medians.
 diffusers has a network of the same shape, whose loss is compared with ours on the same weights, images and noise;
 denoising-diffusion-pytorch has its own, of the nearest width.
 """
@@ -28,9 +29,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_lightning.callbacks.throughput import peak
+from diffusion_lightning.callbacks.throughput import flops, peak
 from diffusion_lightning.cli import main as command
 from diffusion_lightning.networks import UNet
 
@@ -47,9 +47,10 @@ WARM = 2
 
 
 class Turns(Callback):
-    """Waits before every optimizer step until it is told to go on, and tells how long the step took."""
+    """Waits before every turn of optimizer steps until it is told to go on, and tells how long a step took."""
 
     talk: ClassVar[Connection]
+    turn: ClassVar[int]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         if trainer.global_step == 0:
@@ -57,9 +58,10 @@ class Turns(Callback):
             self._wait()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        wait(str(module.device))
-        self.talk.send((time.perf_counter() - self._since, memory(str(module.device))))
-        self._wait()
+        if trainer.global_step % self.turn == 0:
+            wait(str(module.device))
+            self.talk.send(((time.perf_counter() - self._since) / self.turn, memory(str(module.device))))
+            self._wait()
 
     def _wait(self) -> None:
         if not self.talk.recv():
@@ -68,15 +70,25 @@ class Turns(Callback):
 
 
 def serve(talk: Connection, who: str, size: str, task: Task, root: Path) -> None:
-    """A process: the facts of its network, then, whenever it is told to take a step, its seconds and the memory."""
+    """A process: the facts of its network, then, for every turn it is told to take, a step's seconds and the memory."""
     if who == "ours":
-        Turns.talk = talk
+        Turns.talk, Turns.turn = talk, task.turn
         command(["fit", "--config", str(write_config(size, task, root))])
         return
     peer = peers.made(who, task, network(size), root / "images")
     talk.send(facts(peer.network, task.shape))
+    answer(talk, peer.step, task)
+
+
+def answer(talk: Connection, step: Callable[[], None], task: Task) -> None:
+    """Takes a turn of steps whenever told to, and tells the seconds of a step and the memory."""
+
+    def turn() -> None:
+        for _ in range(task.turn):
+            step()
+
     while talk.recv():
-        talk.send((seconds(peer.step, task.device), memory(task.device)))
+        talk.send((seconds(turn, task.device) / task.turn, memory(task.device)))
 
 
 def memory(device: str) -> int:
@@ -88,16 +100,6 @@ def memory(device: str) -> int:
 
 def facts(net: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
     return {"parameters": sum(p.numel() for p in net.parameters()), "operations": 3 * flops(net, shape)}
-
-
-def flops(net: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Of one image forward."""
-    device = next(net.parameters()).device
-    was_training = net.training
-    with FlopCounterMode(display=False) as counter:
-        net.eval()(torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device))
-    net.train(was_training)
-    return counter.get_total_flops()
 
 
 def write_images(size: str, root: Path) -> None:
@@ -177,7 +179,8 @@ class Side:
                 raise RuntimeError(f"{self.who} in {self.precision} has failed")
         return self.talk.recv()
 
-    def step(self) -> None:
+    def take(self) -> None:
+        """A turn."""
         self.talk.send(True)
         value, self.memory = self._answer()
         self.times.append(value)
@@ -202,9 +205,9 @@ def measure(
         return start
 
     running = [Side(who, precision, process(who, precision)) for who, precision in sides]
-    for _ in range(task.steps - 1):
+    for _ in range((task.steps - 1) // task.turn):
         for side in running:
-            side.step()
+            side.take()
     return running
 
 
@@ -215,9 +218,10 @@ def main(args: Sequence[str]) -> None:
     config = recipe(given.size)
     on_gpu = given.device.startswith("cuda")
     batch = given.batch or (16 if given.size == "cifar10" and not on_gpu else config["data"]["init_args"]["batch_size"])
-    rounds = given.rounds or (60 if on_gpu or given.size == "digits" else 7)
+    rounds, turn = given.rounds or (60 if given.size == "digits" else 10 if on_gpu else 7), 10 if on_gpu else 1
     shape = tuple(config["model"]["init_args"]["shape"])
-    task = Task(shape, batch, "", given.device, WARM + rounds + 1, config["data"]["init_args"].get("flip", False))
+    flip = config["data"]["init_args"].get("flip", False)
+    task = Task(shape, batch, "", given.device, turn * (WARM + rounds) + 1, flip, turn)
     who = named(given.against)
     sides = [(name, precision) for precision in given.precision.split(",") for name in ("ours", *who)]
     with tempfile.TemporaryDirectory() as root:

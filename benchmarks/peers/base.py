@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class Task(NamedTuple):
     """What is trained on, and how: the same for all.
 
-    `precision` is "float32" or "bfloat16", the latter by autocast; `steps` how many optimizer steps there will be.
+    `precision` is "float32" or "bfloat16", the latter by autocast; `steps` how many optimizer steps there will be, and
+    `turn` how many of them are taken at once when sides take turns.
     """
 
     shape: tuple[int, int, int]
@@ -18,6 +19,7 @@ class Task(NamedTuple):
     device: str
     steps: int
     flip: bool
+    turn: int = 1
 
 
 class Peer(ABC):
