@@ -93,7 +93,7 @@ def test_trained_compiled_on_a_gpu_the_weights_lie_as_gradients_come(device: str
     network.lay_out(torch.device(device), False, compiled)
     last = not (device == "cuda" and compiled)
     assert network.leave.weight.is_contiguous(memory_format=torch.channels_last) == last
-    assert network.down[0].conv1.weight.is_contiguous() != last
+    assert all(p.is_contiguous() != last for p in network.parameters() if p.shape[2:] == (3, 3) and p.shape[1] > 1)
 
 
 @pytest.mark.parametrize("away", [0.0, 100.0])

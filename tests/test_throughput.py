@@ -14,6 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lightning.callbacks import throughput
 from diffusion_lightning.callbacks.throughput import Throughput, forward_flops
@@ -72,6 +73,15 @@ def by_layers(network: nn.Module, *given: Tensor) -> int:
 def test_the_u_nets_operations_layer_by_layer(network: UNet) -> None:
     counted = forward_flops(model(network, 3, 32, 32))
     assert counted == by_layers(network, torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
+
+
+def test_products_that_a_cpu_is_spared_are_counted() -> None:
+    """Those of a transposed convolution in the place of one of twice the size, which only many pixels bring about."""
+    network = UNet(size=64, channels=32, multipliers=(1, 2), blocks=1, attention=(), groups=8)
+    given = torch.zeros(1, 3, 64, 64), torch.zeros(1, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        network(*given)
+    assert counter.get_total_flops() < forward_flops(model(network, 3, 64, 64)) == by_layers(network, *given)
 
 
 def test_the_cifar10_networks_operations() -> None:
