@@ -166,7 +166,7 @@ class UNet(nn.Module):
         a GPU is `compiled`: the features are put in order there, and the gradients come channels first, to be copied
         into the order of the weights.
         """
-        if not compiled if device.type == "cuda" else device.type != "cpu" or not reduced:
+        if not (device.type == "cpu" and reduced) and not (device.type == "cuda" and compiled):
             self.to(memory_format=torch.channels_last)
             return
         for parameter in self.parameters():  # not by `to`, which leaves 1×1 kernels the strides of channels last
