@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DoublingConv, Dropout, GroupNorm, attend, doubled, for_gpu
+from .base import DoublingConv, Dropout, GroupNorm, attend, doubled, gpu
 from .embeddings import sinusoidal
 
 
@@ -288,7 +288,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        if for_gpu(x):
+        if gpu.compiling(x):
             return x + self._of_tokens(self.norm(x).flatten(2).mT).mT.unflatten(2, (h, w))
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H·W, C/heads)

@@ -1,0 +1,39 @@
+"""Twice the size, alone and before a convolution."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import gpu
+
+FEWEST = 1024  # pixels of a batch for which fewer products outweigh the sums of weights that they take
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel of (B, C, H, W) four times, (B, C, 2H, 2W).
+
+    Compiled for a GPU by views, whose gradient is a sum; that of an interpolation is added up by atomic operations.
+    """
+    if not gpu.compiling(x):
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    b, c, h, w = x.shape
+    return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(b, c, 2 * h, 2 * w)
+
+
+class DoublingConv(nn.Conv2d):
+    """The 3×3 convolution of `doubled(x)`, padded by a pixel: (B, C, H, W) to (B, C', 2H, 2W).
+
+    On a CPU as a transposed convolution of x itself, by sums of the weights: a pixel that is made there sees two rows
+    and two columns of x and no more, four products a channel and not nine.
+    """
+
+    def __init__(self, from_: int, to: int) -> None:
+        super().__init__(from_, to, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        exported = torch.compiler.is_exporting()  # for batches of any size
+        if exported or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < FEWEST:
+            return super().forward(doubled(x))
+        placed = [F.pad(self.weight, (1 - i, i, 1 - j, j)) for i in (0, 1) for j in (0, 1)]
+        sums = torch.stack(placed).sum(0).flip(2, 3).transpose(0, 1)  # (C, C', 4, 4)
+        return F.conv_transpose2d(x, sums, self.bias, stride=2, padding=1)
