@@ -124,10 +124,12 @@ def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: 
     image, index = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
     was_training = network.training
     network.eval()
-    # Gradients as in training: without, PyTorch's own layers of transformers are one operation that is not counted.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        network.forward(image, index, c if c is None else c.to(device))  # not by a call, which may be compiled
-    network.train(was_training)
+    try:
+        # Gradients as in training: without, PyTorch's own layers of transformers are one operation that is not counted.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            network.forward(image, index, c if c is None else c.to(device))  # not by a call, which may be compiled
+    finally:
+        network.train(was_training)
     return counter.get_total_flops()
 
 
