@@ -56,7 +56,7 @@ class Bare:
         b = len(step.x_t)
         x_0 = self.images[torch.randint(len(self.images), (b,), device=device)].float() / 127.5 - 1
         if self.exact:
-            torch.manual_seed(random.state(0, "training: dropout", self.done, 0, 0))
+            random.seed_generator(device, random.state(0, "training: dropout", self.done, 0, 0))
             sample = torch.arange(b, device=device)
             t, _ = self.module.timesteps(self.module.schedule, 0, "training: t", self.done, sample, b)
             eps = random.normal(x_0.shape[1:], 0, "training: eps", self.done, sample)

@@ -140,8 +140,7 @@ def main(args: Sequence[str]) -> None:
         sides["four draws of dropout a word"] = within(pytorchs_dropout)
         if sys.platform == "linux":
             sides["freed memory kept"] = within(giving_back)
-        first = reduced
-        sides[f"channels {'first' if first else 'last'}"] = Step(*common, last=first)
+        sides[f"channels {'first' if reduced else 'last'}"] = Step(*common, last=reduced)
     else:
         sides["kernels recorded, started at once"] = Step(*common, compiled=True, graphs=False)
         sides["group norms by channels"] = within(pytorchs_norm, Step(*common, compiled=True))
@@ -150,16 +149,9 @@ def main(args: Sequence[str]) -> None:
     sides["average and clip of all tensors at once"] = Step(*common, together=False, compiled=not on_cpu)
     if on_cpu:
         sides["torch.compile, added"] = Step(*common, compiled=True)
-
-    def turn(side: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [side() for _ in range(turns)]
-
-    turns = 1 if on_cpu else 10
-    found = interleaved({name: turn(side) for name, side in sides.items()}, given.rounds or rounds, given.device)
+    found = interleaved(sides, given.rounds or rounds, given.device, times=1 if on_cpu else 10)
     least = found["all of them"]
-    rows = [
-        {"choice": name, "ms a step": 1e3 * value / turns, "factor": value / least} for name, value in found.items()
-    ]
+    rows = [{"choice": name, "ms a step": 1e3 * value, "factor": value / least} for name, value in found.items()]
     rows[0]["choice"] = "(none undone)"
     facts = machine(given.device) | {"size": given.size, "batch": batch, "precision": given.precision}
     report(f"gains-{given.size}-{given.precision}", facts, rows, given.json)

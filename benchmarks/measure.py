@@ -15,13 +15,14 @@ PEERS = ("diffusers", "lucidrains")
 RESULTS = Path("runs/benchmarks")
 
 
-def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
-    """How long something takes, to the end of what it starts on a GPU."""
+def seconds(work: Callable[[], Any], device: str = "cpu", times: int = 1) -> float:
+    """How long something takes, to the end of what it starts on a GPU; the mean of so many times in a row."""
     wait(device)
     start = time.perf_counter()
-    work()
+    for _ in range(times):
+        work()
     wait(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / times
 
 
 def wait(device: str) -> None:
@@ -30,13 +31,13 @@ def wait(device: str) -> None:
 
 
 def interleaved(
-    sides: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm: int = 1
+    sides: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm: int = 1, times: int = 1
 ) -> dict[str, float]:
-    """The median seconds of each, taken in turn, round after round, after `warm` rounds that do not count."""
+    """The median seconds of each, `times` in a row in turn, round after round, after `warm` ones that do not count."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(warm + rounds):
         for name, work in sides.items():
-            found[name].append(seconds(work, device))
+            found[name].append(seconds(work, device, times))
     return {name: median(values[warm:]) for name, values in found.items()}
 
 

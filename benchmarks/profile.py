@@ -56,19 +56,15 @@ def operations(step: Callable[[], None], device: str, rounds: int) -> tuple[dict
     on_gpu = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
 
-    def repeated() -> None:
-        for _ in range(rounds):
-            step()
-
-    bare = seconds(repeated, device)
+    bare = seconds(step, device, rounds) if on_gpu else 0.0
     with profile(activities=activities) as found:
-        wall = seconds(repeated, device)
+        wall = seconds(step, device, rounds)
     times: Counter[str] = Counter()
     for event in found.key_averages():
         micro = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU) and not event.is_user_annotation:
             times[event.key] += micro / 1e3 / rounds
-    return dict(times.most_common()), 1e3 * (bare if on_gpu else wall) / rounds
+    return dict(times.most_common()), 1e3 * (bare or wall)
 
 
 def parts(times: dict[str, float], wall: float) -> dict[str, float]:

@@ -117,9 +117,10 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
         scheduler = diffusers.DDIMScheduler(1000, beta_schedule="squaredcos_cap_v2")
         pipeline = diffusers.DDIMPipeline(unet, scheduler)
         pipeline.set_progress_bar_config(disable=True)
-        for reduced, precision in enumerate(PRECISIONS):
-            made_by = within(bool(reduced), lambda: pipeline(batch_size=n, num_inference_steps=50, output_type="np"))
-            sides[f"diffusers' DDIMPipeline, {precision}"] = made_by
+        for precision, (_, dtype) in PRECISIONS.items():
+            sides[f"diffusers' DDIMPipeline, {precision}"] = within(
+                dtype is torch.bfloat16, lambda: pipeline(batch_size=n, num_inference_steps=50, output_type="np")
+            )
     found = interleaved(sides, rounds, device)
     bases = {precision: found.get(f"diffusers' DDIMPipeline, {precision}") for precision in PRECISIONS}
     exact = made["ours, float32"]()

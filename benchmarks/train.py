@@ -82,13 +82,8 @@ def serve(talk: Connection, who: str, size: str, task: Task, root: Path) -> None
 
 def answer(talk: Connection, step: Callable[[], None], task: Task) -> None:
     """Takes a turn of steps whenever told to, and tells the seconds of a step and the memory."""
-
-    def turn() -> None:
-        for _ in range(task.turn):
-            step()
-
     while talk.recv():
-        talk.send((seconds(turn, task.device) / task.turn, memory(task.device)))
+        talk.send((seconds(step, task.device, task.turn), memory(task.device)))
 
 
 def memory(device: str) -> int:
