@@ -11,6 +11,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from diffusion_lightning.modules.base import memory
 from diffusion_lightning.modules.base.compiling import compile_network
 from diffusion_lightning.networks import UNet, base, unet
+from diffusion_lightning.networks.base import products
 
 from .measure import interleaved, machine, options, report
 from .train import network, recipe
@@ -93,13 +95,17 @@ def giving_back() -> Iterator[None]:
         memory.keep_freed()
 
 
+def reduced_products() -> Any:
+    return patch.object(products, "FAST", products.FAST | {torch.bfloat16})
+
+
 def pytorchs_attention() -> Any:
-    return patch.object(unet, "attend", F.scaled_dot_product_attention)
+    return patch.object(unet, "attend", partial(products.product, F.scaled_dot_product_attention))
 
 
 def plain_doubling() -> Any:
     def forward(self: base.DoublingConv, x: Tensor) -> Tensor:
-        return nn.Conv2d.forward(self, base.doubled(x))
+        return base.Conv2d.forward(self, base.doubled(x))
 
     return patch.object(base.DoublingConv, "forward", forward)
 
@@ -135,6 +141,8 @@ def main(args: Sequence[str]) -> None:
 
     if on_cpu:
         memory.keep_freed()
+        if reduced and torch.bfloat16 not in products.FAST:
+            sides["products in float32, rounded, on a CPU without fast bf16"] = within(reduced_products)
         sides["twice the size by a transposed convolution"] = within(plain_doubling)
         sides["attention as two products"] = within(pytorchs_attention)
         sides["four draws of dropout a word"] = within(pytorchs_dropout)

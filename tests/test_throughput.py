@@ -22,12 +22,14 @@ from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import DiT, UNet
+from diffusion_lightning.networks.base import products
 from diffusion_lightning.networks.unet import Attention
 from diffusion_lightning.schedules import Cosine
 
 from .conftest import small_config, tiny_unet
 
 NAME = "diffusion_lightning.callbacks.throughput.Throughput"
+BF16 = torch.bfloat16
 
 
 def model(network: nn.Module, *shape: int, **arguments: Any) -> Diffusion:
@@ -190,30 +192,31 @@ def test_a_peak_of_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "bf16", "told"), [("bf16-mixed", 190, True), ("bf16-mixed", 800, False), ("32-true", 190, False)]
+    ("precision", "reduced", "told"), [("bf16-mixed", [], True), ("bf16-mixed", [BF16], False), ("32-true", [], False)]
 )
-def test_a_cpu_that_is_slower_in_bf16_is_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, bf16: float, told: bool
+def test_a_cpu_that_is_slow_in_bf16_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, reduced: list[torch.dtype], told: bool
 ) -> None:
-    peaks = {torch.bfloat16: bf16 * 1e9, torch.float32: 390e9}
-    monkeypatch.setattr(throughput, "_measured_peak", lambda device, dtype: peaks[dtype])
-    words = [
-        "fit",
-        "--config",
-        str(timed(tmp_path, peak=None)),
-        "--trainer.max_steps",
-        "2",
-        "--trainer.precision",
-        precision,
-    ]
+    monkeypatch.setattr(products, "FAST", {torch.float32, *reduced})
+    config = str(timed(tmp_path))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        main(words)
-    said = [str(warning.message) for warning in caught if "GFLOP/s" in str(warning.message)]
+        main(["fit", "--config", config, "--trainer.max_steps", "2", "--trainer.precision", precision])
+    said = [str(warning.message) for warning in caught if "this CPU" in str(warning.message)]
     assert said == told * [
-        "this CPU multiplies matrices at 190 GFLOP/s in bfloat16 and at 390 in float32: "
-        "--trainer.precision 32-true trains faster on it"
+        "this CPU has no fast arithmetic for bfloat16, so that products are made in float32 and rounded to it: "
+        "--trainer.precision 32-true trains at least as fast here"
     ]
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(set(), 390e9), ({BF16}, 800e9)])
+def test_a_cpus_peak_is_of_the_type_in_which_products_are_made(
+    monkeypatch: pytest.MonkeyPatch, fast: set[torch.dtype], expected: float
+) -> None:
+    monkeypatch.setattr(products, "FAST", {torch.float32, *fast})
+    measured = {BF16: 800e9, torch.float32: 390e9}
+    monkeypatch.setattr(throughput, "_measured_peak", lambda device, dtype: measured[dtype])
+    assert throughput.peak(torch.device("cpu"), BF16) == expected
 
 
 # The rate, by a clock that stands still but where a step, a validation or a checkpoint turns it

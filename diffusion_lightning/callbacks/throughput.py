@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..networks.base import products
 from .base import now
 
 
@@ -28,15 +29,15 @@ class Throughput(Callback):
     The time is the first process's, from step to step: the loading of images counts, validations and the writing of
     checkpoints do not, nor does the first step of a start, which warms up.
 
-    Where P is measured on a CPU and the run's reduced precision is slower than float32, it says so at the start.
+    Where a CPU has no fast arithmetic for the run's reduced precision, it says so at the start.
 
     Paper: PaLM: scaling language modeling with pathways. Chowdhery et al., 2022, arXiv 2204.02311, appendix B.
 
     Args:
         peak: P in operations a second, above 0; None takes what the maker states for a known GPU in the run's
             precision, TF32 for float32 where convolutions may use it, and elsewhere measures large products of
-            matrices when training starts. (Lightning's table has H200 and H100 NVL at twice their dense peak, which
-            holds for sparse matrices alone: give theirs.)
+            matrices when training starts, on a CPU in the type in which networks make them. (Lightning's table has
+            H200 and H100 NVL at twice their dense peak, which holds for sparse matrices alone: give theirs.)
     """
 
     def __init__(self, peak: float | None = None) -> None:
@@ -54,10 +55,12 @@ class Throughput(Callback):
         self._interrupted = False
         if trainer.is_global_zero:
             dtype = _dtype(str(trainer.precision))
-            of_one = self.peak or peak(module.device, dtype)
-            self._peak = of_one * trainer.world_size
-            if self.peak is None and module.device.type == "cpu" and dtype.itemsize < 4:
-                _warn_of_slow(dtype, of_one)
+            self._peak = (self.peak or peak(module.device, dtype)) * trainer.world_size
+            if module.device.type == "cpu" and dtype not in products.FAST:
+                rank_zero_warn(
+                    f"this CPU has no fast arithmetic for {str(dtype).removeprefix('torch.')}, so that products are "
+                    "made in float32 and rounded to it: --trainer.precision 32-true trains at least as fast here"
+                )
 
     # What is no training: the window in which it falls begins anew with the step after it
 
@@ -141,17 +144,9 @@ def _dtype(precision: str) -> torch.dtype:
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of which a device is capable: what its maker states, or what products of matrices reach."""
+    if device.type == "cpu" and dtype not in products.FAST:
+        dtype = torch.float32
     return _known_peak(device, dtype) or _measured_peak(device, dtype)
-
-
-def _warn_of_slow(dtype: torch.dtype, reduced: float) -> None:
-    """Tells of a CPU whose products of matrices, `reduced` operations a second in this type, are faster in float32."""
-    full = _measured_peak(torch.device("cpu"), torch.float32)
-    if full > 1.1 * reduced:  # beyond what a measurement wavers by
-        rank_zero_warn(
-            f"this CPU multiplies matrices at {reduced / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')} and "
-            f"at {full / 1e9:.0f} in float32: --trainer.precision 32-true trains faster on it"
-        )
 
 
 def _known_peak(device: torch.device, dtype: torch.dtype) -> float | None:

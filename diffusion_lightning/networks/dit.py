@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import attend
+from .base import Conv2d, Linear, attend
 from .embeddings import sinusoidal
 
 FREQUENCIES = 256  # features of the sinusoidal embedding of the time, at any width
@@ -74,12 +74,12 @@ class DiT(nn.Module):
                 "width divisible by 4"
             )
         self.in_channels, self.size, self.patch = in_channels, size, patch
-        self.time1, self.time2 = nn.Linear(FREQUENCIES, width), nn.Linear(width, width)
-        self.enter = nn.Conv2d(in_channels, width, patch, stride=patch)
+        self.time1, self.time2 = Linear(FREQUENCIES, width), Linear(width, width)
+        self.enter = Conv2d(in_channels, width, patch, stride=patch)
         self.register_buffer("positions", _positions(size // patch, width), persistent=False)
         self.blocks = nn.ModuleList([Block(width, heads, int(width * mlp_ratio)) for _ in range(depth)])
-        self.modulation = nn.Linear(width, 2 * width)
-        self.leave = nn.Linear(width, patch**2 * (out_channels or in_channels))
+        self.modulation = Linear(width, 2 * width)
+        self.leave = Linear(width, patch**2 * (out_channels or in_channels))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -137,9 +137,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
-        self.modulation = nn.Linear(width, 6 * width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp1, self.mlp2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.modulation = Linear(width, 6 * width)
+        self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
+        self.mlp1, self.mlp2 = Linear(width, hidden), Linear(hidden, width)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(emb)[:, None].chunk(6, dim=2)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DoublingConv, Dropout, GroupNorm, attend, doubled, gpu
+from .base import Conv2d, DoublingConv, Dropout, GroupNorm, Linear, attend, doubled, gpu
 from .embeddings import sinusoidal
 
 
@@ -122,8 +122,8 @@ class UNet(nn.Module):
         self.resample_blocks, self.release = resample_blocks, release
         eps = 1e-6 if release == "DDPM" else 1e-5
         self.style = style = Style(4 * channels, dropout, groups, eps, scale_shift, heads, head_channels)
-        self.time1, self.time2 = nn.Linear(channels, style.time), nn.Linear(style.time, style.time)
-        self.enter = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.time1, self.time2 = Linear(channels, style.time), Linear(style.time, style.time)
+        self.enter = Conv2d(in_channels, channels, 3, padding=1)
 
         self.down = nn.ModuleList()
         skips, width = [channels], channels
@@ -148,10 +148,10 @@ class UNet(nn.Module):
 
         blocks_in_order: Iterator[Any] = chain(self.down, self.middle, self.up)
         self.shares = [block.share for block in blocks_in_order]
-        self.times = nn.Linear(style.time, sum(self.shares))  # what every block adds of the time, made at once
+        self.times = Linear(style.time, sum(self.shares))  # what every block adds of the time, made at once
 
         self.norm = style.norm(width)
-        self.leave = nn.Conv2d(width, out_channels or in_channels, 3, padding=1)
+        self.leave = Conv2d(width, out_channels or in_channels, 3, padding=1)
         if release == "DDPM":
             self._start_as_ddpm()
         else:
@@ -250,11 +250,11 @@ class Block(nn.Module):
         self.share = 2 * to if style.scale_shift else to  # of what the U-Net makes of the time
         self.joins = resize == 1.0  # on the way up, it is fed the output of its counterpart too
         self.norm1 = style.norm(from_)
-        self.conv1 = nn.Conv2d(from_, to, 3, padding=1)
+        self.conv1 = Conv2d(from_, to, 3, padding=1)
         self.norm2 = style.norm(to)
         self.dropout = Dropout(style.dropout)
-        self.conv2 = nn.Conv2d(to, to, 3, padding=1)
-        self.skip = nn.Conv2d(from_, to, 1) if from_ != to else nn.Identity()
+        self.conv2 = Conv2d(to, to, 3, padding=1)
+        self.skip = Conv2d(from_, to, 1) if from_ != to else nn.Identity()
         self.attention = Attention(to, style) if attend else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -283,8 +283,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = style.heads_of(channels)
         self.norm = style.norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -315,7 +315,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, release: str) -> None:
         super().__init__()
         self.padding = (0, 1, 0, 1) if release == "DDPM" else (1, 1, 1, 1)
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.conv(F.pad(x, self.padding))

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .products import product
+
 LONGEST = 1024  # tokens whose weights, all pairs at once, are no burden to a CPU
 
 
@@ -15,6 +17,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Paper: Attention is all you need. Vaswani et al., 2017, arXiv 1706.03762, equation 1.
     """
+    return product(_attend, q, k, v)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type != "cpu" or q.shape[2] > LONGEST:
         return F.scaled_dot_product_attention(q, k, v)
     flat = [x.flatten(0, 1) for x in (q * q.shape[3] ** -0.5, k, v)]

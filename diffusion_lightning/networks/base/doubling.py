@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import gpu
+from .products import Conv2d, product
 
 FEWEST = 1024  # pixels of a batch for which fewer products outweigh the sums of weights that they take
 
@@ -20,7 +21,7 @@ def doubled(x: Tensor) -> Tensor:
     return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(b, c, 2 * h, 2 * w)
 
 
-class DoublingConv(nn.Conv2d):
+class DoublingConv(Conv2d):
     """The 3×3 convolution of `doubled(x)`, padded by a pixel: (B, C, H, W) to (B, C', 2H, 2W).
 
     On a CPU as a transposed convolution of x itself, by sums of the weights: a pixel that is made there sees two rows
@@ -34,6 +35,10 @@ class DoublingConv(nn.Conv2d):
         exported = torch.compiler.is_exporting()  # for batches of any size
         if exported or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < FEWEST:
             return super().forward(doubled(x))
-        placed = [F.pad(self.weight, (1 - i, i, 1 - j, j)) for i in (0, 1) for j in (0, 1)]
-        sums = torch.stack(placed).sum(0).flip(2, 3).transpose(0, 1)  # (C, C', 4, 4)
-        return F.conv_transpose2d(x, sums, self.bias, stride=2, padding=1)
+        return product(_doubled_convolved, x, self.weight, self.bias)
+
+
+def _doubled_convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    placed = [F.pad(weight, (1 - i, i, 1 - j, j)) for i in (0, 1) for j in (0, 1)]
+    sums = torch.stack(placed).sum(0).flip(2, 3).transpose(0, 1)  # (C, C', 4, 4)
+    return F.conv_transpose2d(x, sums, bias, stride=2, padding=1)
