@@ -14,9 +14,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from diffusion_lightning.evaluation import fingerprint
 from diffusion_lightning.metrics import InceptionV3, inception
+from diffusion_lightning.networks.base import products
 
 from .conftest import small_config
 from .test_cli import fails
+from .test_products import Made
 
 
 def random_weights(path: Path) -> Path:
@@ -59,12 +61,17 @@ def test_features_and_logits_are_those_of_torch_fidelity(weights: Path) -> None:
         ours(x[:, :2])
 
 
-def test_bfloat16_is_near_and_told_apart(weights: Path) -> None:
-    """Rounded, and so no part of what is kept of references in float32; whatever surrounds it."""
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16_is_near_and_told_apart(weights: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    """Rounded, and so no part of what is kept of references in float32; whatever surrounds it, on any CPU."""
+    monkeypatch.setattr(products, "FAST", {torch.float32} | ({torch.bfloat16} if fast else set()))
     exact, half = InceptionV3(str(weights)), InceptionV3(str(weights), "bfloat16")
     x = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16):
-        features, rounded = exact(x), half(x)
+        features = exact(x)
+        with Made() as made:
+            rounded = half(x)
+    assert list(made.types) == [torch.bfloat16 if fast else torch.float32]
     assert features.dtype == rounded.dtype == torch.float32
     assert torch.equal(features, exact(x))
     error = (rounded - features).norm() / features.norm()

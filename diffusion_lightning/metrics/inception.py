@@ -8,8 +8,9 @@ import hashlib
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import inception as tv
 
 from .. import images as pixels
+from ..networks.base import Conv2d
 
 # The same weights under the names by which torch-fidelity and pytorch-fid keep them; a hash ends the name.
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
@@ -38,8 +40,8 @@ class InceptionV3(nn.Module):
 
     Args:
         weights: path of the file of weights; None looks in torch's cache, then downloads.
-        precision: in which its convolutions compute. "bfloat16" is faster on GPUs and on CPUs that have it, and moves
-            the distance: `python -m benchmarks score` says by how much. Published figures are "float32".
+        precision: of its features. "bfloat16" is faster and moves the distance: `python -m benchmarks score` says by
+            how much. Published figures are "float32".
 
     Raises:
         ValueError: where there are no weights, the file is of another network, or there is no such precision.
@@ -94,6 +96,18 @@ class InceptionV3(nn.Module):
         return features, features @ self.network.fc.weight.T
 
 
+class _Convolution(nn.Module):
+    """A convolution, its norm and a ReLU."""
+
+    def __init__(self, from_: int, to: int, **shape: Any) -> None:
+        super().__init__()
+        self.conv = Conv2d(from_, to, bias=False, **shape)
+        self.bn: Any = nn.BatchNorm2d(to, eps=0.001)  # until it is folded into the convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
 # TensorFlow's network differs from torchvision's in the pooling branches: an average leaves the padding out of its
 # count, and the last block takes the maximum.
 
@@ -136,17 +150,19 @@ class _Last(_E):
 
 
 def _network() -> tv.Inception3:
-    blocks = [tv.BasicConv2d, _A, tv.InceptionB, _C, tv.InceptionD, _E, tv.InceptionAux]
+    kinds = (_A, tv.InceptionB, _C, tv.InceptionD, _E, tv.InceptionAux)
+    blocks = [_Convolution, *(partial(kind, conv_block=_Convolution) for kind in kinds)]
     network = tv.Inception3(InceptionV3.num_classes, aux_logits=False, inception_blocks=blocks, init_weights=False)
-    network.Mixed_7c = _Last(2048)
+    network.Mixed_7c = _Last(2048, conv_block=_Convolution)
     return network
 
 
 def _fold(network: nn.Module) -> None:
     """Every norm into the convolution before it, whose weights then are bfloat16 and lie channels last."""
     for block in list(network.modules()):
-        if isinstance(block, tv.BasicConv2d):
-            block.conv = fuse_conv_bn_eval(block.conv, block.bn).to(torch.bfloat16, memory_format=torch.channels_last)
+        if isinstance(block, _Convolution):
+            fused = fuse_conv_bn_eval(block.conv, block.bn)
+            block.conv = fused.to(torch.bfloat16).to(memory_format=torch.channels_last)
             block.bn = nn.Identity()
 
 
