@@ -2,8 +2,9 @@
 
     python -m benchmarks.mnist [options of fit]
 
-The options change the config. On a GPU none are needed; on two CPU cores fewer steps and less precision make it
-bearable: `--trainer.max_steps 800 --trainer.val_check_interval 800 --trainer.precision bf16-mixed`.
+The options change the config. On a GPU none are needed; on two CPU cores fewer steps make it bearable, and less
+precision where they have units for it:
+`--trainer.max_steps 800 --trainer.val_check_interval 800 --trainer.precision bf16-mixed`.
 """
 
 import shutil
