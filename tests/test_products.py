@@ -110,6 +110,14 @@ def test_a_layer_is_the_exact_one_rounded_once(name: str, dtype: torch.dtype, wh
         torch.testing.assert_close(ours.double(), truth, rtol=1.01 * bound, atol=rest)
 
 
+@pytest.mark.usefixtures("slow")
+def test_float64_is_left_alone_as_autocast_does() -> None:
+    made = Made()
+    with made, torch.autocast("cpu", torch.bfloat16):
+        assert base.Conv2d(2, 2, 3).double()(torch.randn(1, 2, 4, 4).double()).dtype == torch.float64
+    assert list(made.types) == [torch.float64]
+
+
 @pytest.mark.parametrize("tokens", [16, 1025])
 @pytest.mark.usefixtures("slow")
 def test_attention_is_the_exact_one_rounded_once(tokens: int) -> None:

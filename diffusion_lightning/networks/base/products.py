@@ -35,7 +35,8 @@ def product(make: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> T
     """
     if x.device.type != "cpu":
         return make(x, *others)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves alone
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if dtype in FAST:
         return make(x, *others)
     with torch.autocast("cpu", enabled=False):
