@@ -4,7 +4,7 @@
 
 The same seed and the same 1,500 steps for all. `fd_digits` is what the last validation logs (297 samples of the
 averaged weights, 300 of the 1,000 times), bits/dim what `test` reports for the 297 held-out images at all times. About
-five minutes a row on two CPU cores; runs/choices/ keeps the runs, and what is finished is not trained again.
+four minutes a row on two CPU cores; runs/choices/ keeps the runs, and what is finished is not trained again.
 """
 
 import csv

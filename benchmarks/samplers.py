@@ -3,7 +3,7 @@
     python -m benchmarks.samplers [CKPT]
 
 `fd_digits` of 297 samples to the 1,500 training images, from the same noise for all; its floor is that of the 297
-held-out images. Twelve minutes on two CPU cores. `Heun` asks the network twice a step.
+held-out images. Seven minutes on two CPU cores. `Heun` asks the network twice a step.
 """
 
 import sys
