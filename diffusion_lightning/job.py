@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same again
+TURN = 5  # seconds that a process has to put the job back before the next one does
+PATIENCE = 60  # seconds in which SLURM ends a job that was put back
 SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
 
 
@@ -138,7 +140,8 @@ def leave(message: str) -> int:
     """Puts the job back into SLURM's queue, says so, and returns the status to exit with.
 
     A job that is being cancelled, or whose time is over, stays so. SLURM ends a requeued job by itself; its processes
-    wait for that, since one that ended before would count as failed.
+    wait for that, since one that ended before would count as failed. The first process speaks for all; where it does
+    not, since it waits in a collective for one that has left, which no signal interrupts, the next does.
     """
     if "SLURM_JOB_ID" not in os.environ or shutil.which("scontrol") is None:
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
@@ -146,12 +149,13 @@ def leave(message: str) -> int:
         return EXIT_CODE
     for number in SIGNALS:  # by which SLURM ends it
         signal.signal(number, signal.SIG_DFL)
-    if os.environ.get("SLURM_PROCID", "0") == "0":
-        requeued = _requeue(_slurm_id())
+    rank = int(os.environ.get("SLURM_PROCID") or 0)
+    time.sleep(min(TURN * rank, PATIENCE))
+    requeued = _requeue(_slurm_id())
+    if requeued or (requeued is False and rank == 0):
         _say(f"{message}: job {_slurm_id()} was {'put back into the queue' if requeued else 'not requeued'}")
-        if not requeued:
-            return EXIT_CODE
-    time.sleep(60)
+    if requeued is not False:
+        time.sleep(PATIENCE)
     return EXIT_CODE
 
 
@@ -159,9 +163,14 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _requeue(job: str) -> bool:
-    state = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True)
-    if state.stdout.strip() != "RUNNING":
+def _requeue(job: str) -> bool | None:
+    """Whether this process put the job back; None where another one did."""
+    words = ["squeue", "--noheader", "--jobs", job, "--Format", "State:32,RestartCnt:32"]
+    found = subprocess.run(words, capture_output=True, text=True).stdout.split()
+    state, restarts = found if len(found) == 2 else ("", "0")
+    if int(restarts) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        return None
+    if state != "RUNNING":
         return False
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if done.returncode:

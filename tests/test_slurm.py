@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from diffusion_lightning import job
 from diffusion_lightning.checkpoints import read
 
 from .conftest import ROOT, small_config
@@ -37,6 +38,18 @@ class SlowDisk(Callback):
             fsync(file)
 
         os.fsync = slow  # type: ignore[assignment]
+
+
+class Apart(Callback):
+    """In the first validation one process waits for the other where no signal reaches it."""
+
+    def on_validation_batch_start(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        if job.restarted() or trainer.sanity_checking:
+            return
+        if trainer.global_rank:
+            Path("apart").touch()
+            time.sleep(600)
+        trainer.strategy.barrier()
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +138,22 @@ def test_preempted_in_training_in_validation_and_while_writing_the_job_ends_as_t
     assert [row.get("train/loss") for row in found] == [row.get("train/loss") for row in expected]
     assert [row.get("val/fd_digits") for row in found] == [row.get("val/fd_digits") for row in expected]
     assert len({folder.name.rpartition("-")[2] for folder in (broken / "wandb").glob("offline-run-*")}) == 1
+
+
+def test_a_process_that_waits_for_one_which_has_left_does_not_keep_the_job_from_the_queue(
+    slurm: Slurm, config: Path, tmp_path: Path
+) -> None:
+    number, run = submit(slurm, tmp_path, config, "--trainer.callbacks+", "tests.test_slurm.Apart")
+    until((tmp_path / "apart").exists, slurm, number, tmp_path)
+    time.sleep(1)  # the other one has come to its barrier
+    slurm.signal(number)
+    until(lambda: restarts(slurm, number) == 1, slurm, number, tmp_path, job.PATIENCE - job.TURN)
+    until(lambda: ended(slurm, number), slurm, number, tmp_path)
+    said = log(tmp_path, number)
+    assert slurm.show(number)["JobState"] == "COMPLETED", said
+    assert read(run / "checkpoints/last.ckpt")["global_step"] == STEPS
+    assert restarts(slurm, number) == said.count("was put back into the queue") == 1, said
+    assert "Traceback" not in said
 
 
 def test_a_cancelled_job_stays_cancelled_and_a_failed_one_failed(slurm: Slurm, config: Path, tmp_path: Path) -> None:
