@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same again
-TURN = 5  # seconds that a process has to put the job back before the next one does
+TURN = 30  # seconds that a process has to end its logs and put the job back before the next one does
 PATIENCE = 60  # seconds in which SLURM ends a job that was put back
 SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
 

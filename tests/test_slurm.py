@@ -147,7 +147,7 @@ def test_a_process_that_waits_for_one_which_has_left_does_not_keep_the_job_from_
     until((tmp_path / "apart").exists, slurm, number, tmp_path)
     time.sleep(1)  # the other one has come to its barrier
     slurm.signal(number)
-    until(lambda: restarts(slurm, number) == 1, slurm, number, tmp_path, job.PATIENCE - job.TURN)
+    until(lambda: restarts(slurm, number) == 1, slurm, number, tmp_path, 1.5 * job.TURN)
     until(lambda: ended(slurm, number), slurm, number, tmp_path)
     said = log(tmp_path, number)
     assert slurm.show(number)["JobState"] == "COMPLETED", said
