@@ -12,7 +12,6 @@ alone, then `compute()` and `reset()`. What it may have beside these, as the met
 
 import hashlib
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -259,11 +258,3 @@ def _named(metric: Metric, values: Any) -> dict[str, Any]:
     if isinstance(values, tuple | list):
         return {f"{name}_{part}": value for part, value in zip(("mean", "std"), values, strict=True)}
     return {name: values}
-
-
-def cache_folder() -> Path:
-    """Where references are kept: `$DIFFUSION_LIGHTNING_CACHE`, else the user's cache folder."""
-    given = os.environ.get("DIFFUSION_LIGHTNING_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_lightning"

@@ -16,7 +16,8 @@ from torchmetrics import Metric
 from tqdm import tqdm
 
 from .commands import EXTRACTORS
-from .evaluation import Evaluation, cache_folder
+from .evaluation import Evaluation
+from .files import cache_folder
 from .metrics import (
     KID,
     ClassCoverage,

@@ -8,7 +8,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "diffusion_lightning"
 
 FLOORS = {
-    0: ["job", "schedules", "random", "images", "references", "pictures", "networks", "conditioning", "first_stages"],
+    0: [
+        "files",
+        "job",
+        "schedules",
+        "random",
+        "images",
+        "references",
+        "pictures",
+        "networks",
+        "conditioning",
+        "first_stages",
+    ],
     1: ["denoising", "published"],
     2: ["objectives", "guidance", "likelihood", "schedulers"],
     3: ["samplers"],

@@ -12,7 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from tqdm import tqdm
 
-from ...evaluation import Block, Evaluation, cache_folder, share
+from ...evaluation import Block, Evaluation, share
+from ...files import cache_folder
 from ...samplers import Sampler
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ...evaluation import cache_folder
+from ...files import cache_folder
 
 Write = Callable[[IO[bytes]], dict[str, Any]]
 

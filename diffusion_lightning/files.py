@@ -1,0 +1,159 @@
+"""Files: written whole or not at all, locked by one process at a time, found under the home folder, kept in the cache.
+
+Nothing here imports more than Python's own.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: there are no locks
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"  # the file of a folder's lock
+STALE = 24 * 3600  # seconds after which an unfinished file has no writer any more
+
+_held: set[Path] = set()  # folders that this process has locked
+
+
+@contextlib.contextmanager
+def written(path: str | Path) -> Iterator[IO[bytes]]:
+    """A stream whose bytes become the file `path` at the end of the block, whole or not at all.
+
+    They are written to `.NAME.RANDOM.part` beside it, brought to the disk and renamed. If the block raises, the earlier
+    file stays as it was and the part is removed. The folder is made if it is missing.
+
+    Raises:
+        OSError: with `path` as its file name, if the bytes could not be written (no room, no permission).
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.filename in (None, str(part), os.fspath(part)):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file of UTF-8, whole or not at all; raises as `written` does."""
+    with written(path) as stream:
+        stream.write(text.encode())
+
+
+def sweep(folder: Path) -> None:
+    """Removes the unfinished files of `written` in a folder that nobody has touched for a day."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > STALE:
+                part.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, mend: str) -> Iterator[None]:
+    """Holds a folder's lock as long as the block lasts, so that no two processes write into it at once.
+
+    The lock is the operating system's (POSIX, on `FOLDER/.lock`), so it ends with its process however that ends, and a
+    file that a killed process left behind locks nothing. On a file system without locks, the block runs without one.
+
+    Args:
+        folder: made if it is missing.
+        mend: what to do instead, the end of the error's sentence.
+
+    Raises:
+        ValueError: if another process holds it, with that process's own words.
+        OSError: if the folder cannot be written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    key, path = folder.resolve(), folder / LOCK
+    if key in _held:
+        raise ValueError(f"{folder} is in use by this process already: {mend}")
+    file = _taken(path, folder, mend)
+    _held.add(key)
+    try:
+        yield
+    finally:
+        _held.discard(key)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            file.close()
+
+
+def _taken(path: Path, folder: Path, mend: str) -> IO[str] | None:
+    """The open file of the lock, which holds it; None if there are no locks here."""
+    while fcntl is not None:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            with file:
+                file.seek(0)
+                owner = _owner(file.read())
+            raise ValueError(f"{folder} is in use by {owner}: {mend}") from error
+        except OSError:  # this file system has none
+            file.close()
+            return None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else its earlier owner removed it just now
+                me = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+                me["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+                file.truncate(0)
+                file.write(json.dumps(me))
+                file.flush()
+                return file
+        file.close()
+    return None
+
+
+def _owner(text: str) -> str:
+    try:
+        found = json.loads(text)
+        return f"process {found['pid']} on {found['host']} since {found['since']} ({found['command']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def digest(path: str | Path) -> str:
+    """A hash of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def expanded(value: Any) -> Any:
+    """Every text that begins with `~/` under the home folder, in a text, path, list or dict; all else as it is."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value == "~" or value.startswith("~/") else value
+    if isinstance(value, Path):
+        return value.expanduser()
+    if isinstance(value, list):
+        return [expanded(x) for x in value]
+    return {key: expanded(x) for key, x in value.items()} if isinstance(value, dict) else value
+
+
+def cache_folder() -> Path:
+    """The user's cache: `$DIFFUSION_LIGHTNING_CACHE`, else `diffusion_lightning` in the system's folder for caches."""
+    given = os.environ.get("DIFFUSION_LIGHTNING_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_lightning"
