@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from diffusion_lightning.callbacks.throughput import forward_flops
-from diffusion_lightning.checkpoints import build
+from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.records import read
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Images that `test` finds held out; of one's own pictures, which `folder` is for, any number.
@@ -22,7 +23,7 @@ OTHERS = 10_000
 def row(path: Path) -> str:
     """A line of the table."""
     config = yaml.safe_load(path.read_text())
-    model = build(config["model"])
+    model = read(config["model"], Diffusion, "model").make()
     forward, T = forward_flops(model), model.schedule.T
     parameters = sum(p.numel() for p in model.parameters())
     training = 3 * forward * config["data"]["init_args"]["batch_size"] * config["trainer"]["max_steps"]

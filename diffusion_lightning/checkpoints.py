@@ -1,131 +1,231 @@
 """What a checkpoint file holds, read without running anything in it.
 
-A checkpoint is Lightning's, of tensors and plain values only, with three additions: `config`, the text of the
-`config.yaml` that made the run, `wandb_id`, its run's in Weights & Biases, and the averaged weights in the state of the
-callback `EMA`.
+A checkpoint is Lightning's, of tensors and plain values only, with these additions: `config`, the text of the
+configuration that made the run (JSON; YAML in older files), `wandb_id`, its run's in Weights & Biases, and the averaged
+weights in the state of the callback `EMA`. The file is data: its configuration is read as `records` reads it, so it
+names no code beyond a table of known classes, and a module of the user's own only if the user trusts it by name.
 """
 
 import pickle
+import stat
 import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from . import records
 from .modules import Diffusion
 
 CONFIG = "config"
 IMPORTED = "imported"  # where the weights of a checkpoint came from that no training here wrote
 WANDB = "wandb_id"
 
+PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
+SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
+
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The file's content, on the CPU.
+    """The file's content, on the CPU; its checksums (CRC-32 of each entry) are compared first.
 
     Raises:
-        ValueError: where there is no such file, it is cut short, it holds code, or it is something else.
+        ValueError: if there is no such file, it is cut short or damaged, it holds code, or it is something else.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = Path(path).expanduser()
+    if not path.exists():
         near = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         hint = f"there are {', '.join(near)}" if near else "give the path of a .ckpt file"
         raise ValueError(f"the checkpoint {path} does not exist: {hint}")
+    if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for
+        raise ValueError(f"{path} is no file, but a checkpoint is one: give the path of a .ckpt file")
     damaged = f"the checkpoint {path} ({path.stat().st_size} bytes) is cut short, damaged or no checkpoint: use another"
     if not zipfile.is_zipfile(path):  # torch's format since 1.6; nothing older, such as a bare pickle, is opened
         raise ValueError(damaged)
     try:
+        check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"the checkpoint {path} holds more than tensors and plain values, and loading it could run code: "
             "nothing was loaded; use a checkpoint that this program wrote"
         ) from error
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError,
+            zipfile.BadZipFile, NotImplementedError) as error:  # fmt: skip
         raise ValueError(damaged) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no state_dict; give a .ckpt file of a run")
+    _check_tensors(checkpoint, path)
     return checkpoint
 
 
+def check_archive(path: Path) -> None:
+    """Raises BadZipFile if an entry's bytes are not those that were written, or stand for more than the file has."""
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)  # torch packs none
+        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise zipfile.BadZipFile("its entries stand for more bytes than the file has")
+        if (bad := file.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the checksum of {bad} differs")
+
+
+def _check_tensors(checkpoint: dict[str, Any], path: Path) -> None:
+    for name, x in {**checkpoint["state_dict"], **averaged(checkpoint)}.items():
+        if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta:
+            raise ValueError(f"{name} in {path} is no tensor of numbers: use another checkpoint")
+        if x.numel() * x.element_size() > x.untyped_storage().nbytes():
+            raise ValueError(f"{name} in {path} says {x.numel():,} numbers and stores fewer: use another checkpoint")
+
+
 def config(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """The configuration of the run that wrote the checkpoint.
+    """The configuration of the run that wrote the checkpoint, as plain data.
 
     Raises:
-        ValueError: where it carries none.
+        ValueError: if it carries none, or none that is plain data of at most 1 MB.
     """
     if CONFIG not in checkpoint:
         raise ValueError(
             f"the checkpoint {path} carries no configuration, since it was not written by `diffusion-lightning fit`: "
             "build its model yourself and load its state_dict"
         )
-    return yaml.safe_load(checkpoint[CONFIG])
+    return records.parsed(checkpoint[CONFIG], path)
 
 
 def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Nothing where the checkpoint's weights are those of a module like this one.
-
-    Raises:
-        ValueError: names the first parameter that differs.
-    """
+    """Raise ValueError if the checkpoint's weights are not those of a module like this one, or are not finite."""
     _compare(module.state_dict(), checkpoint["state_dict"], path)
+    _check_weights(module, checkpoint, path)
 
 
-def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path) -> None:
+def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """The average, if there is one, is of every parameter that is trained, so that it is never mixed with raw ones."""
+    average = averaged(checkpoint)
+    if average:
+        _compare({name: p for name, p in module.named_parameters() if p.requires_grad}, average, path, "average of ")
+    for kind, tensors in (("", checkpoint["state_dict"]), ("average of ", average)):
+        for name, x in tensors.items():
+            if x.is_floating_point() and not x.isfinite().all():
+                raise ValueError(
+                    f"the checkpoint {path} holds a {kind}{name} that is not finite (NaN or infinite): use an earlier "
+                    "checkpoint"
+                )
+
+
+def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path, kind: str = "") -> None:
     for name in [*own, *(name for name in theirs if name not in own)]:
         here, there = (list(side[name].shape) if name in side else None for side in (own, theirs))
         if here != there:
             raise ValueError(
-                f"the checkpoint {path} belongs to another model: its {name} is {there or 'missing'}, this model's is "
-                f"{here or 'missing'}; use the configuration it was trained with, or another checkpoint"
+                f"the checkpoint {path} belongs to another model: its {kind}{name} is {there or 'missing'}, this "
+                f"model's is {here or 'missing'}; use the configuration it was trained with, or another checkpoint"
             )
 
 
 def averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The EMA's weights by the parameters' names; empty where the run kept none."""
-    return checkpoint.get("callbacks", {}).get("EMA", {}).get("average", {})
+    """The EMA's weights by the parameters' names; empty if the run kept none."""
+    found: Any = checkpoint
+    for key in ("callbacks", "EMA", "average"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
-def build(model: dict[str, Any]) -> Diffusion:
-    """The model that a configuration's `model` describes, with fresh weights."""
-    parser = _parser()
-    return parser.instantiate(parser.parse_object({"model": model})).model
-
-
-def complete(model: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's `model` with every default spelled out."""
-    parser = _parser()
-    text = parser.dump(parser.parse_object({"model": model}), skip_none=False, skip_validation=True, format="yaml")
-    return yaml.safe_load(text)["model"]
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Diffusion, "model")
-    return parser
-
-
-def load(ckpt: str | Path) -> Diffusion:
+def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
     """The model of a checkpoint with the EMA's weights, in eval mode, ready to `generate`; nothing but the file.
 
+    Args:
+        ckpt: the file. It is data, and runs no code.
+        trust: what the file may name beyond the classes of this package: modules of your own classes, such as
+            `my_network`, and hub names or files of weights, each by its exact text.
+
     Raises:
-        ValueError: where the file is no checkpoint of `diffusion-lightning fit`.
+        ValueError: if the file is no checkpoint of `diffusion-lightning fit`, names code that is not trusted, or
+            describes another model than the one whose weights it holds.
     """
     checkpoint = read(ckpt)
-    model = build(config(checkpoint, ckpt)["model"])
-    check_fits(model, checkpoint, ckpt)
+    return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust)
+
+
+def restored(checkpoint: dict[str, Any], config: dict[str, Any], path: str | Path, trust: Collection[str]) -> Diffusion:
+    """The model that a configuration describes with the averaged weights of a checkpoint; raises as `load` does."""
+    part = records.read(config.get("model"), Diffusion, "model", trust)
+    _check_sizes(part, checkpoint, path)
+    model = part.make()
+    check_fits(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"])
     model.load_state_dict(averaged(checkpoint), strict=False)
+    model.on_load_checkpoint({"global_step": checkpoint.get("global_step", 0)})
     return model.eval()
+
+
+def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise ValueError if a record describes other sizes than the file holds, before any memory is taken for them.
+
+    The network and the conditioner are made without memory (on the device "meta") and compared with the stored tensors;
+    a part of the user's own, which is trusted code, is made as it is.
+    """
+    shape = part.arguments["shape"]
+    if any(n < 1 for n in shape) or torch.Size(shape).numel() > PIXELS:
+        raise ValueError(f"model.shape in {path} is {shape}, which is no image of at most {PIXELS:,} numbers")
+    described = {name: value for name, value in part.arguments.items() if isinstance(value, records.Part) and value.own}
+    for name in ("network", "conditioner", "timesteps"):
+        if name not in described:
+            continue
+        prefix = "denoiser.network." if name == "network" else f"{name}."
+        theirs = {key: x for key, x in checkpoint["state_dict"].items() if key.startswith(prefix)}
+        made = without_memory(described[name], len(theirs), f"model.{name} in {path}")
+        if name == "timesteps" and "schedule" in described:
+            schedule = described["schedule"].make()
+            with torch.device("meta"):
+                made.prepare(schedule)
+        _compare({prefix + key: x for key, x in made.state_dict().items()}, theirs, path)
+        spare = sum(x.numel() for x in made.buffers())
+        if spare > SPARE + sum(x.numel() for x in theirs.values()):
+            raise ValueError(
+                f"model.{name} in {path} holds {spare:,} numbers beside its weights: use another checkpoint"
+            )
+
+
+def without_memory(part: records.Part, parameters: int, name: str) -> Any:
+    """The module that a record describes on the device "meta", where tensors have a shape and no memory.
+
+    Raises:
+        ValueError: if it cannot be made, or has far more parameters (tensors) than the number given.
+    """
+    try:
+        with _at_most(parameters), torch.device("meta"):
+            return part.make()
+    except (RuntimeError, TypeError, ArithmeticError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
+
+
+@contextmanager
+def _at_most(n: int) -> Iterator[None]:
+    """Raises ValueError in the block as soon as it has made twice as many parameters as a file holds."""
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > 2 * n + 16:  # a tensor of several names, or one that is replaced while the network is made
+            raise ValueError(f"the record describes a network of more parameters than the {n} that the file holds")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def start_from(module: nn.Module, path: str) -> None:
     """Gives a module the averaged weights of another run's checkpoint, and nothing else of that run.
 
     Raises:
-        ValueError: where they are not those of a module like this one.
+        ValueError: if they are not those of a module like this one.
     """
     checkpoint = read(path)
     theirs = {**checkpoint["state_dict"], **averaged(checkpoint)}
@@ -134,4 +234,5 @@ def start_from(module: nn.Module, path: str) -> None:
         for side in (module.state_dict(), theirs)
     )
     _compare(own, theirs, path)
+    _check_weights(module, checkpoint, path)
     module.load_state_dict(theirs, strict=False)

@@ -44,6 +44,7 @@ def _score(parser: Arguments, words: list[str]) -> Namespace:
 
 def _export(parser: Arguments, words: list[str]) -> Namespace:
     parser.add_argument("ckpt", help="the checkpoint")
+    _trust(parser)
     parser.add_argument("dir", help="the folder to write; it must be empty, or not exist")
     parser.add_argument("--format", choices=FORMATS, nargs="+", default=["pipeline"],
                         help="one or several; pipeline where none is given")  # fmt: skip
@@ -68,6 +69,11 @@ def _selftest(parser: Arguments, words: list[str]) -> Namespace:
     return parser.parse_args(words)
 
 
+def _trust(parser: Arguments) -> None:
+    parser.add_argument("--trust", nargs="+", default=[], metavar="NAME", help="modules of your own classes, hub names "
+                        "or files of weights that the checkpoint may name")  # fmt: skip
+
+
 class Command(NamedTuple):
     """A subcommand: what it does, the file whose `main` does it, and who reads its words; None is that file."""
 
@@ -78,8 +84,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "fit": Command("Train a model, or go on with its training.", "training"),
-    "validate": Command("Work out a checkpoint's loss and metrics on the validation images.", "training"),
-    "test": Command("Work out a checkpoint's bits/dim and metrics on the test images.", "training"),
+    "validate": Command("Work out a checkpoint's loss and metrics on the validation images.", "evaluate"),
+    "test": Command("Work out a checkpoint's bits/dim and metrics on the test images.", "evaluate"),
     "predict": Command("Draw samples from a checkpoint's averaged model.", "predict"),
     "score": Command("Score generated images against real ones, without a model.", "score", _score),
     "export": Command("Write a checkpoint's averaged model for others.", "export", _export),

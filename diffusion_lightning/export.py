@@ -28,7 +28,7 @@ def main(given: Namespace) -> None:
     folder = Path(given.dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and is not empty, and nothing is overwritten: choose another place")
-    model = checkpoints.load(given.ckpt)
+    model = checkpoints.load(given.ckpt, given.trust)
     if "pipeline" in given.format:
         check_pipeline(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +101,8 @@ def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
 def weights(model: Diffusion, ckpt: str, folder: Path) -> None:
     """`model.safetensors` and `config.yaml`."""
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "model.safetensors")
-    text = checkpoints.read(ckpt)[checkpoints.CONFIG]
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": yaml.safe_load(text)["model"]}, sort_keys=False))
+    config = checkpoints.config(checkpoints.read(ckpt), ckpt)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": config["model"]}, sort_keys=False))
 
 
 class Program(nn.Module):

@@ -6,6 +6,7 @@ says what they are the weights of.
 """
 
 import json
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import checkpoints, training
+from . import checkpoints, records, training
 from .callbacks.checkpoint import AtomicIO
+from .modules import Diffusion
 from .published import Diffusers, Layout, OpenAI, ReleasedDiT, diffusers, dit
 
 Weights = dict[str, Tensor]
@@ -30,7 +32,8 @@ def main(given: Namespace) -> None:
         raise ValueError(f"{ckpt} exists already, and nothing is overwritten: choose another name, or remove it")
     weights, layout, description = _open(Path(given.source), given.new_attention_order)
     if given.config:
-        text = training.described(["--config", given.config, *given.options])
+        config = yaml.safe_load(training.described(["--config", given.config, *given.options]))
+        trust = records.modules(config)  # of the user's own words
     elif given.options:
         raise ValueError(f"{given.options[0]} changes a configuration, but none is given: give one by --config")
     elif description is None:
@@ -39,10 +42,13 @@ def main(given: Namespace) -> None:
             "model it is, such as --config configs/cifar10_iddpm.yaml"
         )
     else:
-        text = yaml.safe_dump({"model": checkpoints.complete(description)}, sort_keys=False)
-    model = checkpoints.build(yaml.safe_load(text)["model"])
+        config, trust = {"model": description}, set()
+    part = records.read(config["model"], Diffusion, "model", trust)
+    _check_size(part, weights, given.source)
+    model = part.make()
     if given.config and description:
-        _check_schedule(checkpoints.build(description).schedule.alpha_bar, model.schedule.alpha_bar, given.source)
+        theirs = records.read(description, Diffusion, "model").arguments["schedule"].make()
+        _check_schedule(theirs.alpha_bar, model.schedule.alpha_bar, given.source)
     network = model.denoiser.network
     if not isinstance(network, layout.network):
         raise ValueError(
@@ -54,7 +60,7 @@ def main(given: Namespace) -> None:
     _give_labels(model, table, layout)
     checkpoint = {
         "state_dict": model.state_dict(),
-        checkpoints.CONFIG: text,
+        checkpoints.CONFIG: records.text(config if given.config else {"model": part.spec()}),
         checkpoints.IMPORTED: str(given.source),
         "epoch": 0,
         "global_step": 0,
@@ -108,7 +114,7 @@ def _of_diffusers(folder: Path) -> tuple[Weights, Layout, dict[str, Any] | None]
 def _json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is cut short or no JSON ({error}): get it again") from error
 
 
@@ -119,6 +125,8 @@ def _read(file: Path) -> Weights:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
+        if zipfile.is_zipfile(file):
+            checkpoints.check_archive(file)
         with torch.serialization.safe_globals([Namespace]):  # DiT's training keeps its arguments
             found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, safetensors and torch each have their own
@@ -146,6 +154,21 @@ def _give_labels(model: Any, table: Tensor | None, layout: Layout) -> None:
         )
     assert own is not None
     own.load_state_dict({"weight": table})
+
+
+def _check_size(part: records.Part, weights: Weights, source: str) -> None:
+    """Raise ValueError if the network described is larger than the weights, before any memory is taken for it."""
+    network = part.arguments["network"]
+    if not network.own:
+        return
+    made, held = (
+        checkpoints.without_memory(network, len(weights), "the network"),
+        sum(x.numel() for x in weights.values()),
+    )
+    if (described := sum(p.numel() for p in made.parameters())) > 2 * held:
+        raise ValueError(
+            f"{source} holds {held:,} numbers, but the network described beside them has {described:,}: get it again"
+        )
 
 
 def _check_schedule(theirs: Tensor, ours: Tensor, source: str) -> None:

@@ -32,6 +32,9 @@ def main(words: list[str]) -> None:
     """
     parser = Parser(prog="diffusion-lightning predict", description=COMMANDS["predict"].does)
     parser.add_argument("--ckpt_path", type=str, required=True, help="the checkpoint")
+    parser.add_argument(
+        "--trust", nargs="+", default=[], help="modules of your own classes that the checkpoint may name"
+    )
     parser.add_argument("--out", type=str, required=True, help="folder of the pictures, or one .npz file of them")
     parser.add_argument("--n", type=int, default=64, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
@@ -60,7 +63,7 @@ def main(words: list[str]) -> None:
             f"n = {config.n}, batch_size = {config.batch_size}, first = {config.first} are no samples: "
             "give n ≥ 1, batch_size ≥ 1 and first ≥ 0"
         )
-    model = checkpoints.load(config.ckpt_path)
+    model = checkpoints.load(config.ckpt_path, config.trust)
     sampler.times(model.schedule)
     _check_model(model, config.y)
     guidance = None

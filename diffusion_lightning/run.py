@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-from . import checkpoints, job, provenance
+from . import checkpoints, job, provenance, records
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
 JOB = "job"  # the file in a run's folder that names the job which trains there
@@ -50,7 +50,7 @@ class Record(SaveConfigCallback):
             logger.log_hyperparams({**yaml.safe_load(self.text), **self.origin})
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[checkpoints.CONFIG] = self.text
+        checkpoint[checkpoints.CONFIG] = records.text(yaml.safe_load(self.text))
         ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         checkpoint[checkpoints.WANDB] = ids[0] if ids else None
 
@@ -81,6 +81,15 @@ def start(root: Path, ckpt_path: str | None) -> str | None:
 def described(loggers: Any) -> list[Namespace]:
     """Those of a configuration's `trainer.logger` that are described by their class and arguments."""
     return [x for x in (loggers if isinstance(loggers, list) else [loggers]) if isinstance(x, Namespace)]
+
+
+def place_loggers(loggers: Any, root: Path, job_type: str | None = None) -> None:
+    """Has the loggers of a configuration write into the run's folder, and W&B list an evaluation as what it is."""
+    for logger in described(loggers):
+        if "init_args.save_dir" in logger and logger["init_args.save_dir"] in (".", None):
+            logger["init_args.save_dir"] = str(root)
+        if job_type and is_wandb(logger.class_path):
+            logger["init_args.job_type"] = logger.get("init_args.job_type") or job_type
 
 
 def is_wandb(class_path: str) -> bool:

@@ -1,16 +1,15 @@
 """`diffusion-lightning fit`, `validate` and `test`, through Lightning's CLI.
 
 A run lives in one folder, `trainer.default_root_dir`, and never overwrites another's. Every checkpoint carries its
-run's configuration, so that what comes after `fit` needs the file alone. Whatever is wrong is said in one sentence
-and, wherever it can be, before training starts.
+run's configuration, so that what comes after `fit` needs the file alone (`evaluate`, `predict`). The configuration here
+is the user's own, which is code. Whatever is wrong is said in one sentence and, wherever it can be, before training
+starts.
 """
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -51,14 +50,12 @@ class CLI(LightningCLI):
                 config.trainer.default_root_dir = str(self.root / os.environ["WANDB_RUN_ID"])
             config.ckpt_path = run.start(self.root, config.ckpt_path)
         processes.name_limit(config.trainer.strategy)
-        for logger in run.described(config.trainer.logger):
-            if "init_args.save_dir" in logger and logger["init_args.save_dir"] in (".", None):
-                logger["init_args.save_dir"] = str(self.root)
-            if self.subcommand == "fit" and run.is_wandb(logger.class_path) and not logger.get("init_args.id"):
+        fits = self.subcommand == "fit"
+        run.place_loggers(config.trainer.logger, self.root, None if fits else self.subcommand)
+        for logger in run.described(config.trainer.logger) if fits else []:
+            if run.is_wandb(logger.class_path) and not logger.get("init_args.id"):
                 logger["init_args.id"] = run.wandb_id(self.root, config.ckpt_path)
                 logger["init_args.resume"] = "allow"
-            elif self.subcommand != "fit" and run.is_wandb(logger.class_path):
-                logger["init_args.job_type"] = logger.get("init_args.job_type") or self.subcommand
 
     def instantiate_classes(self) -> None:
         """Builds the objects; whatever a constructor refuses, a user's own class too, is said in its own words."""
@@ -160,26 +157,6 @@ def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step="))
 
 
-def _with_config_of_checkpoint(args: list[str]) -> list[str]:
-    """`validate --ckpt_path X` alone takes the configuration from X; what the user adds wins."""
-    given = {a.split("=", 1)[0] for a in args}
-    if args[:1] not in (["validate"], ["test"]) or given & {"--config", "-c", "--help", "-h", "--print_config"}:
-        return args
-    path = next((b if a == "--ckpt_path" else a.split("=", 1)[1] for a, b in zip(args, [*args[1:], ""], strict=True)
-                 if a == "--ckpt_path" or a.startswith("--ckpt_path=")), None)  # fmt: skip
-    if path is None:
-        raise ValueError(f"{args[0]} needs a model, but neither --ckpt_path nor --config names one: give --ckpt_path")
-    config = checkpoints.config(checkpoints.read(path), path)
-    if "data" not in config and not any(name.partition(".")[0] == "--data" for name in given):
-        raise ValueError(
-            f"the checkpoint {path} was imported and names no data to {args[0]} it on: name them by --data, such as "
-            "--data CIFAR10"
-        )
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(config, file)
-    return [args[0], "--config", file.name, *args[1:]]
-
-
 def _cli(kind: type[AnyCLI], args: list[str], execute: bool = True) -> AnyCLI:
     return kind(
         LightningModule,
@@ -198,12 +175,7 @@ def _cli(kind: type[AnyCLI], args: list[str], execute: bool = True) -> AnyCLI:
 
 def main(words: list[str]) -> None:
     """Runs the subcommand that the words begin with."""
-    args = _with_config_of_checkpoint(words)
-    try:
-        _cli(CLI, args)
-    finally:
-        if args[1:2] == ["--config"] and Path(args[2]).parent == Path(tempfile.gettempdir()):
-            Path(args[2]).unlink(missing_ok=True)
+    _cli(CLI, words)
 
 
 def described(words: list[str]) -> str:

@@ -37,7 +37,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def two_threads() -> None:
     """Two workers of pytest-xdist share two cores, and nothing here is large enough for more."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    alone = "PYTEST_XDIST_WORKER" not in os.environ and os.environ.get("OMP_NUM_THREADS") != "1"
+    torch.set_num_threads(2 if alone else 1)
     torch.manual_seed(0)
 
 

@@ -112,7 +112,8 @@ def test_weights_and_biases_holds_every_figure_the_pictures_the_config_and_the_o
     assert re.fullmatch("[0-9a-f]{40}(-dirty)?", told["git_commit"])
 
     root = tmp_path / "tested"
-    main(["test", "--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--trainer.default_root_dir", str(root)])
+    main(["test", "--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--trainer.default_root_dir", str(root),
+          "--trainer.logger", "WeightsAndBiases", "--trainer.logger.offline", "true"])  # fmt: skip
     (folder,) = (root / "wandb").glob("offline-run-*")
     (row,) = history(root)
     assert row["_step"] == row["trainer/global_step"] == 6

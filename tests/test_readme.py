@@ -38,7 +38,7 @@ def test_a_network_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monk
           "--model.init_args.network", "my_network.MyNetwork", "--data", "my_data.MyData"])  # fmt: skip
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert any("layers" in key for key in read(last)["state_dict"])
-    main(["predict", "--ckpt_path", str(last), "--n", "2", "--out", "drawn"])
+    main(["predict", "--ckpt_path", str(last), "--n", "2", "--out", "drawn", "--trust", "my_network"])
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 

@@ -36,7 +36,7 @@ class CelebA(Images):
         self.root, self.memory, self.shape = Path(root), memory, (3, size, size)
 
     def prepare_data(self) -> None:
-        self._found("test", download=True)
+        self._found("test", download=self.may_download)
         _ = self._splits
 
     def read(self, split: str) -> tuple[Tensor, Tensor]:

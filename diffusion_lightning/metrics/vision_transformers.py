@@ -75,7 +75,7 @@ def _pretrained(kind: str, model: str) -> Any:
             "pip install 'diffusion_lightning[transformers]'"
         ) from error
     try:
-        network = getattr(transformers, kind).from_pretrained(model, dtype=torch.float32)
+        network = getattr(transformers, kind).from_pretrained(model, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the weights of {model} are neither a folder here, nor in the cache of transformers, nor to be had from "

@@ -64,7 +64,7 @@ class ByTorchvision(Images):
         self.root = Path(root)
 
     def prepare_data(self) -> None:
-        self._found(train=False, download=True)
+        self._found(train=False, download=self.may_download)
 
     def read(self, split: str) -> tuple[Tensor, Tensor]:
         """Of torchvision's `data`, (N, H, W) or (N, H, W, 3), and `targets`."""

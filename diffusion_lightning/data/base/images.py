@@ -88,6 +88,7 @@ class Images(LightningDataModule, ABC):
 
     shape: tuple[int, int, int]
     levels = 256
+    may_download = True  # false for data that a checkpoint names: what a file names is read, and never written
 
     def __init__(self, batch_size: int = 128, flip: bool = False, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()

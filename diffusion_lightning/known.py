@@ -1,0 +1,95 @@
+"""The classes that a file may name: those of this package, listed ones of others, and modules that the user trusts."""
+
+import inspect
+import sys
+import typing
+from collections.abc import Collection
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+# Where this package's classes are found by name, whatever folder or file an older record says.
+FAMILIES = (
+    "modules", "networks", "schedules", "denoising", "conditioning", "objectives", "likelihood", "samplers", "metrics",
+    "data", "callbacks",
+)  # fmt: skip
+RENAMED = {"Inception": "InceptionV3"}  # permanent: what older records say
+LAYERS = (
+    "Conv2d", "Dropout", "ELU", "Embedding", "GELU", "GroupNorm", "Identity", "LayerNorm", "LeakyReLU", "Linear",
+    "Mish", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh",
+)  # fmt: skip
+LISTED = {"torch": ("torch.nn", LAYERS), "diffusers": ("diffusers", ("UNet2DModel",))}
+
+
+def find(name: str, where: str, trust: Collection[str]) -> type:
+    """The class of a name: of this package, listed, or in a module that the user trusts."""
+    module, _, short = name.rpartition(".")
+    top = name.partition(".")[0]
+    if module == "" or top == __package__:
+        short = RENAMED.get(short, short)
+        families = sorted(FAMILIES, key=lambda family: family not in module.split("."))  # its own first
+        found = next(filter(None, (public(family, short) for family in families)), None)
+        if found is None:
+            raise ValueError(f"{where} is {name}, but this version has no such class: use the version that wrote it")
+        return found
+    if top in LISTED and short in LISTED[top][1]:
+        return getattr(_installed(LISTED[top][0], where), short)
+    if module in trust:
+        return _trusted(module, short, where)
+    raise ValueError(
+        f"{where} is {name}, which is code outside of this package, and a file does not decide what runs: nothing of "
+        f"it was loaded; if it is yours, trust its module by --trust {module}, or by trust=[{module!r}] in Python"
+    )
+
+
+def public(family: str, short: str) -> type | None:
+    """The class of this name in a family of this package, None if there is none."""
+    found = vars(import_module(f"{__package__}.{family}")).get(short)
+    own = isinstance(found, type) and found.__module__.startswith(f"{__package__}.")
+    return found if own else None
+
+
+def _installed(module: str, where: str) -> Any:
+    """A module that is installed, never a file of the same name in the folder where the command runs."""
+    path, here = sys.path, ("", str(Path.cwd()))
+    sys.path = [place for place in path if place not in here]
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{where} is a class of {module}, which is not installed: install it") from error
+    finally:
+        sys.path = path
+
+
+def _trusted(module: str, short: str, where: str) -> type:
+    try:
+        found = getattr(import_module(module), short)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{where} is {module}.{short}, which you trust, but it cannot be imported ({error}): run the command in "
+            "the folder that holds it, or install it"
+        ) from error
+    if not isinstance(found, type):
+        raise ValueError(f"{where} is {module}.{short}, which is no class: correct its class_path")
+    return found
+
+
+def parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """What a class takes by name, with real annotations; what its `**kwargs` reach in its base classes too."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        init: Any = vars(base)["__init__"]
+        init = inspect.unwrap(init)  # diffusers registers arguments around it
+        try:
+            hints = typing.get_type_hints(init)
+        except Exception:  # of a user's class: names that only a type checker sees
+            hints = {}
+        own = list(inspect.signature(init).parameters.values())[1:]
+        for p in own:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                found.setdefault(p.name, p.replace(annotation=hints.get(p.name, p.annotation)))
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            break
+    return found
