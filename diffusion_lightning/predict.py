@@ -17,9 +17,9 @@ from .callbacks import SampleWriter
 from .commands import COMMANDS
 from .conditioning import Unconditional
 from .guidance import ClassifierFree
+from .image_files import ORIGIN, contents, origin
 from .modules import Diffusion
 from .parser import Parser
-from .pictures import ORIGIN, contents, origin
 
 Request = dict[str, Any]
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .commands import EXTRACTORS
 from .evaluation import Evaluation
 from .files import cache_folder
+from .image_files import Archive, Folder, contents, readable
 from .metrics import (
     KID,
     ClassCoverage,
@@ -28,7 +29,6 @@ from .metrics import (
     PrecisionRecall,
     frechet_distance,
 )
-from .pictures import Archive, Folder, contents
 from .references import read_statistics, write_arrays
 
 
@@ -61,11 +61,14 @@ class _Side:
         elif self.path.is_file():
             names = contents(self.path)
             if "mu" in names:
+                for name in {"mu", "sigma"} & names.keys():
+                    readable(self.path, name, names[name])
                 self.statistics = read_statistics(self.path, extractor.num_features)  # type: ignore[arg-type]
             if "arr_0" in names or self.statistics is None:
                 self.images = Archive(self.path, channels)
         else:
-            raise ValueError(f"{path} does not exist: give a folder of pictures, or an .npz of images or statistics")
+            what = "is neither a folder nor a file" if self.path.exists() else "does not exist"
+            raise ValueError(f"{path} {what}: give a folder of pictures, or an .npz of images or statistics")
 
     images: Folder | Archive | None
     statistics: dict[str, torch.Tensor] | None

@@ -15,7 +15,7 @@ FLOORS = {
         "random",
         "images",
         "references",
-        "pictures",
+        "image_files",
         "networks",
         "conditioning",
         "first_stages",

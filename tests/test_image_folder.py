@@ -48,7 +48,7 @@ def fit(path: Path, *shape: int) -> Pixels:
 def test_the_central_square_is_averaged_over_areas(height: int, width: int, size: int, tmp_path: Path) -> None:
     pixels = noise(height, width, 3)
     save(tmp_path, {"a.png": pixels})
-    found, enlarged = Fit((3, size, size))(tmp_path / "a.png")
+    found, enlarged, _ = Fit((3, size, size))(tmp_path / "a.png")
     side = min(height, width)
     top, left, block = (height - side) // 2, (width - side) // 2, side // size
     square = pixels[top : top + side, left : left + side].astype(float)
@@ -60,7 +60,7 @@ def test_the_central_square_is_averaged_over_areas(height: int, width: int, size
 def test_a_part_of_an_area_that_is_no_whole_number_of_pixels(tmp_path: Path) -> None:
     """10 pixels to 4: each is the mean of the 2 or 3 pixels whose centres it covers."""
     save(tmp_path, {"a.png": np.arange(0, 100, 10).astype(np.uint8)[None].repeat(10, 0)})
-    found, _ = Fit((1, 4, 4))(tmp_path / "a.png")
+    found = Fit((1, 4, 4))(tmp_path / "a.png").pixels
     centres = np.arange(10) + 0.5
     for k in range(4):
         covered = np.arange(0, 100, 10)[(centres > 2.5 * k) & (centres <= 2.5 * (k + 1))]
@@ -257,12 +257,10 @@ def test_a_second_start_reads_no_picture(tmp_path: Path, own_cache: Path, monkey
     with monkeypatch.context() as context:
         unread(context)
         assert torch.equal(ImageFolder(folder, size=8).read("train")[0], first)
-        moved = folder.rename(tmp_path / "moved")
-        assert torch.equal(ImageFolder(moved, size=8).read("train")[0], first)
-    changed = moved / "a/0/000.png"  # the first, and so trained on
+    changed = folder / "a/0/000.png"  # the first, and so trained on
     Image.fromarray(noise(9, 9, 3, seed=99)).save(changed)
-    assert not torch.equal(ImageFolder(moved, size=8).read("train")[0], first)
-    assert ImageFolder(moved, size=8, channels=1).read("train")[0].shape[1] == 1
+    assert not torch.equal(ImageFolder(folder, size=8).read("train")[0], first)
+    assert ImageFolder(folder, size=8, channels=1).read("train")[0].shape[1] == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -415,7 +413,7 @@ def test_what_the_disk_refuses_is_no_broken_picture(
     """It is not left out for good because a disk failed once."""
     folder, opened = nested(tmp_path / "f"), Image.open
 
-    def refuse(source: Any) -> Image.Image:
+    def refuse(source: Any, **options: Any) -> Image.Image:
         raise OSError(errno.EIO, "Input/output error", str(source))
 
     monkeypatch.setattr(Image, "open", refuse)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffusion_lightning.cli import main
-from diffusion_lightning.pictures import Folder, origin
+from diffusion_lightning.image_files import Folder, origin
 
 from .test_cli import fails
 

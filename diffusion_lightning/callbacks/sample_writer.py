@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from .. import images
-from ..pictures import write_npz, write_png
+from ..image_files import write_npz, write_png
 
 
 class SampleWriter(BasePredictionWriter):

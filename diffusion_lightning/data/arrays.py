@@ -9,15 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..pictures import IMAGES, contents
-from .base import Images, Splits, arrange, cached, check_labels, fingerprint, whole_numbers
+from ..files import expanded
+from ..image_files import IMAGES, Array, contents, load_array, one_image, readable, state
+from .base import FORMAT, Images, Splits, arrange, cached, check_labels, fingerprint, whole_numbers
 
 LABELS = ("labels", "y", "arr_1")  # names of an .npz's labels, the first that it has
 AT_ONCE = 1024
+NPY = b"\x93NUMPY"  # how an .npy begins
 
 
 class Arrays(Images):
     """Bytes (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1 or 3, of an `.npz` or `.npy`, and labels (N,) of the `.npz`.
+
+    One (H, W, 3) is one image.
 
     Args:
         path: the file. A set too large for memory is best an `.npy`, which is mapped; an `.npz` is read whole.
@@ -26,7 +30,7 @@ class Arrays(Images):
         held_out: a share of the images below 1, or how many, for `val` and `test`: evenly spaced, from each class in
             proportion.
         memory: GiB up to which an `.npy` is read into memory; a larger one is copied into the user's cache, split after
-            split, and mapped.
+            split, and mapped. The copy's key is made of the file's resolved path, inode, times and size.
         kwargs: see `Images`.
 
     Raises:
@@ -43,7 +47,7 @@ class Arrays(Images):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.path, self.images, self.labels = Path(path), images, labels
+        self.path, self.images, self.labels = Path(expanded(str(path))), images, labels
         self.held_out, self.memory = held_out, memory
 
     @cached_property
@@ -74,8 +78,7 @@ class Arrays(Images):
                 stream.write(np.ascontiguousarray(pixels[some.numpy()]).tobytes())
             return {}
 
-        file = self.path.stat()
-        key = fingerprint(["array", self.path.resolve(), file.st_size, file.st_mtime_ns, pixels.shape, self.held_out])
+        key = fingerprint([FORMAT, "array", self.path.resolve(), state(self.path), pixels.shape, self.held_out])
         channels, height, width = pixels.shape[1:]
         return cached(key, (channels, height, width), write, self.memory)[0]
 
@@ -83,21 +86,24 @@ class Arrays(Images):
         """The images as they lie in the file, and their labels (N,)."""
         if not self.path.is_file():
             raise ValueError(f"{self.path} is no file: give the data's path of an .npz or .npy")
-        if self.path.suffix == ".npy":
-            return self._found_alone()
+        with self.path.open("rb") as file:
+            if file.read(len(NPY)) == NPY:
+                return self._found_alone()
         held = contents(self.path)
         image, label = self._name(held, self.images, IMAGES, "images"), self._name(held, self.labels, LABELS, "labels")
         if image is None:
             raise ValueError(f"{self.path} holds {', '.join(held)}, but images are sought: name them by data's images")
-        self._check(image, *held[image])
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                pixels, values = file[image], None if label is None else file[label]
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{self.path} is cut short or damaged, or holds Python objects: make it again") from error
-        if values is None:
+        readable(self.path, image, held[image])
+        self._check(image, held[image].shape, held[image].kind)
+        pixels = self._several(load_array(self.path, image, held[image]))
+        if label is None:
             return pixels, torch.zeros(len(pixels), dtype=torch.long)
-        y = whole_numbers(values, f"{label} of {self.path}", len(pixels))
+        if held[label].kind.hasobject:
+            raise ValueError(
+                f"{label} of {self.path} holds Python objects, but a label is the whole number of a class: save whole "
+                "numbers"
+            )
+        y = whole_numbers(load_array(self.path, label, held[label]), f"{label} of {self.path}", len(pixels))
         check_labels(y, f"{label} of {self.path}")
         return pixels, y
 
@@ -106,12 +112,13 @@ class Arrays(Images):
             raise ValueError(f"{self.path} holds one array, but images or labels are named: give an .npz of both")
         try:
             pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # numpy and mmap each have their own
             raise ValueError(f"{self.path} is cut short, damaged or no .npy of numbers: make it again") from error
         self._check("the array", pixels.shape, pixels.dtype)
+        pixels = self._several(pixels)
         return pixels, torch.zeros(len(pixels), dtype=torch.long)
 
-    def _name(self, held: dict[str, Any], given: str | None, usual: tuple[str, ...], what: str) -> str | None:
+    def _name(self, held: dict[str, Array], given: str | None, usual: tuple[str, ...], what: str) -> str | None:
         if given is not None and given not in held:
             raise ValueError(f"{self.path} holds {', '.join(held)}, but no {given}: correct data's {what}")
         return given or next((name for name in usual if name in held), None)
@@ -127,6 +134,10 @@ class Arrays(Images):
                 f"{name} of {self.path} has shape {list(shape)}, but images are (N, H, W), (N, H, W, C) or (N, C, H, "
                 "W) of 1 or 3 channels: reshape it"
             )
+
+    @staticmethod
+    def _several(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return pixels[None] if one_image(pixels.shape) else pixels
 
     @staticmethod
     def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,6 +8,8 @@ import torch
 import torchvision.datasets
 from torch import Tensor
 
+from ..files import expanded
+from ..image_files import state
 from .base import Fit, Images, Pictures, Splits, decode, downloaded, fingerprint
 
 CUT = (89 - 64, 121 - 64, 89 + 64, 121 + 64)  # left, top, right, bottom of the square
@@ -33,7 +35,7 @@ class CelebA(Images):
         super().__init__(**kwargs)
         if not 1 <= size <= 128:
             raise ValueError(f"size is {size}, but the square that is cut out has 128 pixels: give 1 to 128")
-        self.root, self.memory, self.shape = Path(root), memory, (3, size, size)
+        self.root, self.memory, self.shape = Path(expanded(str(root))), memory, (3, size, size)
 
     def prepare_data(self) -> None:
         self._found("test", download=self.may_download)
@@ -51,13 +53,13 @@ class CelebA(Images):
             names += self._found(official).filename
             places[split] = (first, len(names))
         folder = self.root / "celeba/img_align_celeba"
-        try:
-            found = [(folder / name).stat() for name in names]
-        except OSError as error:
+        found = [state(folder / name) for name in names]
+        if () in found:
             raise ValueError(
-                f"{error.filename} is not there, but the list of the splits names it: unpack img_align_celeba.zip again"
-            ) from error
-        key = fingerprint(["CelebA", names, *((file.st_size, file.st_mtime_ns) for file in found)])
+                f"{folder / names[found.index(())]} is not there, but the list of the splits names it: unpack "
+                "img_align_celeba.zip again"
+            )
+        key = fingerprint(["CelebA", folder.resolve(), names, *found])
         pictures = Pictures(names, lambda i: folder / names[i], key)
         images, _ = decode(pictures, Fit(self.shape, box=CUT), "stop", self.memory)
         return Splits(images, torch.zeros(len(names), dtype=torch.long), places)

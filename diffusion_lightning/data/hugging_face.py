@@ -4,34 +4,36 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from ..files import expanded
+from ..image_files import Source, state
 from .base import (
     Broken,
     Fit,
     Images,
     Pictures,
-    Source,
     Splits,
     arrange,
     check_labels,
     decode,
     fingerprint,
+    own_splits,
     size_of_first,
     whole_numbers,
 )
-
-OWN = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
 class HuggingFace(Images):
     """The pictures of one column of a set, in its order, as (channels, size, size); needs the package `datasets`.
 
-    They are decoded once, before the first step, and kept in the user's cache. What becomes of a picture is told by
-    `base.Fit`: upright, its central square, averaged over areas down to the size.
+    They are decoded once, before the first step, and kept in the user's cache. `image_files.decoded` reads a picture:
+    upright, over white, of 8 bits. `base.Fit` brings it to the size: its central square, averaged over areas.
+
+    The cache's key is made of the set's own mark and, for each of its files and each picture that is a file of its
+    own, of the resolved path, inode, times and size, see `image_files.state`.
 
     Args:
         name: a name on the hub, or a folder: written by `save_to_disk`, or of parquet or picture files.
@@ -64,7 +66,7 @@ class HuggingFace(Images):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.set_name, self.config, self.image, self.label = name, config, image, label
+        self.set_name, self.config, self.image, self.label = expanded(name), config, image, label
         self.channels, self.size, self.held_out = channels, size, held_out
         self.broken, self.memory = broken, memory
         Fit.check(channels, size)
@@ -76,6 +78,13 @@ class HuggingFace(Images):
             return self.channels, self.size, self.size
         rows = (self._source(split, i) for split, part in self._encoded.items() for i in range(len(part)))
         return self.channels, *size_of_first(rows, self.set_name)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes by label; None without labels, or if the set does not name them."""
+        kind = None if self.label is None else self._sets["train"].features[self.label]
+        names = getattr(kind, "names", None)
+        return None if names is None else list(names)
 
     def prepare_data(self) -> None:
         _ = self._splits
@@ -91,7 +100,10 @@ class HuggingFace(Images):
         order, places = arrange(labels, self.held_out)
         rows = [(split, i) for split, part in self._sets.items() for i in range(len(part))]
         rows = [rows[k] for k in order]
-        key = [self.image, self.label, places, *(_state(part) for part in self._sets.values())]
+        key: list[Any] = [self.image, self.label, places]
+        for split, part in self._sets.items():
+            alone = _files(self._encoded[split].data.column(self.image))
+            key += [part._fingerprint, len(part), *((file.resolve(), state(file)) for file in _of(part) + alone)]
         pictures = Pictures(
             [f"number {i} of {split}" for split, i in rows],
             lambda k: self._source(*rows[k]),
@@ -106,12 +118,12 @@ class HuggingFace(Images):
         found = self._loaded()
         if not isinstance(found, dict):
             found = {"train": found}
-        if "train" not in found and len(found) > 1:
+        own = own_splits(found, self.set_name)
+        if "train" not in own and len(found) > 1:
             raise ValueError(f"{self.set_name} has the splits {', '.join(found)}, but none is named train: rename one")
-        if "train" not in found:
-            found = {"train": next(iter(found.values()))}
-        own = {split: next((found[name] for name in names if name in found), None) for split, names in OWN.items()}
-        sets = {split: part for split, part in own.items() if part is not None and self._told(split, part)}
+        if "train" not in own:
+            own = {"train": next(iter(found))}
+        sets = {split: found[name] for split, name in own.items() if self._told(split, found[name])}
         for name in filter(None, (self.image, self.label)):
             for part in sets.values():
                 if name not in part.column_names:
@@ -123,7 +135,7 @@ class HuggingFace(Images):
         """Whether a split has the labels that are wanted: those of a `test` are often kept back, as -1 or left out."""
         if split == "train" or self.label is None:
             return True
-        if self.label in part.column_names and set(part[self.label][:]) != {-1}:
+        if self.label in part.column_names and any(value not in (-1, None) for value in part[self.label][:]):
             return True
         rank_zero_warn(f"the split {split} of {self.set_name} has no {self.label} and is left out")
         return False
@@ -139,8 +151,8 @@ class HuggingFace(Images):
         try:
             saved = Path(self.set_name, "dataset_dict.json"), Path(self.set_name, "state.json")
             if any(file.exists() for file in saved):
-                return datasets.load_from_disk(self.set_name)
-            return datasets.load_dataset(self.set_name, self.config)
+                return datasets.load_from_disk(self.set_name, keep_in_memory=False)
+            return datasets.load_dataset(self.set_name, self.config, keep_in_memory=False)
         except Exception as error:  # of the network, the hub, a script, the disk
             raise ValueError(
                 f"the set {self.set_name} could be had neither from the hub nor from a folder of that name "
@@ -166,14 +178,19 @@ class HuggingFace(Images):
     def _labels(self, part: Any) -> Tensor:
         if self.label is None:
             return torch.zeros(len(part), dtype=torch.long)
-        return whole_numbers(np.asarray(part[self.label][:]), f"{self.label} of {self.set_name}", len(part))
+        return whole_numbers(part[self.label][:], f"{self.label} of {self.set_name}", len(part))
 
     def _source(self, split: str, i: int) -> Source:
         row = self._encoded[split][i][self.image] or {}
         return Path(row["path"]) if row.get("bytes") is None and row.get("path") else row.get("bytes") or b""
 
 
-def _state(part: Any) -> tuple[Any, ...]:
-    """What changes when the rows do: the set's own mark, and its files."""
-    files = [Path(file["filename"]) for file in part.cache_files]
-    return part._fingerprint, len(part), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+def _of(part: Any) -> list[Path]:
+    """The files that hold a split's rows."""
+    return [Path(file["filename"]) for file in part.cache_files]
+
+
+def _files(column: Any) -> list[Path]:
+    """The pictures of a column that lie in files of their own: those without bytes."""
+    parts = (chunk.field("path").filter(chunk.field("bytes").is_null()) for chunk in column.chunks)
+    return [Path(path) for part in parts for path in part.to_pylist() if path]

@@ -3,7 +3,9 @@
 from .arrange import Splits as Splits
 from .arrange import arrange as arrange
 from .arrange import check_labels as check_labels
+from .arrange import own_splits as own_splits
 from .arrange import whole_numbers as whole_numbers
+from .decode import FORMAT as FORMAT
 from .decode import Broken as Broken
 from .decode import Pictures as Pictures
 from .decode import decode as decode
@@ -17,6 +19,5 @@ from .images import Reference as Reference
 from .order import Loader as Loader
 from .order import Order as Order
 from .picture import Fit as Fit
-from .picture import Source as Source
 from .picture import size_of_first as size_of_first
 from .store import cached as cached

@@ -1,6 +1,8 @@
 """A set's images split after split, so that a split is a slice of one block of bytes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from .held_out import held_out
 
 STANDS_IN = {"train": ("train",), "val": ("val", "test", "train"), "test": ("test", "val", "train")}
+NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}  # in lower case
 SHARE = 0.05  # held out where nothing is said and the set has no splits of its own
 
 
@@ -67,20 +70,51 @@ def arrange(sets: dict[str, Tensor], amount: float | None) -> tuple[Tensor, dict
     return order, {"train": (0, train), "val": (train, n)}
 
 
+def own_splits(names: Iterable[str], where: str) -> dict[str, str]:
+    """Which of the names are splits: of `train`, `val` and `test` each one that there is, in any case of letters.
+
+    Raises:
+        ValueError: if two names differ by the case of their letters alone.
+    """
+    names, found = sorted(names), {}
+    for split, usual in NAMES.items():
+        for name in usual:
+            alike = [other for other in names if other.lower() == name]
+            if len(alike) > 1:
+                raise ValueError(f"{where} has {' and '.join(alike)}, which are both its {split}: rename or remove one")
+            if alike:
+                found[split] = alike[0]
+                break
+    return found
+
+
 def whole_numbers(values: ArrayLike, name: str, n: int) -> Tensor:
     """Labels (n,) as int64.
 
     Raises:
-        ValueError: where they are no whole numbers from 0 on, or not one an image.
+        ValueError: if they are not whole numbers from 0 on, or not one an image.
     """
-    labels = np.asarray(values)
+    try:
+        labels = np.asarray(values)
+    except ValueError:  # numpy's of lists of several lengths
+        labels = np.fromiter(values, object)  # type: ignore[arg-type]
+    if labels.dtype.hasobject and not labels.dtype.names:
+        holds = next((_kind(value) for value in labels.flat if type(value) is not int), "numbers beyond 64 bits")
+    else:
+        holds = "records" if labels.dtype.names else str(labels.dtype)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name} holds {labels.dtype}, but a label is the whole number of a class: number the classes")
+        raise ValueError(f"{name} holds {holds}, but a label is the whole number of a class: number the classes")
     if labels.shape != (n,):
         raise ValueError(f"{name} has shape {list(labels.shape)}, but there are {n} images: give each one label")
-    if labels.min() < 0:
-        raise ValueError(f"{name} holds {labels.min()}, but classes are numbered from 0 on: number them so")
+    for value in (int(labels.min()), int(labels.max())):
+        if not 0 <= value < 2**63:
+            raise ValueError(f"{name} holds {value}, but classes are numbered from 0 on, below 2^63: number them so")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _kind(value: Any) -> str:
+    known = {"list": "lists", "tuple": "lists", "ndarray": "lists", "dict": "records", "NoneType": "gaps"}
+    return known.get(type(value).__name__, type(value).__name__)
 
 
 def check_labels(y: Tensor, name: str) -> None:

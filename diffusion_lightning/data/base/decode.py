@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,21 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from .picture import Fit, OtherSize, Source
+from ...image_files import Source
+from .picture import Fit, Fitted, OtherSize
 from .store import cached
 
-FORMAT = 1  # of what is decoded: a new number makes earlier files be made again
-AT_ONCE = 1024  # pictures in flight
+FORMAT = 2  # of what is decoded: a new number makes earlier files be made again
+AT_ONCE, BYTES_AT_ONCE = 1024, 2**28  # pictures in flight, and bytes of them
+LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP)  # a link that does, which says what is wrong with the picture
 
 Broken = Literal["stop", "skip"]
-Outcome = tuple[NDArray[np.uint8], bool] | str
+Outcome = Fitted | str
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ def decode(pictures: Pictures, fit: Fit, broken: Broken, memory: float) -> tuple
     """
 
     def write(stream: IO[bytes]) -> dict[str, Any]:
-        notes: dict[str, Any] = {"broken": {}, "enlarged": 0}
+        notes: dict[str, Any] = {"broken": {}, "enlarged": 0, "more": 0}
         for i, outcome in enumerate(_outcomes(pictures, fit)):
             if isinstance(outcome, str):
                 notes["broken"][str(i)] = outcome
             else:
-                stream.write(outcome[0].tobytes())
-                notes["enlarged"] += outcome[1]
+                stream.write(outcome.pixels.tobytes())
+                notes["enlarged"] += outcome.enlarged
+                notes["more"] += outcome.more
         _check(pictures, notes, broken)
         return notes
 
@@ -95,7 +97,10 @@ def _outcomes(pictures: Pictures, fit: Fit) -> Iterator[Outcome]:
                 "give the data a size, to which all are brought"
             ) from error
         except (OSError, MemoryError) as error:
-            if isinstance(error, MemoryError) or error.errno not in (None, errno.ENOENT):  # Pillow's own have no number
+            if isinstance(error, MemoryError) or error.errno not in (
+                None,
+                *LEADS_NOWHERE,
+            ):  # Pillow's own have no number
                 raise ValueError(
                     f"{pictures.names[i]} could not be read ({error}), which says nothing of the picture: mend that "
                     "and start again"
@@ -106,9 +111,10 @@ def _outcomes(pictures: Pictures, fit: Fit) -> Iterator[Outcome]:
 
     n, person = len(pictures.names), sys.stderr.isatty()
     bar = tqdm(total=n, desc="decoding pictures", unit=" pictures", mininterval=0.5 if person else 10)
+    some = max(1, min(AT_ONCE, BYTES_AT_ONCE // math.prod(fit.shape)))
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, n, AT_ONCE):
-            for outcome in pool.map(one, range(first, min(first + AT_ONCE, n))):
+        for first in range(0, n, some):
+            for outcome in pool.map(one, range(first, min(first + some, n))):
                 yield outcome
                 bar.update()
 
@@ -132,6 +138,10 @@ def _warn(pictures: Pictures, notes: dict[str, Any], fit: Fit) -> None:
     if bad := len(notes["broken"]):
         n = len(pictures.names)
         rank_zero_warn(f"{bad} of {n} pictures cannot be read and are left out: {_named(pictures, notes)}")
+    if notes["more"]:
+        rank_zero_warn(
+            f"{notes['more']} of {len(pictures.names)} pictures have more than one frame or page: the first is read"
+        )
     if notes["enlarged"]:
         rank_zero_warn(
             f"{notes['enlarged']} of {len(pictures.names)} pictures are smaller than {fit.shape[2]} pixels and were "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...files import expanded
 from .images import Images
 
 
@@ -61,7 +62,7 @@ class ByTorchvision(Images):
 
     def __init__(self, root: str | Path = "data", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.root = Path(root)
+        self.root = Path(expanded(str(root)))
 
     def prepare_data(self) -> None:
         self._found(train=False, download=self.may_download)
