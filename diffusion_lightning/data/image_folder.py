@@ -1,5 +1,6 @@
 """Pictures in a folder, however nested."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class ImageFolder(Images):
         """The files of each split that the folder has."""
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is no folder: give the data's path of one that holds pictures")
-        own = own_splits([at.name for at in self.path.iterdir() if at.is_dir()], str(self.path))
+        own = own_splits([at.name for at in os.scandir(self.path) if at.is_dir()], str(self.path))
         places = {split: self.path / name for split, name in own.items()}
         if "train" not in places or len(places) == 1:
             places = {"train": self.path}

@@ -85,6 +85,11 @@ def decoded(source: Source, channels: int) -> Decoded:
     """
     with opened(source) as image, _one_large if _area(image) > LARGE else contextlib.nullcontext():
         more = _more(image)
+        levels = re.search(
+            r"'L;([24])'", str(_tiles(image))
+        )  # Pillow scales these pixels and not their transparent one
+        if levels and isinstance(one := image.info.get("transparency"), int):
+            image.info["transparency"] = one * 255 // (2 ** int(levels[1]) - 1)
         found = _eight_bits(source, image) if _deep(image) else image
         found.load()
         turn = None if image.format == "TIFF" else TURNS.get(_orientation(image))  # Pillow itself turns a TIFF
@@ -121,9 +126,9 @@ def opened(source: Source) -> Iterator[Image.Image]:
         regular(source)
         if source.stat().st_size > BYTES:
             raise ValueError(f"its file has more than {BYTES / 2**30:g} GiB, which no picture needs")
-    # A stream, since Pillow maps a file that it gets by name: it misreads a grey TIFF on its side so, and a file that is
-    # cut short meanwhile would kill the process.
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream, own_limit():
+    # A stream, since Pillow maps a file that it gets by name: it misreads a grey TIFF on its side so, and a file that
+    # is cut short meanwhile would kill the process.
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream, own_limit():
         try:
             image = Image.open(stream, formats=_formats(source))
         except UnidentifiedImageError as error:

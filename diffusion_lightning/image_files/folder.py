@@ -18,7 +18,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from .base import SUFFIXES, Head, decoded, head, opened
+from .base import ORIENTATION, SUFFIXES, Head, decoded, head, opened
 
 ORIGIN = "diffusion_lightning"  # the key of a PNG's text
 OTHERS = {  # suffixes of pictures that are not read, so that a person hears of them
@@ -178,8 +178,10 @@ def _plain(file: Path, data: bytes) -> bool:
     """Whether a picture was always read as now: no transparency, no 16 bits, nothing that could turn it."""
     with opened(file) as image:
         deep = ";16" in str(getattr(image, "tile", ""))
+        tags: Any = getattr(image, "tag_v2", {})
         return (
             image.mode in PLAIN
+            and tags.get(ORIENTATION, 1) == 1
             and "transparency" not in image.info
             and not deep
             and not any(mark in data for mark in TURNING)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .held_out import held_out
@@ -94,15 +94,13 @@ def whole_numbers(values: ArrayLike, name: str, n: int) -> Tensor:
     Raises:
         ValueError: if they are not whole numbers from 0 on, or not one an image.
     """
-    try:
-        labels = np.asarray(values)
-    except ValueError:  # numpy's of lists of several lengths
-        labels = np.fromiter(values, object)  # type: ignore[arg-type]
-    if labels.dtype.hasobject and not labels.dtype.names:
-        holds = next((_kind(value) for value in labels.flat if type(value) is not int), "numbers beyond 64 bits")
-    else:
-        holds = "records" if labels.dtype.names else str(labels.dtype)
-    if not np.issubdtype(labels.dtype, np.integer):
+    labels = _array(values)
+    holds = "records" if labels.dtype.names else str(labels.dtype)
+    whole = np.issubdtype(labels.dtype, np.integer)
+    if labels.dtype == np.dtype(object):
+        odd = [_kind(value) for value in labels.flat if type(value) is not int]
+        holds, whole = odd[0] if odd else holds, not odd
+    if not whole:
         raise ValueError(f"{name} holds {holds}, but a label is the whole number of a class: number the classes")
     if labels.shape != (n,):
         raise ValueError(f"{name} has shape {list(labels.shape)}, but there are {n} images: give each one label")
@@ -110,6 +108,16 @@ def whole_numbers(values: ArrayLike, name: str, n: int) -> Tensor:
         if not 0 <= value < 2**63:
             raise ValueError(f"{name} holds {value}, but classes are numbered from 0 on, below 2^63: number them so")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _array(values: ArrayLike) -> NDArray[Any]:
+    """Values as an array; of Python's own ones if they are lists of several lengths, or numpy would round them."""
+    try:
+        found = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        return np.fromiter(values, object)  # type: ignore[arg-type]
+    # Numbers below 2^64 beside smaller ones become floats.
+    return np.asarray(values, object) if found.dtype.kind == "f" and not isinstance(values, np.ndarray) else found
 
 
 def _kind(value: Any) -> str:
