@@ -259,7 +259,7 @@ def test_further_frames_and_pages_are_counted(name: str, read: Callable[[Path], 
 
 @TRIED
 @READ
-@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "SGI", "IM", "DDS", "MSP", "SPIDER", "ICNS"])
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "SGI", "DDS", "MSP", "SPIDER", "ICNS"])
 def test_a_format_that_is_not_listed_is_never_decoded(
     kind: str, read: Callable[[Path], torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,20 +152,6 @@ def sys_module(found: Any) -> Any:
     return sys.modules[found.__module__] if callable(found) else found
 
 
-@TRIED
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
-def test_a_sets_picture_that_is_not_a_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
-    make(tmp_path / "odd.bmp")
-    rows = [
-        {"bytes": None, "path": str(tmp_path / "odd.bmp")},
-        *({"bytes": picture(i), "path": None} for i in range(3)),
-    ]
-    part = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
-    part.save_to_disk(tmp_path / "set")
-    with pytest.raises(ValueError, match="1 of 4 pictures cannot be read .*number 0 of train.* it is a .*, not a file"):
-        HuggingFace(str(tmp_path / "set")).prepare_data()
-
-
 # Splits.
 
 
