@@ -170,12 +170,24 @@ def log_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor, m: float 
 
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 15.
     """
+    small, gap = log_variances(schedule, t, s)
+    if isinstance(m, Tensor):
+        small, gap = like(small, m), like(gap, m)
+    return small + m * gap
+
+
+def log_variances(schedule: Schedule, t: int | Tensor, s: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Log β̃_{t|s}, and how far above it log β_{t|s} lies: -log((1 - ᾱ_s)/(1 - ᾱ_t)); float64, of the shape of t.
+
+    Near T the two logarithms differ by 1e-7 and less, which no difference of float32 numbers shows, but which is the
+    gradient of log σ² with respect to m: so it is worked out here, and cast afterwards.
+    """
     device = next((time.device for time in (t, s) if isinstance(time, Tensor)), None)
     at, to = torch.broadcast_tensors(torch.as_tensor(t, device=device), torch.as_tensor(s, device=device))
     above, below = torch.where(to == 0, (at + 1).clamp(max=schedule.T), at), torch.where(to == 0, at, to)
     large = schedule.beta(at, to).log()
     # Where the first step is the last one too, there is no step before: the larger one is all there is.
-    small = torch.where(above == below, large, schedule.posterior_variance(above, below).log())
-    if isinstance(m, Tensor):
-        large, small = like(large, m), like(small, m)
-    return m * large + (1 - m) * small
+    first = above == below
+    small = torch.where(first, large, schedule.posterior_variance(above, below).log())
+    between = -torch.log1p(-schedule.signal_lost(above, below))
+    return small, torch.where(first, 0.0, torch.where(to == 0, large - small, between))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import random
-from .denoising import Prediction, log_variance
+from .denoising import Prediction, log_variance, log_variances
 from .schedules import Schedule, like
 
 
@@ -38,8 +38,9 @@ def kl(schedule: Schedule, x_0: Tensor, t: Tensor, prediction: Prediction, m: fl
     """
     s = t - 1
     error = like(schedule.x_0_share(t, s), x_0) * (x_0 - prediction.x_0)
-    log_q, log_p = like(schedule.posterior_variance(t, s).log(), x_0), _expanded(log_variance(schedule, t, s, m), x_0)
-    terms = 0.5 * (torch.expm1(log_q - log_p) - (log_q - log_p) + error.square() * torch.exp(-log_p))
+    small, gap = (like(x, x_0) for x in log_variances(schedule, t, s))
+    apart = (m.to(x_0) if isinstance(m, Tensor) else m) * gap  # log σ_p² - log σ_q²
+    terms = 0.5 * (_above_tangent(-apart) + error.square() * torch.exp(-(small + apart)))
     return terms.flatten(1).sum(1)
 
 
@@ -68,6 +69,14 @@ def _log_probability(below: Tensor, above: Tensor) -> Tensor:
     below, above = torch.where(mirrored, -above, below), torch.where(mirrored, -below, above)
     low, high = torch.special.log_ndtr(below), torch.special.log_ndtr(above)
     return high + torch.log1p(-torch.exp(low - high))
+
+
+def _above_tangent(x: Tensor) -> Tensor:
+    """eˣ - 1 - x, and its derivative eˣ - 1, to the last digits near 0 too, by Taylor's series there."""
+    near = x.abs() < 0.1
+    small = torch.where(near, x, 0.0)
+    series = small.square() * (1 / 2 + small * (1 / 6 + small * (1 / 24 + small * (1 / 120 + small / 720))))
+    return torch.where(near, series, torch.expm1(x) - x)
 
 
 def _expanded(coefficient: Tensor, x: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ class Schedule(nn.Module):
         """β_{t|s} = 1 - ᾱ_t/ᾱ_s, the variance that the steps from s to t > s add; float64, of the shape of t."""
         return -torch.expm1(self._at(t).log() - self._at(s).log())
 
+    def signal_lost(self, t: int | Tensor, s: int | Tensor) -> Tensor:
+        """(ᾱ_s - ᾱ_t)/(1 - ᾱ_t) = 1 - β̃_{t|s}/β_{t|s}; float64, of the shape of t."""
+        return (self._at(s) - self._at(t)) / (1 - self._at(t))
+
     def posterior_variance(self, t: int | Tensor, s: int | Tensor) -> Tensor:
         """β̃_{t|s} = (1 - ᾱ_s)/(1 - ᾱ_t)·β_{t|s}, the variance of q(x_s | x_t, x_0); float64, 0 at s = 0."""
         return (1 - self._at(s)) / (1 - self._at(t)) * self.beta(t, s)

@@ -46,7 +46,7 @@ def of_length(make: type[Schedule], T: int = 1000) -> Schedule:
     """A schedule of T steps of any class; one that wraps another, around the linear."""
     if make is ZeroTerminalSNR:
         return ZeroTerminalSNR(Linear(T))
-    return Betas([0.5 * (t + 1) / T for t in range(T)]) if make is Betas else make(T=T)  # type: ignore[call-arg]
+    return Betas([min(0.5, 500 / T) * (t + 1) / T for t in range(T)]) if make is Betas else make(T=T)  # type: ignore[call-arg]
 
 
 def gaussian(schedule: Schedule, std: float, mean: float = 0.0):  # type: ignore[no-untyped-def]

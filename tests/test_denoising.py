@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from diffusion_lightning.denoising import X0, Denoiser, Epsilon, Parameterization, Velocity, log_variance
 from diffusion_lightning.schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
 
+from .conftest import of_length
+
 F64 = torch.float64
 
 
@@ -127,3 +129,18 @@ def test_the_variance_of_many_times_at_once_is_that_of_each() -> None:
     assert found.shape == mix.shape
     expected = log_variance(Linear(), 500, 499, mix[1, 2, 3, 3].item())
     assert found[1, 2, 3, 3].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("T", [1000, 4000])
+@pytest.mark.parametrize("make", Schedule.__subclasses__(), ids=lambda make: make.__name__)
+def test_a_predicted_log_variance_has_the_gradient_of_float64(make: type[Schedule], T: int) -> None:
+    """That with respect to m is log β - log β̃, which is 1e-7 and less near T: of every step, and of the first."""
+    schedule = of_length(make, T)
+    t = torch.arange(1, T + 1)
+    m = torch.full((T, 1), 0.5, requires_grad=True)
+    found = torch.autograd.grad(log_variance(schedule, t, t - 1, m).sum(), m)[0][:, 0].double()
+    alpha_bar = schedule.alpha_bar
+    expected = torch.log1p(-alpha_bar[t]) - torch.log1p(-alpha_bar[t - 1])  # to the last digit however small ᾱ is
+    expected[0] = schedule.beta(1, 0).log() - schedule.posterior_variance(2, 1).log()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-36)

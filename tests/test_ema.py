@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from diffusion_lightning.callbacks import EMA
+from diffusion_lightning.callbacks import ema as averages
 from diffusion_lightning.data import Digits
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.schedules import Cosine
@@ -66,6 +67,83 @@ def test_only_parameters_are_averaged() -> None:
     ema = EMA()
     ema._prepare(half)
     assert ema.average["w"].dtype == torch.float32
+
+
+class Drifting(LightningModule):
+    """Weights about 1 that rise by 3.5e-4 in all with little jitter, a step's share of which float32 rounds away."""
+
+    STEPS = 1500
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(1 + torch.linspace(0, 0.5, 64))
+        self.v = torch.nn.Parameter(torch.ones(3))
+        self._start = {name: p.detach().clone() for name, p in self.named_parameters()}
+
+    def drift(self, step: int) -> None:
+        for name, p in self.named_parameters():
+            jitter = 1e-6 * torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            p.data = self._start[name] + 3.5e-4 * step / self.STEPS + jitter
+
+
+def averaged(steps: int = Drifting.STEPS, stop: int | None = None, **kwargs: Any) -> tuple[EMA, dict[str, Tensor]]:
+    """The EMA of such a run, begun anew from its state at step `stop`, and the same average in float64."""
+    module, ema = Drifting(), EMA(**kwargs)
+    ema._prepare(module)
+    exact = {name: p.detach().double() for name, p in module.named_parameters()}
+    for step in range(1, steps + 1):
+        module.drift(step)
+        decay = ema.update(module)
+        exact = {name: decay * exact[name] + (1 - decay) * p.detach().double() for name, p in module.named_parameters()}
+        if step == stop:
+            state = {key: dict(x) if isinstance(x, dict) else x for key, x in ema.state_dict().items()}
+            ema = EMA(**kwargs)
+            ema.load_state_dict(state)
+            ema._prepare(module)
+    return ema, exact
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("warmup", [False, True], ids=["from the first step", "with warm-up"])
+def test_an_average_in_float32_follows_a_drift_of_less_than_its_last_place(warmup: bool) -> None:
+    """As one in float64 does, to the rounding of the result."""
+    ema, exact = averaged(decay=0.9999, warmup=warmup)
+    for name, expected in exact.items():
+        start = Drifting()._start[name].double()
+        assert (expected - start).min() > 1.5e-5  # 100 times the spacing of float32 there, and without compensation 0
+        assert (ema.average[name].double() - expected).abs().max() <= 2**-24 * 1.01
+        kept = ema.average[name].double() + ema.compensation[name].double()
+        assert (kept - expected).abs().max() < 1e-11
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_a_compensated_average_goes_on_bit_for_bit_from_its_checkpoint() -> None:
+    straight, resumed = averaged(60)[0], averaged(60, stop=23)[0]
+    for kept in ("average", "compensation"):
+        for name, x in getattr(straight, kept).items():
+            assert torch.equal(x, getattr(resumed, kept)[name])
+    assert all(x.abs().max() > 0 for x in straight.compensation.values())
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_a_checkpoint_from_before_compensation_goes_on_with_none() -> None:
+    module, ema = Drifting(), EMA()
+    ema.load_state_dict({"updates": 3, "average": {name: p.detach() + 1 for name, p in module.named_parameters()}})
+    ema._prepare(module)
+    assert all(torch.equal(x, torch.zeros_like(x)) for x in ema.compensation.values())
+    assert torch.equal(ema.average["v"], torch.full((3,), 2.0))
+    ema.update(module)
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("at_once", [1, 64, 70, 2**20])
+def test_an_average_does_not_depend_on_how_many_weights_are_worked_on_at_a_time(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = averaged(20)[0]
+    monkeypatch.setattr(averages, "AT_ONCE", at_once)
+    found = averaged(20)[0]
+    assert all(torch.equal(x, found.average[name]) for name, x in expected.average.items())
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
@@ -152,6 +230,7 @@ def test_an_end_in_the_middle_of_validation_exchanges_nothing(tmp_path: Path) ->
     name = next(iter(ema.average))
     assert torch.equal(checkpoint["state_dict"][name], watch.raw[-1])
     assert torch.equal(checkpoint["callbacks"]["EMA"]["average"][name], ema.average[name])
+    assert torch.equal(checkpoint["callbacks"]["EMA"]["compensation"][name], ema.compensation[name])
     assert checkpoint["callbacks"]["EMA"]["updates"] == 2
 
 

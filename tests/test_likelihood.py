@@ -12,6 +12,8 @@ from diffusion_lightning.denoising import Epsilon, Prediction, log_variance
 from diffusion_lightning.likelihood import VLB, bits_per_dim, decoder, kl, prior
 from diffusion_lightning.schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
 
+from .conftest import of_length
+
 F64 = torch.float64
 
 
@@ -233,3 +235,29 @@ def test_bits_of_data_whose_entropy_is_known() -> None:
 def test_impossible_bounds_are_refused(make, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=says):
         make()
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("T", [1000, 4000])
+@pytest.mark.parametrize("make", Schedule.__subclasses__(), ids=lambda make: make.__name__)
+def test_the_gradient_of_the_bound_by_the_variance_is_that_of_float64(make: type[Schedule], T: int) -> None:
+    """At every t = 2 … T, near T too, where the two logarithms that m mixes differ by less than float32 can show."""
+    schedule = of_length(make, T)
+    t = torch.arange(2, T + 1)
+    generator = torch.Generator().manual_seed(0)
+    m = torch.rand(len(t), 1, 1, 1, generator=generator)
+    x_0, error = (torch.randn(len(t), 1, 1, 1, generator=generator) for _ in range(2))
+    error = error * pixel(gaussian_error(schedule, t, 0.5)).float()
+
+    # ½·(log σ² - log β̃ + (β̃ + apart²)/σ²) in float64, of the same float32 numbers, and its derivative by hand.
+    below, above = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
+    gap = pixel(torch.log1p(-below) - torch.log1p(-above))  # log β - log β̃: to the last digit however small ᾱ is
+    apart = pixel(schedule.x_0_share(t, t - 1)) * (x_0.double() - (x_0 - error).double())
+    spread = -0.5 * gap * torch.expm1(-m.double() * gap)
+    shift = -0.5 * gap * apart**2 * torch.exp(-m.double() * gap) / pixel(schedule.posterior_variance(t, t - 1))
+
+    m.requires_grad_()
+    found = torch.autograd.grad(kl(schedule, x_0, t, Prediction(x_0 - error, error), m).sum(), m)[0]
+    assert found.dtype == torch.float32
+    wrong = (found.double() - spread - shift).abs() / (spread.abs() + shift.abs() + 1e-30)
+    assert wrong.max() < 1e-5

@@ -322,6 +322,29 @@ def test_inpainting_keeps_what_is_known_and_fills_what_follows(make: type[Sample
         assert found[..., 1].std() == pytest.approx(0.5 * math.sqrt(1 - r**2), rel=0.25)
 
 
+class Path(DDIM):
+    """Keeps the steps that it takes."""
+
+    def step(self, x_t: Tensor, at: Step) -> Tensor:
+        self.taken.append((at.t, at.s))
+        return super().step(x_t, at)
+
+    taken: list[tuple[int, int]]
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("resample", [1, 2, 10])
+@pytest.mark.parametrize("steps", [1, 3, 12])
+def test_inpainting_takes_the_last_step_once_and_every_other_as_often_as_asked(steps: int, resample: int) -> None:
+    """RePaint, algorithm 1: for t = T … 1, for u = 1 … U, and back up "if u < U and t > 1"."""
+    schedule, sampler = Linear(T=12), Path(steps)
+    sampler.taken = []
+    x = torch.randn(2, 1, 4, 4)
+    sampler.inpaint(gaussian(schedule, 0.5), schedule, x, x, torch.ones(1), resample=resample)
+    pairs = list(pairwise(sampler.times(schedule)))
+    assert sampler.taken == [pair for pair in pairs for _ in range(resample if pair[1] > 0 else 1)]
+
+
 # Zero terminal SNR, thresholding, spacings
 
 

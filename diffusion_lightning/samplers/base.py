@@ -239,8 +239,8 @@ class Sampler(ABC):
 
         Where x_0 is known it takes the prediction's place, ε following from it: the known pixels go exactly through
         the reverse process q(x_s | x_t, x_0) (equation 7 of DDPM). One pass leaves the others too free, since they
-        were drawn beside known pixels that were noise still; so every step is undone by the forward process and done
-        again, `resample` times in all, which brings the two together at each noise level.
+        were drawn beside known pixels that were noise still; so every step but the last is undone by the forward
+        process and done again, `resample` times in all, which brings the two together at each noise level.
 
         Paper: RePaint: inpainting using denoising diffusion probabilistic models. Lugmayr et al., 2022, arXiv
         2201.09865, algorithm 1 and section 4.2.
@@ -261,7 +261,7 @@ class Sampler(ABC):
         times = self.times(schedule)
         path = times[:1]
         for t, s in pairwise(times):
-            path += [s, t] * (resample - 1) + [s]
+            path += [s, t] * (resample - 1 if s else 0) + [s]  # the paper's "if u < U and t > 1"
         return self._run(informed, schedule, start, path, c, seeds, undo=True)
 
     def _run(
