@@ -74,6 +74,13 @@ def _trust(parser: Arguments) -> None:
                         "or files of weights that the checkpoint may name")  # fmt: skip
 
 
+def _cache(parser: Arguments, words: list[str]) -> Namespace:
+    parser.epilog = """Decoded pictures and references of metrics lie in $DIFFUSION_LIGHTNING_CACHE, else in
+        diffusion_lightning in the system's folder for caches. What is removed is made again when it is needed."""
+    parser.add_argument("--clear", action="store_true", help="remove all of it")
+    return parser.parse_args(words)
+
+
 class Command(NamedTuple):
     """A subcommand: what it does, the file whose `main` does it, and who reads its words; None is that file."""
 
@@ -94,6 +101,7 @@ COMMANDS = {
         "importing",
         _import,
     ),
+    "cache": Command("List what is kept for later runs, or remove it.", "cache", _cache),
     "selftest": Command(
         "Work out figures whose answer is known on this machine, in under a minute.", "selftest", _selftest
     ),

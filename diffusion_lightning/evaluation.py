@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from . import images as pixels
-from .references import read_arrays, write_arrays
+from .files import sweep
+from .references import keep, kept
 
 Block = tuple[int, int]  # the first number, and how many
 Watch = Callable[[str, list[Block]], Iterable[Block]]
@@ -156,26 +157,44 @@ class Evaluation:
         # Those that are to be compared with the real images themselves, and not with a file that was given.
         self._compared = {id(metric) for metric in metrics if _wants_real(metric)}
         self._keep: set[int] = set()  # those of torchmetrics that keep the real images when they are reset
-        self._files: dict[int, Path] = {}  # where references will be kept that have to be made first
+        self._agree = agree
+        self._files: dict[int, tuple[Path, str]] = {}  # where references will be kept that have to be made first
         share(metrics)
+        if cache is not None:
+            sweep(cache, "*.npz.*.part")
         metric: Any
         for metric in metrics:
             if cache is not None and real is not None and getattr(metric, "kind", None) and metric.needs_reference:
-                file = self._file(metric)
-                if agree(file.exists()):
-                    metric.reference = read_arrays(file)
-                else:
-                    self._files[id(metric)] = file
+                self._files[id(metric)] = self._file(metric)
+        self._look(warn=rank == 0)
+        for metric in metrics:
             metric.to(self.device)
 
-    def _file(self, metric: Any) -> Path:
-        """Where the metric's reference is kept between runs: a function of all that it depends on."""
+    def _look(self, warn: bool = False) -> None:
+        """Takes the references that the cache has, where every process has them whole; a collective call."""
+        metric: Any
+        for metric in self.metrics:
+            if id(metric) not in self._files:
+                continue
+            file, of = self._files[id(metric)]
+            found = None
+            try:
+                found = kept(file, of)
+            except ValueError as error:
+                if warn:
+                    warnings.warn(f"the reference {file} {error}: it is made again", stacklevel=2)
+            if self._agree(found is not None):
+                metric.reference = {name: x.to(self.device) for name, x in found.items()}  # type: ignore[union-attr]
+                del self._files[id(metric)]
+
+    def _file(self, metric: Any) -> tuple[Path, str]:
+        """Where the metric's reference is kept between runs, and the text of all that it depends on."""
         assert self.cache is not None
         shape = list(self.real[0:1].shape[1:])  # type: ignore[index]
         text = f"{metric.kind} {metric.settings} {metric.extractor.key} {self._digest} {shape}"
         name = re.sub(r"\W", "_", str(getattr(metric.extractor, "name", "features")))
         key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-        return self.cache / f"{metric.kind}-{name}-{'x'.join(map(str, shape))}-{key}.npz"
+        return self.cache / f"{metric.kind}-{name}-{'x'.join(map(str, shape))}-{key}.npz", text
 
     @cached_property
     def _digest(self) -> str:
@@ -188,7 +207,8 @@ class Evaluation:
             yield first, min(self.batch_size, n - first)
 
     def expect(self, n: int, uncertainty: bool = False) -> None:
-        """Forgets the images of the round before, and says how many generated ones will come."""
+        """Forgets the images of the round before, and says how many generated ones will come; a collective call."""
+        self._look()  # another callback may have made a reference since
         metric: Any
         for metric in self.metrics:
             metric.reset()
@@ -225,10 +245,10 @@ class Evaluation:
         found: dict[str, Any] = {}
         for metric in self.metrics:
             found |= _named(metric, metric.compute())
-            file = self._files.pop(id(metric), None)
+            file, of = self._files.pop(id(metric), (None, ""))
             if file is not None and self.rank == 0:
                 try:
-                    write_arrays(file, metric.reference)
+                    keep(file, metric.reference, of)
                 except OSError as error:  # a value that took hours is not lost for a cache
                     warnings.warn(f"the reference is not kept for later runs: {file}: {error.strerror}", stacklevel=2)
         return found

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from tqdm import tqdm
@@ -52,7 +52,7 @@ class Scoring(Callback, ABC):
         return any(getattr(metric, "needs_reference", True) for metric in self.metrics)
 
     def check(self, trainer: Trainer, n: int) -> None:
-        """Finds the real images, and refuses what n samples cannot be scored by, before an hour is spent."""
+        """Finds the real images and references, and refuses what n samples cannot be scored by, at the start."""
         data: Any = getattr(trainer, "datamodule", None)
         if self.compares:
             if not hasattr(data, "reference"):
@@ -67,16 +67,17 @@ class Scoring(Callback, ABC):
             statistics = getattr(metric, "reference", None)
             if isinstance(statistics, dict) and "shape" in statistics:
                 _check_shape(statistics["shape"].tolist(), data, "the file of statistics")
-            if hasattr(metric, "expect"):
-                wanted = self._real is not None and getattr(metric, "needs_reference", True)
-                metric.expect(n, len(self._real) if wanted else None)
+        # What the cache holds is read now: what is wrong with it costs a warning, and no evaluation hours later.
+        self._evaluation = self._evaluation or self._prepared(trainer)
+        self._evaluation.expect(n)
 
     def round(
         self, trainer: Trainer, module: Any, name: str, n: int, sampler: Sampler, uncertainty: bool = False
     ) -> Round:
         """Samples number 0 … n - 1 generated and scored; the name is that of the bars."""
         began = time.monotonic()
-        evaluation = self._evaluation = self._evaluation or self._prepared(trainer, module)
+        evaluation = self._evaluation
+        assert evaluation is not None
         evaluation.batch_size = size = min(self.batch_size, n)
         evaluation.expect(n, uncertainty)
         sampling = reading = 0.0
@@ -97,9 +98,10 @@ class Scoring(Callback, ABC):
         made = sum(count for _, count in blocks)
         return Round(values, made, sampling, now(module.device) - began - sampling, reading)
 
-    def _prepared(self, trainer: Trainer, module: LightningModule) -> Evaluation:
+    def _prepared(self, trainer: Trainer) -> Evaluation:
         # Sums are float64, which Apple's devices lack: there the metrics stay on the CPU.
-        device = torch.device("cpu") if module.device.type == "mps" else module.device
+        device: torch.device = trainer.strategy.root_device
+        device = torch.device("cpu") if device.type == "mps" else device
         return Evaluation(
             self.metrics,
             self._real,

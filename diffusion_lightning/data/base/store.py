@@ -1,20 +1,18 @@
 """A file of bytes in the user's cache, made once, which every process and later run maps."""
 
-import contextlib
+import hashlib
 import io
 import json
-import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ...files import cache_folder
+from ...files import Hashing, cache_folder, digest_of_pieces, sweep, write_text, written
 
 Write = Callable[[IO[bytes]], dict[str, Any]]
 
@@ -22,8 +20,10 @@ Write = Callable[[IO[bytes]], dict[str, Any]]
 def cached(key: str, shape: tuple[int, int, int], write: Write, memory: float) -> tuple[Tensor, dict[str, Any]]:
     """Bytes (N, C, H, W), and what was noted when they were made.
 
-    The file is written beside its place and renamed, so that it is whole or not there, whoever else makes it meanwhile.
-    Where it cannot be written the bytes are made in memory, with a warning.
+    The file is whole or not there, whoever else makes it meanwhile. Beside it lie its notes, with its size, shape and
+    hash, all of which are checked by every process at every start, a mapped file's too: bytes that a disk lost would be
+    trained on as images. What does not agree is made again, with a warning. A file of an earlier version, which has no
+    hash, is made again without one. If the file cannot be written, the bytes are made in memory, with a warning.
 
     Args:
         key: the file's name, a hash of all that the bytes follow from.
@@ -32,36 +32,63 @@ def cached(key: str, shape: tuple[int, int, int], write: Write, memory: float) -
         memory: up to how many GiB the file is read into memory; a larger one stays mapped.
     """
     file = cache_folder() / "pictures" / f"{key}.bytes"
-    if not file.exists():
-        try:
-            _make(file, write)
-        except OSError as error:
-            rank_zero_warn(
-                f"the decoded pictures are held in memory and not kept for later runs: {file}: {error.strerror}"
-            )
-            stream = io.BytesIO()
-            notes = write(stream)
-            return torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *shape), notes
+    sweep(file.parent, ".*.notes")
+    try:
+        notes = _checked(file, shape)
+        if notes is None:
+            notes = _make(file, shape, write)
+    except OSError as error:
+        rank_zero_warn(f"the decoded pictures are held in memory and not kept for later runs: {file}: {error.strerror}")
+        stream = io.BytesIO()
+        notes = write(stream)
+        return torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *shape), notes
     # Mapped so that a write would stay in this process: torch asks for a writable array.
     images = torch.from_numpy(np.memmap(file, np.uint8, mode="c")).view(-1, *shape)
     in_memory = file.stat().st_size <= memory * 2**30
-    return images.clone() if in_memory else images, json.loads(_notes(file).read_text())
+    return images.clone() if in_memory else images, notes
 
 
-def _make(file: Path, write: Write) -> None:
-    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+def _checked(file: Path, shape: tuple[int, int, int]) -> dict[str, Any] | None:
+    """The notes of a file that is as it was written; None if there is none, or it has to be made again."""
+    if not file.exists():
+        return None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            notes = write(stream)
-        part_of_notes = part.with_suffix(".notes")
-        part_of_notes.write_text(json.dumps(notes))
-        os.replace(part_of_notes, _notes(file))  # first, since the other file says that both are there
-        os.replace(part, file)
-    finally:
-        for left in (part, part.with_suffix(".notes")):
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+        kept = json.loads(_notes(file).read_text(encoding="utf-8"))
+        if isinstance(kept, dict) and "hash" not in kept:  # of an earlier version
+            return None
+        wrong = _wrong(file, shape, kept)
+    except FileNotFoundError:
+        wrong = "their notes are missing"
+    except (ValueError, KeyError, TypeError):
+        wrong = "their notes are damaged"
+    if wrong is None:
+        return kept["notes"]
+    rank_zero_warn(f"the decoded pictures in {file} are made again: {wrong}")
+    return None
+
+
+def _wrong(file: Path, shape: tuple[int, int, int], kept: dict[str, Any]) -> str | None:
+    size = file.stat().st_size
+    if size != kept["bytes"]:
+        return f"there are {size} bytes, but {kept['bytes']} were written"
+    if kept["shape"] != list(shape):
+        return f"their shape is {kept['shape']}, but {list(shape)} is needed"
+    if kept["hash"] != _hash(digest_of_pieces(file), kept["notes"]):
+        return "their hash is not that of what was written"
+    return None
+
+
+def _make(file: Path, shape: tuple[int, int, int], write: Write) -> dict[str, Any]:
+    with written(file) as stream:
+        hashing = Hashing(stream)
+        notes = write(cast(IO[bytes], hashing))
+        kept = {"bytes": hashing.size, "shape": shape, "hash": _hash(hashing.digest(), notes), "notes": notes}
+        write_text(_notes(file), json.dumps(kept))  # first, since the other file says that both are there
+    return json.loads(json.dumps(notes))
+
+
+def _hash(of_bytes: str, notes: dict[str, Any]) -> str:
+    return hashlib.blake2b(f"{of_bytes} {json.dumps(notes, sort_keys=True)}".encode(), digest_size=16).hexdigest()
 
 
 def _notes(file: Path) -> Path:
