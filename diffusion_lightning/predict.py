@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from . import checkpoints, samplers
+from . import checkpoints, random, samplers
 from .callbacks import SampleWriter
 from .commands import COMMANDS
 from .conditioning import Unconditional
@@ -58,11 +58,10 @@ def main(words: list[str]) -> None:
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
     config = parser.parse_args(words[1:])
     sampler = parser.instantiate(config).sampler
-    if config.n < 1 or config.batch_size < 1 or config.first < 0:
-        raise ValueError(
-            f"n = {config.n}, batch_size = {config.batch_size}, first = {config.first} are no samples: "
-            "give n ≥ 1, batch_size ≥ 1 and first ≥ 0"
-        )
+    random.check_seed(config.seed, "--seed")
+    random.check_numbers(config.first, config.n)
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
     model = checkpoints.load(config.ckpt_path, config.trust)
     sampler.times(model.schedule)
     _check_model(model, config.y)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
+SEEDS, NUMBERS = 2**63, 2**32  # how many there are of each, from 0 on; others' draws would be those of one of these
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
@@ -52,6 +53,26 @@ def philox(even: Tensor, odd: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     return even, odd
 
 
+def check_seed(seed: int, of: str = "the seed") -> int:
+    """The seed, if it is one.
+
+    Raises:
+        ValueError: otherwise; with `of`, what it is the seed of.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise ValueError(f"{of} is {seed}, but a seed is a whole number from 0 to 2^63 - 1: give one of these")
+    return seed
+
+
+def check_numbers(first: int, n: int) -> None:
+    """Raise ValueError if there are no samples number `first` … `first + n - 1`."""
+    if not 0 <= first < first + n <= NUMBERS:
+        raise ValueError(
+            f"{n} samples from number {first} on are none, or not all among the numbers 0 … 2^32 - 1 that samples "
+            "have: give n ≥ 1 and first ≥ 0, and not more in all"
+        )
+
+
 _fused: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
@@ -73,6 +94,8 @@ def _code(purpose: str) -> int:
 
 def _blocks(n: int, seed: int | Tensor, purpose: str, step: int, sample: Tensor) -> tuple[Tensor, Tensor]:
     """`ceil(n/4)` blocks a sample, as `philox` returns them: words (0, 2) and (1, 3), each (2, B, ceil(n/4))."""
+    if not 0 <= step < NUMBERS:
+        raise ValueError(f"draws are made for the steps 0 … 2^32 - 1, but this is step {step}: start another run")
     blocks = -(-n // 4)
     device = sample.device
     sample = sample.long()
@@ -80,6 +103,7 @@ def _blocks(n: int, seed: int | Tensor, purpose: str, step: int, sample: Tensor)
         seed = seed.to(device).long()
         key = torch.stack([seed & MASK, (seed >> 32) & MASK])[:, :, None]
     else:
+        check_seed(seed)
         key = _on(device, [seed & MASK, (seed >> 32) & MASK]).view(2, 1, 1)
     block = torch.arange(blocks, device=device)
     even = torch.stack([block.expand(len(sample), blocks), torch.full_like(block, step).expand(len(sample), blocks)])

@@ -141,8 +141,11 @@ AnyCLI = TypeVar("AnyCLI", bound=CLI)
 
 
 def _seed(seed: bool | int) -> int:
-    if isinstance(seed, bool):
-        raise ValueError(f"seed_everything is {seed}, but a run is a function of its seed: give a whole number")
+    if isinstance(seed, bool) or not 0 <= seed < 2**32:  # NumPy's range, whose generator is seeded with it too
+        raise ValueError(
+            f"seed_everything is {seed}, but a run is a function of its seed, which is a whole number from 0 to "
+            "2^32 - 1: give one of these"
+        )
     return seed
 
 

@@ -48,6 +48,10 @@ class KID(FeatureMetric):
                 f"KID of {subsets} subsets of {subset_size} images out of {kept} kept is none: give subsets ≥ 1 and "
                 "2 ≤ subset_size ≤ kept"
             )
+        if not 0 <= seed < 2**32:
+            raise ValueError(
+                f"KID's seed is {seed}, but NumPy takes a whole number from 0 to 2^32 - 1: give one of these"
+            )
         self.subsets, self.subset_size, self.seed, self.precision = subsets, subset_size, seed, precision
         self.kept, self.min_samples, self.settings = kept, subset_size, (kept,)
         super().__init__(extractor, **kwargs)

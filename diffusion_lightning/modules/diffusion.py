@@ -102,7 +102,7 @@ class Diffusion(LightningModule):
         self.vlb = vlb or VLB()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.seed = seed
+        self.seed = random.check_seed(seed, "the model's seed")
         self.compiles = compile
         self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
         self.vlb_weight = self._default_vlb_weight() if vlb_weight is None else vlb_weight
@@ -330,8 +330,10 @@ class Diffusion(LightningModule):
                 None makes the n samples in one batch.
 
         Raises:
-            ValueError: where y is given to a model without condition or is not of n samples, or n < 1.
+            ValueError: where y is given to a model without condition or is not of n samples, or where there is no such
+                seed, or are no such samples.
         """
+        random.check_seed(seed)
         checks.check_request(n, first, y, self.conditioner)
         start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
         denoise = guidance(self.denoiser) if guidance else self.denoiser

@@ -276,7 +276,11 @@ class Sampler(ABC):
         watch: Watch | None = None,
     ) -> Tensor:
         """Along the times; `undo` goes up by the forward process where else a step is the sampler's own."""
+        if seeds is not None and not isinstance(seeds, Tensor):
+            seeds = [random.check_seed(seed) for seed in seeds]
         keys = torch.as_tensor(range(len(x)) if seeds is None else seeds, device=x.device)
+        if keys.is_floating_point() or (keys.device.type == "cpu" and (keys < 0).any()):
+            raise ValueError(f"the seeds {keys.tolist()} are not all whole numbers from 0 on: give such")
         if keys.shape != x.shape[:1]:
             raise ValueError(f"{keys.numel()} seeds for {len(x)} samples: give one integer a sample")
 

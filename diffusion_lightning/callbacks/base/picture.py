@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from ... import images
+from ... import images, random
 from ...samplers import Ancestral, Sampler
 from .folder import save_picture
 
@@ -27,7 +27,9 @@ class SamplePicture(Callback, ABC):
     def __init__(self, n: int, sampler: Sampler | None, seed: int) -> None:
         if n < 1:
             raise ValueError(f"a picture of {n} samples shows nothing: give n ≥ 1")
-        self.n, self.sampler, self.seed = n, sampler or Ancestral(), seed
+        random.check_numbers(0, n)
+        self.n, self.sampler = n, sampler or Ancestral()
+        self.seed = random.check_seed(seed, f"{type(self).__name__}'s seed")
 
     @abstractmethod
     def make(self, module: Any, n: int, first: int) -> Tensor:

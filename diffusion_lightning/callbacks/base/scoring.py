@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from tqdm import tqdm
 
+from ... import random
 from ...evaluation import Block, Evaluation, share
 from ...files import cache_folder
 from ...samplers import Sampler
@@ -42,7 +43,8 @@ class Scoring(Callback, ABC):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
         share(metrics)
-        self.metrics, self.batch_size, self.seed, self.split, self.cache = metrics, batch_size, seed, split, cache
+        self.metrics, self.batch_size, self.split, self.cache = metrics, batch_size, split, cache
+        self.seed = random.check_seed(seed, f"{type(self).__name__}'s seed")
         self._real: Any = None
         self._evaluation: Evaluation | None = None
 
@@ -53,6 +55,7 @@ class Scoring(Callback, ABC):
 
     def check(self, trainer: Trainer, n: int) -> None:
         """Finds the real images and references, and refuses what n samples cannot be scored by, at the start."""
+        random.check_numbers(0, n)
         data: Any = getattr(trainer, "datamodule", None)
         if self.compares:
             if not hasattr(data, "reference"):

@@ -94,7 +94,8 @@ class Images(LightningDataModule, ABC):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
-        self.batch_size, self.flip, self.num_workers, self.seed = batch_size, flip, num_workers, seed
+        self.batch_size, self.flip, self.num_workers = batch_size, flip, num_workers
+        self.seed = random.check_seed(seed, "the data's seed")
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
         self._references: dict[str, Reference] = {}
 

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import (
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ... import random
 from ...conditioning import ClassLabels, Conditioner, Unconditional
 from ...denoising import tensor_of
 
@@ -63,8 +64,7 @@ def check_request(n: int, first: int, y: Tensor | None, conditioner: Conditioner
         raise ValueError("y was given, but this model was trained without a condition: leave y out")
     if y is not None and y.shape != (n,):
         raise ValueError(f"y has shape {list(y.shape)}, but there are {n} samples: give one condition for each")
-    if n < 1 or first < 0:
-        raise ValueError(f"samples number {first} … {first + n - 1} are none: give n ≥ 1 and first ≥ 0")
+    random.check_numbers(first, n)
     if y is not None:
         conditioner.check(y)
 
