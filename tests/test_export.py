@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ from safetensors.torch import load_file
 
 import diffusion_lightning
 from diffusion_lightning import random
+from diffusion_lightning.checkpoints import build
 from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import log_variance
+from diffusion_lightning.export import check_pipeline, pipeline
 from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.networks import UNet
 from diffusion_lightning.samplers import DDIM
+from diffusion_lightning.schedules import Linear
 
 from .conftest import small_config
 from .test_loggers import rows
@@ -251,3 +256,85 @@ def test_a_program_with_classes(tmp_path: Path) -> None:
         expected, found = model.denoiser(x, t, model.conditioner(y)), denoiser(x, t, y)
     torch.testing.assert_close(found[0], expected.x_0, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found[0], model.denoiser(x, t, model.conditioner(y.flip(0))).x_0)
+
+
+BASE = {"in_channels": 1, "size": 8, "channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "one level": {"multipliers": (1,), "attention": (8,)},
+    "three levels": {"multipliers": (1, 2, 3), "attention": (4,)},
+    "a level wider than the last": {"multipliers": (1, 3, 2)},
+    "levels alike": {"multipliers": (1, 1)},
+    "a first multiplier of 2": {"multipliers": (2, 2)},
+    "a first multiplier of 2 and then 1": {"multipliers": (2, 1), "attention": ()},
+    "a single level of multiplier 2": {"multipliers": (2,), "attention": ()},
+    "a first multiplier of 3 that resamples in blocks": {"multipliers": (3, 3), "resample_blocks": True},
+    "two blocks": {"blocks": 2},
+    "no blocks": {"blocks": 0, "multipliers": (1, 1), "attention": ()},
+    "no blocks on the way down to wider levels": {"blocks": 0, "attention": ()},
+    "no blocks and attention": {"blocks": 0},
+    "no attention": {"attention": ()},
+    "attention at all sizes": {"attention": (8, 4)},
+    "attention at the first size": {"attention": (8,)},
+    "two heads at one width": {"heads": 2, "multipliers": (1, 1), "attention": (8, 4)},
+    "two heads at two widths": {"heads": 2, "attention": (8, 4)},
+    "two heads in the middle alone": {"heads": 2, "attention": ()},
+    "heads of four features": {"head_channels": 4, "attention": (8, 4)},
+    "heads as wide as the first level": {"head_channels": 8, "attention": (8, 4)},
+    "scale and shift": {"scale_shift": True},
+    "resampling in blocks": {"resample_blocks": True},
+    "resampling in blocks, with scale and shift": {"resample_blocks": True, "scale_shift": True, "attention": (8,)},
+    "the details of IDDPM": {"release": "IDDPM"},
+    "two groups": {"groups": 2},
+    "one group": {"groups": 1},
+    "groups as many as features": {"groups": 8},
+    "a predicted variance": {"out_channels": 2},
+    "three channels": {"in_channels": 3},
+    "dropout": {"dropout": 0.3},
+    "another size": {"size": 16, "attention": (8,)},
+}
+REFUSED = {
+    "a first multiplier of 2", "a first multiplier of 2 and then 1", "a single level of multiplier 2",
+    "a first multiplier of 3 that resamples in blocks", "two heads at two widths", "no blocks on the way down to wider levels", "no blocks and attention",
+}  # fmt: skip
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_pipeline_of_any_unet_opens_in_diffusers_and_computes_the_same_or_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    """Before anything is written."""
+    network = UNet(**{**BASE, **SETTINGS[name]})  # type: ignore[arg-type]
+    for p in network.parameters():  # not near zero, where every network is the same
+        torch.nn.init.normal_(p, std=0.2)
+    model = Diffusion(network, Linear(T=12), (network.in_channels, network.size, network.size)).eval()
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=r"UNet2DModel .*export its weights or its program instead of a pipeline"):
+            check_pipeline(model)
+        return
+    check_pipeline(model)
+    pipeline(model, "", tmp_path)
+    found = DDPMPipeline.from_pretrained(tmp_path)
+    x = torch.randn(2, *model.shape)
+    with torch.no_grad():
+        ours, theirs = network(x, torch.tensor([3, 3])), found.unet(x, 3).sample
+    assert ours.std() > 0.03
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_a_first_multiplier_of_2_is_refused_by_the_command_before_anything_is_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    config = yaml.safe_load(checkpoint["config"])
+    config["model"]["init_args"]["network"]["init_args"]["multipliers"] = [2, 2]
+    weights = build(config["model"]).state_dict()
+    torch.save({**checkpoint, "config": yaml.safe_dump(config), "state_dict": weights, "callbacks": {}},
+               tmp_path / "wide.ckpt")  # fmt: skip
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "wide.ckpt"), str(tmp_path / "out"), "--format", "weights", "pipeline"])
+    assert "multipliers [2, 2]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    main(["export", str(tmp_path / "wide.ckpt"), str(tmp_path / "out"), "--format", "weights"])

@@ -157,8 +157,20 @@ def unet_config(network: UNet) -> dict[str, Any]:
     """The `config.json` of a `UNet2DModel` that is this network.
 
     Raises:
-        ValueError: where `UNet2DModel` cannot have its attentions' heads.
+        ValueError: where `UNet2DModel` cannot have its widths or its attentions' heads.
     """
+    if network.multipliers[0] != 1:
+        raise ValueError(
+            f"the network goes from {network.channels} features to {network.channels * network.multipliers[0]} at its "
+            f"first level (multipliers {list(network.multipliers)}), but UNet2DModel begins with those of its first "
+            "level: export its weights or its program instead of a pipeline"
+        )
+    if network.blocks == 0 and set(network.multipliers) != {1}:
+        raise ValueError(
+            f"the network has no blocks on the way down to levels of multipliers {list(network.multipliers)}, so its "
+            "features stay as many as at the first, but UNet2DModel's change there all the same: export its weights or "
+            "its program instead of a pipeline"
+        )
     attentions = [m for m in network.modules() if isinstance(m, Attention)]
     features = {m.qkv.in_channels // m.heads for m in attentions}
     single = all(m.heads == 1 for m in attentions)
