@@ -296,6 +296,74 @@ def test_without_a_key_no_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "wandb").exists()
 
 
+def logged(log: WeightsAndBiases) -> None:
+    """All that a run says to its logger."""
+    log.log_hyperparams({"T": 10})
+    log.log_metrics({"a": 1.0}, 3)
+    log.log_image("samples", [Image.new("L", (8, 8))], step=3)
+    log.log_table("table", ["a"], [[1]], step=3)
+    log.preempting()
+    log.log_metrics({"a": 1.0}, 4)
+    log.finalize("success")
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("offline", [False, True], ids=["a config that is online", "a config that is offline"])
+def test_wandb_disabled_in_the_environment_leaves_no_file_and_needs_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "run"
+    log = WeightsAndBiases(save_dir=str(root), id="r", offline=offline)
+    logged(log)
+    assert log.version == "r"
+    assert not root.exists()
+    assert not (tmp_path / "wandb").exists()
+    assert [str(w.message) for w in recwarn if w.category is UserWarning] == []
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_wandb_disabled_by_its_own_command_leaves_no_file(tmp_path: Path) -> None:
+    """`wandb disabled` writes it into wandb's settings."""
+    (tmp_path / "wandb_config").mkdir()
+    (tmp_path / "wandb_config/settings").write_text("[default]\nmode = disabled\n")
+    logged(WeightsAndBiases(save_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize("mode", ["offline", "dryrun"])
+def test_wandb_offline_in_the_environment_wins_over_a_config_that_is_online(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    logged(WeightsAndBiases(save_dir=str(tmp_path), id="r", offline=False))
+    assert steps(history(tmp_path)) == [3, 4]
+    assert not server.runs
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_wandb_online_in_the_environment_wins_over_a_config_that_is_offline(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    log = WeightsAndBiases(save_dir=str(tmp_path), id="r", project="p", offline=True)
+    log.log_metrics({"a": 1.0}, 3)
+    log.finalize("success")
+    assert steps(server.runs["r"].history) == [3]
+
+
+@pytest.mark.tried("Numbers, precision and words")
+@pytest.mark.parametrize(("mode", "says"), [("online", "there is no API key"), ("of", "WANDB_MODE is of, but wandb")])
+def test_a_mode_of_the_environment_that_cannot_be_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, says: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(ValueError, match=says):
+        WeightsAndBiases(save_dir=str(tmp_path), offline=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

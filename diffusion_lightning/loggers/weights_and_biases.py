@@ -36,6 +36,9 @@ class WeightsAndBiases(WandbLogger):
     `save_dir/wandb` in either case, for the command `wandb sync`, and a warning says so; the run's next start sends
     them first.
 
+    WANDB_MODE in the environment wins over `offline`: with `disabled` there is no run, no file and no need of a key,
+    and with `offline` or `online` the run is such a one.
+
     Args:
         name: the run's, for people; None lets the server find one.
         save_dir: the folder in which `wandb/` is made.
@@ -75,13 +78,16 @@ class WeightsAndBiases(WandbLogger):
         for key, seconds in (("init_timeout", init_timeout), ("finish_timeout", finish_timeout)):
             if not 0 < seconds < float("inf"):
                 raise ValueError(f"{key} is {seconds}, but a wait for the server must end: give seconds above 0")
+        mode = _mode(offline)
+        offline = mode == "offline"
         super().__init__(
             name=name, save_dir=save_dir, id=id or os.environ.get("WANDB_RUN_ID"), offline=offline, project=project,
             entity=entity, group=group, job_type=job_type, tags=tags, notes=notes, resume=resume,
         )  # fmt: skip
         self._timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
+        self._disabled = mode == "disabled"
         _check_names(project, self._id)
-        if not offline:
+        if mode == "online":
             _check_key()
         self._row: dict[str, Any] = {}
         self._step = 0
@@ -137,7 +143,7 @@ class WeightsAndBiases(WandbLogger):
         if self._experiment is None:
             return
         run: Any = self._experiment
-        self._experiment, self._id = None, run.id
+        self._experiment, self._id = None, self._id if self._disabled else run.id
         try:
             run.finish(exit_code=0 if status in ("success", "finished") else 1)
         except Exception as error:  # wandb's own faults have no class in common, and the training is done
@@ -149,6 +155,8 @@ class WeightsAndBiases(WandbLogger):
 
     def _open(self) -> Any:
         wandb = _wandb()
+        if self._disabled:
+            return wandb.init(mode="disabled", reinit="create_new")  # which leaves wandb.run alone
         Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
         self._id = self._wandb_init["id"] = self._id or secrets.token_hex(4)
         earlier = _folders(Path(self._save_dir or "."), self._id)
@@ -235,6 +243,21 @@ def _wandb() -> Any:
     return wandb
 
 
+def _mode(offline: bool) -> str:
+    """`online`, `offline` or `disabled`: what the environment says, else the argument, else wandb's own settings."""
+    known = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
+             "disabled": "disabled"}  # fmt: skip
+    given = os.environ.get("WANDB_MODE")
+    if given and given not in known:
+        raise ValueError(f"WANDB_MODE is {given}, but wandb knows online, offline and disabled: set it to one of these")
+    if given or offline:
+        return known[given or "offline"]
+    _wandb()
+    from wandb.sdk import wandb_setup
+
+    return known[wandb_setup.singleton().settings.mode]
+
+
 def _check_names(project: str, id: str | None) -> None:
     wandb = _wandb()
     try:
@@ -250,8 +273,6 @@ def _check_key() -> None:
     from wandb.sdk.lib import wbauth
 
     settings = wandb_setup.singleton().settings
-    if settings.mode in ("offline", "dryrun", "disabled"):
-        return
     mends = "run `wandb login`, set WANDB_API_KEY, or add --trainer.logger.offline true"
     try:
         found = wbauth.authenticate_session(host=settings.base_url, source="", prompt=False, update_session=False)
