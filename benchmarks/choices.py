@@ -55,7 +55,7 @@ def train(name: str) -> None:
 
 
 def last_row(path: Path) -> dict[str, str]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))[-1]
 
 

@@ -46,7 +46,7 @@ def machine(device: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if device.startswith("cuda"):
         return facts | {"device": torch.cuda.get_device_name()}
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     model = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
     units = [name for name in ("avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in info.replace("\n", " ")]
     return facts | {"device": model, "cores": os.cpu_count(), "units": units}
@@ -61,7 +61,9 @@ def report(name: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     for row in rows:
         print("| " + " | ".join(_text(value) for value in row.values()) + " |")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"benchmark": name, "facts": facts, "rows": rows}, indent=1, default=str) + "\n")
+    file.write_text(
+        json.dumps({"benchmark": name, "facts": facts, "rows": rows}, indent=1, default=str) + "\n", encoding="utf-8"
+    )
     print(f"\nwritten to {file}")
 
 

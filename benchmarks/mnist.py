@@ -36,13 +36,13 @@ def floor(root: str) -> float:
 
 
 def main(*options: str) -> None:
-    run = Path(yaml.safe_load(CONFIG.read_text())["trainer"]["default_root_dir"])
+    run = Path(yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["trainer"]["default_root_dir"])
     if "--trainer.default_root_dir" in options:
         run = Path(options[options.index("--trainer.default_root_dir") + 1])
     last = run / "checkpoints/last.ckpt"
     if not last.exists():
         command(["fit", "--config", str(CONFIG), *options])
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     minutes = (last.stat().st_mtime - (run / "config.yaml").stat().st_mtime) / 60  # written at the start and at the end
     steps, data = config["trainer"]["max_steps"], config["data"]["init_args"]
     shutil.copy(run / f"samples/step={steps}.png", PICTURE)

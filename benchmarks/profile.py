@@ -105,7 +105,7 @@ def main(args: Sequence[str]) -> None:
     name = f"profile-{given.size}-{given.precision}-{torch.device(given.device).type}"
     path = given.json or RESULTS / f"{name}.json"
     report(name, facts, rows, path)
-    path.with_suffix(".txt").write_text(listed(found, facts))
+    path.with_suffix(".txt").write_text(listed(found, facts), encoding="utf-8")
     print(f"the operations in {path.with_suffix('.txt')}")
 
 

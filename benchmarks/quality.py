@@ -49,7 +49,7 @@ class Clock(Callback):
         self._since = self._since or time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.path.write_text(str(time.perf_counter() - self._since))
+        self.path.write_text(str(time.perf_counter() - self._since), encoding="utf-8")
 
 
 def fit(root: Path, steps: int, seed: int) -> float:
@@ -63,9 +63,9 @@ def fit(root: Path, steps: int, seed: int) -> float:
     config["checkpoint"] = {"every_n_train_steps": steps}
     config["model"]["init_args"]["lr_scheduler"]["init_args"]["total_steps"] = steps
     root.mkdir(parents=True)
-    (root / "quality.yaml").write_text(yaml.safe_dump(config))
+    (root / "quality.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     command(["fit", "--config", str(root / "quality.yaml")])
-    return float((root / "seconds").read_text())
+    return float((root / "seconds").read_text(encoding="utf-8"))
 
 
 def ours(root: Path, seconds: float, seed: int, n: int, sampling: int) -> tuple[Tensor, int, float]:
@@ -136,7 +136,7 @@ def main(args: Sequence[str]) -> None:
                 "--batch", str(batch), "--sampling", str(given.sampling),
             ]  # fmt: skip
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks", *words], capture_output=True, text=True, check=False
+                [sys.executable, "-m", "benchmarks", *words], capture_output=True, encoding="utf-8", check=False
             )
             line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
             if line is None:

@@ -22,7 +22,7 @@ OTHERS = 10_000
 
 def row(path: Path) -> str:
     """A line of the table."""
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
     model = read(config["model"], Diffusion, "model").make()
     forward, T = forward_flops(model), model.schedule.T
     parameters = sum(p.numel() for p in model.parameters())

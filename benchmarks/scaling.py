@@ -75,12 +75,12 @@ class StepTimes(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
             steps = [b - a for a, b in zip(self.ends[WARM:], self.ends[WARM + 1 :], strict=False)]
-            self.path.write_text("\n".join(map(str, steps)))
+            self.path.write_text("\n".join(map(str, steps)), encoding="utf-8")
 
 
 def write_config(network: Network, setting: Setting, images: Path, folder: Path) -> Path:
     """The network's recipe with its global batch shared among the processes, short, and without evaluation."""
-    config = yaml.safe_load((CONFIGS / f"{network.config}.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / f"{network.config}.yaml").read_text(encoding="utf-8"))
     config["trainer"] |= {
         "default_root_dir": str(folder), "max_steps": WARM + 1 + network.steps, "limit_val_batches": 0,
         "log_every_n_steps": 1, "logger": False, "enable_progress_bar": False, "accelerator": setting.accelerator,
@@ -95,7 +95,7 @@ def write_config(network: Network, setting: Setting, images: Path, folder: Path)
     config["data"]["init_args"]["batch_size"] = network.batch // setting.processes
     folder.mkdir(parents=True)
     path = folder / "scaling.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
 
 
@@ -114,7 +114,7 @@ def launch(setting: Setting, configs: list[Path]) -> None:
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(setting.processes), *words]
     done = subprocess.run(
         [sys.executable, *words], env={**os.environ, "OMP_NUM_THREADS": str(setting.threads)}, capture_output=True,
-        text=True, check=False, cwd=CONFIGS.parent,
+        encoding="utf-8", check=False, cwd=CONFIGS.parent,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{setting.name} failed: {done.stderr}")
@@ -122,7 +122,7 @@ def launch(setting: Setting, configs: list[Path]) -> None:
 
 def losses(folder: Path) -> torch.Tensor:
     """`train/loss` of each step."""
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return torch.tensor([float(row["train/loss"]) for row in csv.DictReader(file)], dtype=torch.float64)
 
 
@@ -134,7 +134,7 @@ def measure(settings: Sequence[Setting], networks: Sequence[Network], images: Pa
 
     def times(network: Network, setting: Setting) -> float:
         runs = [folder(network, setting, number) for number in range(rounds)]
-        return median(float(line) for run in runs for line in (run / "seconds").read_text().split())
+        return median(float(line) for run in runs for line in (run / "seconds").read_text(encoding="utf-8").split())
 
     for number in range(rounds):
         for setting in settings:

@@ -39,7 +39,7 @@ def waited(words: Sequence[str], root: str, fresh: bool) -> float:
     since = time.time()
     done = subprocess.run(
         [sys.executable, "-m", "diffusion_lightning", *words, *folder],
-        capture_output=True, text=True, check=False, env=env,
+        capture_output=True, encoding="utf-8", check=False, env=env,
     )  # fmt: skip
     end = time.time()
     said = [line for line in done.stdout.splitlines() if SAID in line]

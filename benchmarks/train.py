@@ -111,7 +111,7 @@ def write_images(size: str, root: Path) -> None:
 
 
 def recipe(size: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / f"{RECIPES[size]}.yaml").read_text())
+    return yaml.safe_load((CONFIGS / f"{RECIPES[size]}.yaml").read_text(encoding="utf-8"))
 
 
 def network(size: str) -> UNet:
@@ -137,7 +137,7 @@ def write_config(
         config["data"] = {"class_path": "Arrays", "init_args": {"path": str(root / "images.npz"), "flip": task.flip}}
     config["data"]["init_args"]["batch_size"] = task.batch
     path = root / f"{name}-{task.precision}.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
 
 

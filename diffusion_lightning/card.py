@@ -106,7 +106,7 @@ def _measured(checkpoint: dict[str, Any], ckpt: Path) -> str:
         if not file.is_file() or checkpoints.IMPORTED in checkpoint:
             continue
         found: dict[str, str] = {}
-        with file.open(newline="") as stream:
+        with file.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 if int(row["step"]) == checkpoint["global_step"]:
                     found |= {key: value for key, value in row.items() if value and key.startswith(f"{stage}/")}

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from . import job
+from . import job, output
 from .commands import COMMANDS, page, read
 from .complaints import fail, meant, raised_in
 
@@ -30,9 +30,11 @@ NOISE = (
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line, or a list of its words."""
+    output.begin()
     try:
         with job.listening():
             _answer(list(sys.argv[1:] if args is None else args))
+        output.end()
     except job.Preempted as stop:
         raise SystemExit(job.leave(str(stop))) from None
     except Exception as error:
@@ -75,6 +77,11 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, OSError):
         there = error.filename is not None
         return f"{error.filename}: {error.strerror}: choose another place, or make room there" if there else None
+    if isinstance(error, UnicodeEncodeError):  # of a file's name: what files hold is UTF-8
+        return (
+            f"{ascii(error.object)} cannot be the name of a file in this locale, whose encoding is {error.encoding}: "
+            "set LC_ALL to C.UTF-8, or PYTHONUTF8 to 1"
+        )
     if isinstance(error, ValueError):
         return str(error) if raised_in(error) == __package__ else None
     # Not above: they take seconds, and can say nothing of what went wrong before the work was imported.

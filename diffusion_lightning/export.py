@@ -34,7 +34,7 @@ def main(given: Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in given.format:
         globals()[name](model, given.ckpt, folder)  # the functions below
-    (folder / "README.md").write_text(card.text(model, given.ckpt, given.format))
+    (folder / "README.md").write_text(card.text(model, given.ckpt, given.format), encoding="utf-8")
     print("\n".join(f"wrote {path}" for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
@@ -90,7 +90,7 @@ def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
         ("scheduler/scheduler_config.json", scheduler),
     ):
         (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / place).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(
         {name: x.detach().contiguous() for name, x in stored.items()},
         folder / "unet/diffusion_pytorch_model.safetensors",
@@ -102,7 +102,8 @@ def weights(model: Diffusion, ckpt: str, folder: Path) -> None:
     """`model.safetensors` and `config.yaml`."""
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "model.safetensors")
     config = checkpoints.config(checkpoints.read(ckpt), ckpt)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": config["model"]}, sort_keys=False))
+    text = yaml.safe_dump({"model": config["model"]}, sort_keys=False)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 class Program(nn.Module):

@@ -113,7 +113,7 @@ def _of_diffusers(folder: Path) -> tuple[Weights, Layout, dict[str, Any] | None]
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is cut short or no JSON ({error}): get it again") from error
 

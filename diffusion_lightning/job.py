@@ -166,13 +166,13 @@ def _say(line: str) -> None:
 def _requeue(job: str) -> bool | None:
     """Whether this process put the job back; None where another one did."""
     words = ["squeue", "--noheader", "--jobs", job, "--Format", "State:32,RestartCnt:32"]
-    found = subprocess.run(words, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace").stdout.split()
     state, restarts = found if len(found) == 2 else ("", "0")
     if int(restarts) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         return None
     if state != "RUNNING":
         return False
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         _say(done.stderr.strip())
     return done.returncode == 0

@@ -10,7 +10,9 @@ def git_commit() -> str | None:
     """The commit checked out in the working folder, with `-dirty` where tracked files differ from it; None outside."""
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True, text=True
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            encoding="utf-8",
         )
     except FileNotFoundError:
         return None

@@ -43,9 +43,9 @@ class Record(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.text)
+        path.write_text(self.text, encoding="utf-8")
         if job.name():
-            path.with_name(JOB).write_text(job.name() or "")
+            path.with_name(JOB).write_text(job.name() or "", encoding="utf-8")
         for logger in trainer.loggers:
             logger.log_hyperparams({**yaml.safe_load(self.text), **self.origin})
 
@@ -66,7 +66,12 @@ def start(root: Path, ckpt_path: str | None) -> str | None:
             f"{foreign[0]} is a checkpoint of Lightning's own requeueing, from which SLURM jobs start without being "
             "asked: move it away, and name it by --ckpt_path if it is meant"
         )
-    if last.exists() and job.restarted() and (root / JOB).exists() and (root / JOB).read_text() == job.name():
+    if (
+        last.exists()
+        and job.restarted()
+        and (root / JOB).exists()
+        and (root / JOB).read_text(encoding="utf-8") == job.name()
+    ):
         return str(last)
     if ckpt_path is None and found:
         raise ValueError(

@@ -38,7 +38,7 @@ def main(options: Namespace) -> None:
         raise ValueError(f"batch_size is {options.batch_size}, which is no batch: give at least 1")
     for path in filter(None, (options.json, options.save, options.pairs)):  # before an hour is spent
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("a"):
+        with Path(path).open("ab"):
             pass
     device = _device(options.device)
     extractor = _extractor(options.extractor, options.weights, options.precision)
@@ -46,7 +46,7 @@ def main(options: Namespace) -> None:
     name = options.extractor if options.precision == "float32" else f"{options.extractor} in {options.precision}"
     found = {**_scores(generated, reference, extractor, device, options), "extractor": name}
     if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(_lines(found)))
 
 

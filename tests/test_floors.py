@@ -35,6 +35,7 @@ FLOORS = {
         "export",
         "importing",
         "known",
+        "output",
         "predict",
         "processes",
         "provenance",

@@ -22,7 +22,7 @@ class BoundCurve(Callback):
         rows = [(t, bits) for t, bits in enumerate(bound.tolist(), start=1) if bits == bits]  # measured at all
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
-        with (root / "bound.csv").open("w", newline="") as file:
+        with (root / "bound.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("t", "bits_per_dim"), *rows])
         draw(bound, root / "bound.png")
         loggers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]

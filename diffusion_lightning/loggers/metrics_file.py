@@ -52,7 +52,9 @@ class MetricsFile(Logger):
     def _earlier(self, step: int) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        whole, _, _cut_short = self.path.read_text().rpartition("\n")  # by a kill in the middle of a line
+        whole, _, _cut_short = self.path.read_text(encoding="utf-8").rpartition(
+            "\n"
+        )  # by a kill in the middle of a line
         with io.StringIO(whole, newline="") as file:
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or ["step"])
@@ -65,7 +67,7 @@ class MetricsFile(Logger):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         append = append and self.path.exists()
         part = self.path if append else self.path.with_name(self.path.name + ".part")
-        with part.open("a" if append else "w", newline="") as file:
+        with part.open("a" if append else "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             if not append:
                 writer.writeheader()

@@ -310,7 +310,7 @@ def _last_step(folders: list[Path]) -> int:
     """The last step that a run's files hold, -1 where there is none: a killed run wrote more than it kept."""
     for folder in reversed(folders):
         read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-        text = subprocess.run(read, capture_output=True, text=True, check=False).stdout
+        text = subprocess.run(read, capture_output=True, encoding="utf-8", errors="replace", check=False).stdout
         records = [json.loads(line) for line in text.splitlines() if '"type":"history"' in line]
         if records:
             return max(record["history"]["step"]["num"] for record in records)
