@@ -79,7 +79,7 @@ def _explained(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}: choose another place, or make room there" if there else None
     if isinstance(error, UnicodeEncodeError):  # of a file's name: what files hold is UTF-8
         return (
-            f"{ascii(error.object)} cannot be the name of a file in this locale, whose encoding is {error.encoding}: "
+            f"{error.object!a} cannot be the name of a file in this locale, whose encoding is {error.encoding}: "
             "set LC_ALL to C.UTF-8, or PYTHONUTF8 to 1"
         )
     if isinstance(error, ValueError):

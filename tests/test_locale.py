@@ -152,7 +152,8 @@ def test_a_mistake_in_another_script_is_one_sentence_in_a_locale_without_it(name
 @pytest.mark.slow
 def test_a_run_and_its_figures_in_a_locale_without_utf8(tmp_path: Path) -> None:
     """A recipe with comments in other scripts is trained, the figures of `score` are printed, and a folder's name that
-    this locale cannot write is refused in a sentence."""
+    this locale cannot write is refused in a sentence.
+    """
     changes = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "checkpoint.monitor": None}
     config = small_config(tmp_path, **changes, **{"trainer.logger": False})
     config.write_text(f"# ×, ±, ∞, 尺寸\n{config.read_text(encoding='utf-8')}", encoding="utf-8")
@@ -173,3 +174,13 @@ main(["fit", "--config", {str(config)!r}, "--trainer.default_root_dir", "gr\\u00
     assert done.stderr.splitlines()[-1].startswith(b"error: '")
     assert b"'gr\\xf6\\xdfe" in done.stderr.splitlines()[-1]
     assert b"Traceback" not in done.stderr
+
+
+@tried
+@pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_is_trained_to_its_end(tmp_path: Path) -> None:
+    """Neither its figures nor its bars nor its warnings: the pipe ends before they are written."""
+    config = small_config(tmp_path, **{"trainer.logger": False})
+    done = command(f"fit --config {config}", "{} 2>&1 | true")
+    assert done.returncode == 0
+    assert (tmp_path / "run/metrics.csv").read_text(encoding="utf-8").splitlines()[-1].startswith("6,")
