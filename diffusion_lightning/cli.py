@@ -5,6 +5,7 @@ Torch and Lightning, which take seconds, are imported with what does the work, o
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,12 @@ from typing import Any
 from . import job, output
 from .commands import COMMANDS, page, read
 from .complaints import fail, meant, raised_in
+
+# What torch's default_collate says of pictures that are no tensors, or of several sizes.
+UNFIT = (
+    r"default_collate: batch must contain [^\n]*|stack expects each tensor to be equal size[^\n]*"
+    r"|each element in list of batch should be of equal size"
+)
 
 # Warnings that say nothing to the user: data in memory want no workers, logging counts optimizer steps and not an
 # epoch's batches, tests call `main` with arguments, samples have numbers of their own, and one is for Lightning's own
@@ -89,6 +96,12 @@ def _explained(error: Exception) -> str | None:
     from torch._dynamo.exc import BackendCompilerFailed
 
     from . import processes
+
+    if (unfit := re.search(UNFIT, str(error))) is not None:
+        return (
+            f"a loader cannot put its images together in a batch ({unfit[0]}): let the data set give tensors of one "
+            "shape, such as by a transform"
+        )
 
     if isinstance(error, BackendCompilerFailed):
         reason = str(error).strip().splitlines()[0]

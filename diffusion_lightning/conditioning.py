@@ -79,6 +79,12 @@ class ClassLabels(Conditioner):
         return self.table(y)
 
     def check(self, y: Tensor) -> None:
+        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
+            found = f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise ValueError(
+                f"the labels are {found.removeprefix('torch.')}, but a class is one whole number an image: give (B,) "
+                "int64"
+            )
         rows = self.table.num_embeddings
         strays = y[(y < 0) | (y >= rows)]
         if len(strays):

@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from ..modules.base import batches
+
 
 class Progress(Callback):
     """A bar over the optimizer steps of `fit`, where Lightning's own counts the batches of one epoch.
@@ -42,7 +44,7 @@ class Progress(Callback):
     ) -> None:
         if self._bar is None:
             return
-        self._images += len(batch[0]) * trainer.world_size
+        self._images += batches.size(batch) * trainer.world_size
         now = time.monotonic()
         if now - self._since >= self.refresh or trainer.global_step == self._bar.total:
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches

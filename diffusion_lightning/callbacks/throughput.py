@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..modules.base import batches
 from ..networks.base import products
 from .base import now
 
@@ -80,7 +81,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[0]) * trainer.world_size
+        self._images += batches.size(batch) * trainer.world_size
         if trainer.global_step == self._step or not trainer.is_global_zero:
             return
         self._step = trainer.global_step

@@ -28,17 +28,15 @@ from ..networks import UNet
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
 from ..samplers import Sampler
 from ..schedules import Schedule
-from .base import checks, compiling, gradients, memory, sharding
+from .base import batches, checks, compiling, gradients, memory, sharding
 from .base.bound import PARTS, Bound
-
-Batch = Sequence[Tensor]
 
 # The bound as a loss: nothing is clipped, so that every error has a gradient.
 TRAINED = VLB(clip=None)
 
 
 class Diffusion(LightningModule):
-    """A denoiser and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1].
+    """A denoiser and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1], and others: `base.batches`.
 
     The loss of an example is w·‖target - output‖² + λ·T·L_{t-1}, the first a mean over the dimensions, the second in
     bits/dim. With w > 0 the second trains the predicted variance alone: its mean is held fixed.
@@ -112,6 +110,7 @@ class Diffusion(LightningModule):
                 "nothing to train by: give vlb_weight above 0, or another weighting"
             )
         self._steps = 0
+        self._feed = batches.Feed()
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
         self._sharded: list[sharding.Sharded] = []
 
@@ -131,23 +130,21 @@ class Diffusion(LightningModule):
 
     # Training: algorithm 1
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and beside it each example's own, its t and its number in the global batch."""
-        x_0, step = batch[0], self.global_step
-        micro = batch_idx % self.trainer.accumulate_grad_batches
+        x_0, y = self._feed.take(self, batch, "training")
+        step, micro = self.global_step, batch_idx % self.trainer.accumulate_grad_batches
         # Dropout draws from the device's generator: exact on resume, though not across numbers of devices.
         place = random.state(self.seed, "training: dropout", step, micro, self.global_rank)
         random.seed_generator(self.device, place)
-        sample = self._numbers(micro, len(x_0), len(x_0))
-        total = len(x_0) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        sample, total, to_come = self._feed.in_step(self, batch_idx, len(x_0))
         t, importance = self.timesteps(self.schedule, self.seed, "training: t", step, sample, total)
-        y = batch[1]
         if self.conditioner.dropout:
             u = random.fractions(self.seed, "training: label dropout", step, sample)
             y = self.conditioner.dropped(y, u.to(y.device))
         losses = self._losses(x_0, t, "training", step, sample, self.conditioner(y))
         if self.timesteps.learns:
-            self._learn(micro, t, losses.detach(), sample)
+            self._learn(micro, to_come, t, losses.detach(), sample)
         loss = (importance.to(losses) * losses).mean()
         if self._logs:
             self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
@@ -158,10 +155,10 @@ class Diffusion(LightningModule):
         """Whether what this step logs is written, so that no other step pays for it."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
-    def _learn(self, micro: int, t: Tensor, losses: Tensor, sample: Tensor) -> None:
+    def _learn(self, micro: int, to_come: int, t: Tensor, losses: Tensor, sample: Tensor) -> None:
         """Tells the timestep sampler of the whole global batch, before any checkpoint of this step."""
-        self._recent.append((t, losses, sample))
-        if micro + 1 < self.trainer.accumulate_grad_batches:
+        self._recent = [*(self._recent if micro else []), (t, losses, sample)]
+        if to_come:
             return
         columns: list[Any] = [self.all_gather(torch.cat(column)) for column in zip(*self._recent, strict=True)]
         t, losses, sample = (column.flatten() for column in columns)
@@ -169,12 +166,12 @@ class Diffusion(LightningModule):
         order = sample.argsort()
         self.timesteps.update(t[order], losses[order])
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The loss at uniform times, with draws that are the same in every round, so that rounds can be compared."""
-        x_0, schedule = batch[0], self.schedule
-        sample = self._evaluated(batch, batch_idx, self.trainer.val_dataloaders)
-        t, _ = Uniform()(schedule, self.seed, "evaluation: t", 0, sample, len(sample))
-        losses = self._losses(x_0, t, "evaluation", 0, sample, self.conditioner(batch[1]))
+        x_0, y = self._feed.take(self, batch, "validation")
+        sample = self._feed.numbers(self, "validation", batch_idx, len(x_0))
+        t, _ = Uniform()(self.schedule, self.seed, "evaluation: t", 0, sample, len(sample))
+        losses = self._losses(x_0, t, "evaluation", 0, sample, self.conditioner(y))
         self._log_mean("val/loss", losses)
         return {"losses": losses, "t": t, "sample": sample}
 
@@ -206,15 +203,16 @@ class Diffusion(LightningModule):
 
     # Test: the variational bound, sharded over the devices
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        x_0 = batch[0]
-        sample = self._evaluated(batch, batch_idx, self.trainer.test_dataloaders)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        x_0, y = self._feed.take(self, batch, "test")
+        sample = self._feed.numbers(self, "test", batch_idx, len(x_0))
         t, _ = Uniform()(self.schedule, self.seed, "evaluation: t", 0, sample, len(sample))
-        c = self.conditioner(batch[1])
+        c = self.conditioner(y)
         self._log_mean("test/loss", self._losses(x_0, t, "evaluation", 0, sample, c))
         self._bound.add(x_0, c, sample, lambda k: self._noise(x_0, "bound: eps", k, sample))
 
     def on_test_epoch_end(self) -> None:
+        self._feed.end("test")
         self.log("step", float(self.steps_done), rank_zero_only=True)
         found = self._bound.found(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
         for part, value in zip(PARTS, found.mean, strict=True):
@@ -225,6 +223,7 @@ class Diffusion(LightningModule):
     # Evaluations run on whole weights, after callbacks have put in those that are to be evaluated
 
     def on_validation_start(self) -> None:
+        self._feed.begin("validation")
         for part in self._sharded:
             part.gather()
 
@@ -234,6 +233,7 @@ class Diffusion(LightningModule):
 
     def on_test_start(self) -> None:
         self.on_validation_start()
+        self._feed.begin("test")
         self._bound = Bound(self.denoiser, self.vlb, self.levels, self.seed)
 
     on_predict_start, on_test_end, on_predict_end = on_validation_start, on_validation_end, on_validation_end
@@ -251,13 +251,9 @@ class Diffusion(LightningModule):
         return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def on_validation_epoch_end(self) -> None:
+        self._feed.end("validation")
         if not self.trainer.sanity_checking:
             self.log("step", float(self.steps_done), rank_zero_only=True)  # the name of Lightning's own x-axis
-
-    def _evaluated(self, batch: Batch, batch_idx: int, loader: Any) -> Tensor:
-        """The numbers of a batch's samples in the order of an evaluation."""
-        full = getattr(getattr(loader, "sampler", None), "batch_size", None) or len(batch[0])
-        return self._numbers(batch_idx, full, len(batch[0]))
 
     def _numbers(self, position: int, full: int, size: int) -> Tensor:
         """Numbers of this rank's samples when batches of `full` a device follow one another rank by rank."""
@@ -274,6 +270,23 @@ class Diffusion(LightningModule):
         scheduler = self.lr_scheduler(optimizer)
         checks.check_rate(getattr(scheduler, "total_steps", None), self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # A loader without batches, which Lightning takes for a run that is done
+
+    def on_train_start(self) -> None:
+        batches.check_loader(self.trainer, "validation")
+        self._rest = self.global_step > 0  # the first epoch is the rest of one
+
+    def on_train_epoch_start(self) -> None:
+        self._feed.begin("training")
+
+    def on_train_epoch_end(self) -> None:
+        self._feed.end("training", allowed=self._rest)
+        self._rest = False
+
+    def teardown(self, stage: str) -> None:
+        if (of := {"fit": "training", "validate": "validation", "test": "test"}.get(stage)) is not None:
+            batches.check_loader(self.trainer, of)
 
     def on_train_end(self) -> None:
         self._steps = self.global_step
@@ -368,6 +381,7 @@ class Diffusion(LightningModule):
         return []
 
     def setup(self, stage: str) -> None:
+        self._feed = batches.Feed()
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         checks.check_data(data, self.shape, self.conditioner)

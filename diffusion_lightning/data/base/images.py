@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ... import job, random
 from ...evaluation import hashed
-from .order import Indices, Loader, Order
+from .order import Indices, Loader, Order, even
 
 RESIDENT = 0.25  # of a GPU's free memory, which a set of images may take
 
@@ -110,13 +110,15 @@ class Images(LightningDataModule, ABC):
     def reference(self, split: str = "train") -> Reference:
         """All images of a split (N, C, H, W) in [-1, 1], unaugmented and in the set's own order; floats in slices."""
         if split not in self._references:
-            images, _ = self.splits[split] if split in self.splits else self.read(split)
+            images, _ = self.splits[split] if split in self.splits else self._checked(split)
             self._references[split] = Reference(images, self.scaled)
         return self._references[split]
 
     def setup(self, stage: str) -> None:
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
-        self.splits, self._references = {split: self.read(split) for split in splits}, {}
+        self.splits, self._references = {split: self._checked(split) for split in splits}, {}
+        for split in set(splits) - {"train"}:
+            self._check_share(split)
         if "train" in self.splits:
             n, whole = len(self.splits["train"][0]), self.batch_size * self._world * self._accumulate
             if whole > n:
@@ -125,6 +127,42 @@ class Images(LightningDataModule, ABC):
                     f"{self._accumulate} batches accumulated), but the training set has {n}: lower the data's "
                     "batch_size"
                 )
+
+    def _checked(self, split: str) -> tuple[Tensor, Tensor]:
+        """What `read` gives, labels as (N,) int64.
+
+        Raises:
+            ValueError: if it is not what `read` promises.
+        """
+        images, y = self.read(split)
+        what = f"the {split} images of {type(self).__name__}"
+        if len(images) == 0:
+            raise ValueError(f"{what} are none: let read({split!r}) give some")
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            kind = str(images.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{what} are {kind} of shape {list(images.shape)}, but `read` gives bytes (uint8) of shape "
+                f"[N, C, H, W], 0 … {self.levels - 1}: convert them there"
+            )
+        if self.levels < 256 and (high := int(images.max())) >= self.levels:
+            raise ValueError(f"{what} go up to {high}, but their levels are 0 … {self.levels - 1}: set `levels`")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if y.shape != (len(images),) or y.is_floating_point():
+            raise ValueError(
+                f"the {split} labels of {type(self).__name__} are {str(y.dtype).removeprefix('torch.')} of shape "
+                f"{list(y.shape)}, but there are {len(images)} images: give one whole number each"
+            )
+        return images, y.long()
+
+    def _check_share(self, split: str) -> None:
+        """Raise ValueError if a device would go without images in an evaluation, for which the others would wait."""
+        n = len(self.splits[split][0])
+        if n < self._world and getattr(self.trainer, f"limit_{split}_batches", None) != 0:
+            raise ValueError(
+                f"the {split} set has {n} images, but {self._world} devices share it, and each needs one: hold out "
+                f"more images, use fewer devices, or set trainer.limit_{split}_batches to 0"
+            )
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self._accumulate, self.seed, self.seed if self.flip else None)
@@ -145,8 +183,7 @@ class Images(LightningDataModule, ABC):
     ) -> DataLoader:
         images, y = self.splits[split]
         rank = self.trainer.global_rank if self.trainer else 0
-        # In evaluation a small set is shared so that no device goes without.
-        size = self.batch_size if seed is not None else min(self.batch_size, -(-len(images) // self._world))
+        size = self.batch_size if seed is not None else even(len(images), self.batch_size, self._world)
         order = Order(len(images), size, rank, self._world, accumulate, seed, self._step)
         place = self._place(images)
         images, y = images.to(place), y.to(place)

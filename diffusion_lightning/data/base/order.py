@@ -73,6 +73,12 @@ class Order(DistributedSampler):
             yield epoch, indices[first : min(first + self.batch_size, self.used)]
 
 
+def even(n: int, batch_size: int, world: int) -> int:
+    """Images a batch, at most `batch_size`, so that each of `world` ranks has some in an evaluation of n ≥ `world`."""
+    size = min(batch_size, -(-n // world))
+    return size if (world - 1) * size < n else n // world
+
+
 class Loader(DataLoader):
     """Resumable, and says so: its place is the optimizer step, which the checkpoint holds already."""
 

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -72,6 +73,8 @@ def check_request(n: int, first: int, y: Tensor | None, conditioner: Conditioner
 def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> None:
     """Nothing where a data module's images have the model's shape (C, H, W), and its labels are those it knows.
 
+    Warns if labels were asked of the data and the model has no use for them.
+
     Raises:
         ValueError: otherwise, and where labels are asked for that the data do not have.
     """
@@ -80,6 +83,12 @@ def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> N
         raise ValueError(
             f"the data's images have shape {list(theirs)}, but the model's shape is {list(shape)}: "
             "set the model's shape, and the network's channels and size, to the data's"
+        )
+    asked = next((name for name in ("classes", "labels", "label") if getattr(data, name, None)), None)
+    if asked is not None and isinstance(conditioner, Unconditional):
+        rank_zero_warn(
+            f"the data's {asked} is {getattr(data, asked)}, but the model has no conditioner, so labels go unused: "
+            f"give it one, such as --model.init_args.conditioner ClassLabels, or leave {asked} out"
         )
     for split, (_, y) in getattr(data, "splits", {}).items():
         conditioner.check(y)

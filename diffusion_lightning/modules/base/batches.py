@@ -1,0 +1,222 @@
+"""What a module takes of a loader: images and conditions in one form, looked at before training, and their numbers.
+
+A batch is `(image, y)`, a list of the two, a dict that names them by a usual key, or images alone, for a model without
+condition. Images are floats in [-1, 1], of any precision, or bytes 0 … levels - 1, which become such floats; labels are
+whole numbers, (B,) or (B, 1).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from ...conditioning import Unconditional
+
+IMAGE = ("image", "images", "pixel_values", "img", "x")  # the usual keys of a dict, the first that it has
+LABEL = ("label", "labels", "y", "class", "classes", "target", "targets")
+LOADERS = {"training": "train_dataloader", "validation": "val_dataloaders", "test": "test_dataloaders"}  # a trainer's
+
+OVERSHOOT = 0.01  # by which bicubic resizing may leave [-1, 1]
+DARK = 0.1  # images in [0, 1] have a pixel below it; of images in [-1, 1], a batch without any below 0 is rare
+
+
+def unpacked(batch: Any) -> tuple[Any, Any]:
+    """The images and the conditions of a batch, None for what it does not have."""
+    if isinstance(batch, Mapping):
+        keys = {str(key).lower(): key for key in batch}
+        return tuple(  # type: ignore[return-value]
+            next((batch[keys[name]] for name in names if name in keys), None) for names in (IMAGE, LABEL)
+        )
+    if isinstance(batch, list | tuple):
+        return batch[0] if len(batch) else None, batch[1] if len(batch) > 1 else None
+    return batch, None
+
+
+def size(batch: Any) -> int:
+    """How many images a batch has; 0 for a batch of which that is not known."""
+    image, _ = unpacked(batch)
+    return len(image) if isinstance(image, Tensor) and image.ndim else 0
+
+
+def block(loader: Any) -> int | None:
+    """Images in a full batch of a loader whose ranks take one block each, rank after rank; None for any other."""
+    return getattr(getattr(loader, "sampler", None), "batch_size", None)
+
+
+class Feed:
+    """The batches of one module, by stage: `training`, `validation` or `test`."""
+
+    def __init__(self) -> None:
+        self._looked: set[str] = set()
+        self._seen: dict[str, int] = {}
+
+    def take(self, module: Any, batch: Any, stage: str) -> tuple[Tensor, Any]:
+        """x_0 (B, C, H, W) and y of a batch, and a look at the first one of a stage, before anything is learned of it.
+
+        Raises:
+            ValueError: if it is nothing to train on.
+        """
+        image, y = unpacked(batch)
+        if isinstance(y, Tensor) and not y.is_floating_point():
+            y = (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).long()
+        own, first = block(getattr(module.trainer, LOADERS[stage])) is not None, stage not in self._looked
+        if first:
+            what = f"the first {stage} batch"
+            check_form(batch, image, what, module.shape)
+            check_values(image, what, module.levels, own)
+            check_labels(batch, image, y, what, module.conditioner)
+            self._looked.add(stage)
+        if not own and y is not None and (first or (isinstance(y, Tensor) and y.device.type == "cpu")):
+            module.conditioner.check(y)  # no step waits for a GPU
+        if not image.is_floating_point():
+            image = image.float() / ((module.levels - 1) / 2) - 1
+        return image.float() if module.dtype == torch.float32 else image, y
+
+    def numbers(self, module: Any, stage: str, position: int, size: int) -> Tensor:
+        """(B,) the numbers of this rank's samples among those of all ranks.
+
+        Where ranks take blocks, see `block`, they are numbered as the blocks follow one another. Elsewhere ranks take
+        turns image by image, as torch's DistributedSampler has it: ranks · (this rank's images before) + rank.
+
+        Args:
+            module: with its trainer.
+            stage: of the batch.
+            position: of the batch in its optimizer step, or in its evaluation; 0 counts anew.
+            size: of the batch.
+        """
+        before = self._seen.get(stage, 0) if position else 0
+        self._seen[stage] = before + size
+        full = block(getattr(module.trainer, LOADERS[stage]))
+        if full is not None:
+            return module._numbers(position, full, size)
+        own = torch.arange(before, before + size, device=module.device)
+        return own * module.trainer.world_size + module.global_rank
+
+    def in_step(self, module: Any, batch_idx: int, size: int) -> tuple[Tensor, int, int]:
+        """Of training batch number `batch_idx` of an epoch: `numbers`, images in its step, and batches to come in it.
+
+        Those to come are taken to be as large as this one: of an epoch, only the last is smaller. An epoch that ends in
+        the middle of a step ends the step.
+        """
+        trainer = module.trainer
+        micro = batch_idx % trainer.accumulate_grad_batches
+        to_come = int(min(trainer.accumulate_grad_batches - micro, trainer.num_training_batches - batch_idx)) - 1
+        sample = self.numbers(module, "training", micro, size)
+        return sample, (self._seen["training"] + to_come * size) * trainer.world_size, to_come
+
+    def begin(self, stage: str) -> None:
+        """An epoch, or an evaluation."""
+        self._seen[stage] = 0
+
+    def end(self, stage: str, allowed: bool = False) -> None:
+        """An epoch, or an evaluation.
+
+        Args:
+            stage: of the batches.
+            allowed: whether it may have had no batch, as the rest of an epoch in which a run was stopped, this once.
+
+        Raises:
+            ValueError: if it had no batch.
+        """
+        if not self._seen.get(stage, 0) and not allowed:
+            raise _empty(stage)
+
+
+def check_loader(trainer: Any, stage: str) -> None:
+    """Raise ValueError if a loader says that it has no batches; Lightning would skip it and end well."""
+    count = {"training": "num_training_batches", "validation": "num_val_batches", "test": "num_test_batches"}[stage]
+    found = getattr(trainer, count)
+    if getattr(trainer, LOADERS[stage]) is not None and (sum(found) if isinstance(found, list) else found) == 0:
+        raise _empty(stage)
+
+
+def _empty(stage: str) -> ValueError:
+    return ValueError(
+        f"the {stage} loader gives no batch: give it a data set with images, and at least batch_size of them if it "
+        "drops the last, smaller batch"
+    )
+
+
+def check_form(batch: Any, image: Any, what: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a batch has no images (B, C, H, W) of the model's shape (C, H, W)."""
+    if image is None:
+        found = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else "nothing"
+        raise ValueError(f"{what} holds {found}, but no images: name them {' or '.join(IMAGE)}, or give (image, y)")
+    if not isinstance(image, Tensor):
+        raise ValueError(
+            f"the images of {what} are a {type(image).__name__}, but a model takes one tensor (B, C, H, W): convert "
+            "them in the data set or the loader's collate_fn"
+        )
+    channels, height, width = shape
+    found = list(image.shape)
+    if found[1:] == list(shape) and found[0]:
+        return
+    mend = "set the model's shape, and the network's channels and size, to the data's"
+    if found[1:] == [height, width, channels]:
+        mend = "put the channels first, such as by permute(0, 3, 1, 2)"
+    elif found == list(shape):
+        mend = "let the loader make batches, by its batch_size"
+    elif channels == 1 and found[1:] == [height, width]:
+        mend = "add the channel, such as by unsqueeze(1)"
+    elif 0 in found:
+        mend = "let no batch be empty"
+    raise ValueError(
+        f"the images of {what} have shape {found}, but the model takes {['B', *shape]}: {mend}".replace("'", "")
+    )
+
+
+def check_values(image: Tensor, what: str, levels: int, certain: bool) -> None:
+    """Raise ValueError if images are neither floats in [-1, 1] nor bytes 0 … levels - 1.
+
+    Args:
+        image: (B, C, H, W).
+        what: how the batch is called.
+        levels: values of a pixel.
+        certain: the images were made of bytes, so that none in [0, 1] are mistaken for others.
+    """
+    if image.is_complex() or image.dtype == torch.bool:
+        raise ValueError(f"the images of {what} are {_name(image)}: give floats in [-1, 1], or bytes (uint8)")
+    if not image.isfinite().all():
+        at = int(image.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
+        raise ValueError(f"image {at} of {what} holds values that are not finite: find where the data set makes them")
+    low, high = (float(x) for x in image.aminmax())
+    span = f"the images of {what} are {_name(image)} from {low:.4g} to {high:.4g}"
+    if not image.is_floating_point():
+        if low < 0 or high > levels - 1:
+            raise ValueError(f"{span}, but whole numbers are bytes 0 … {levels - 1}: give those, or floats in [-1, 1]")
+        if high == 1 < levels - 1:
+            raise ValueError(
+                f"{span}, but bytes are 0 … {levels - 1}, of which 1 is nearly black: give these, floats in [-1, 1], "
+                "or a data module whose `levels` is 2"
+            )
+    elif low < -1 - OVERSHOOT or high > 1 + OVERSHOOT:
+        bytes_like = low >= 0 and high > 2
+        mend = "give x/127.5 - 1, or bytes (uint8)" if bytes_like else "scale them by fixed numbers, and clamp them"
+        raise ValueError(f"{span}, but the model takes [-1, 1]: {mend}")
+    elif low >= 0 and not certain:
+        if low < DARK and low < high:
+            raise ValueError(f"{span}, which is [0, 1], but the model takes [-1, 1]: give 2·x - 1")
+        rank_zero_warn(
+            f"{span}: in [-1, 1], which the model takes, they have no dark pixel; give 2·x - 1 if 0 is black"
+        )
+
+
+def check_labels(batch: Any, image: Tensor, y: Any, what: str, conditioner: Any) -> None:
+    """Raise ValueError if a model with a condition gets none, or not one for each image."""
+    if isinstance(conditioner, Unconditional):
+        return
+    kind = type(conditioner).__name__
+    if y is None:
+        found = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else "images alone"
+        raise ValueError(
+            f"{what} holds {found}, but the conditioner is {kind}, which takes labels: give (image, y), name them "
+            f"{' or '.join(LABEL[:3])}, or leave the conditioner out"
+        )
+    if hasattr(y, "__len__") and len(y) != len(image):
+        raise ValueError(f"{what} has {len(image)} images, but {len(y)} labels: give one for each image")
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
