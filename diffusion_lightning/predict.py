@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from . import checkpoints, random, samplers
+from . import checkpoints, processes, random, samplers
 from .callbacks import SampleWriter
 from .commands import COMMANDS
 from .conditioning import Unconditional
@@ -108,7 +108,8 @@ def main(words: list[str]) -> None:
     trainer = Trainer(**{**options, "use_distributed_sampler": False}, logger=False, callbacks=[writer])
     kept = len(there.intersection(range(config.first, end)))
     if requests:
-        trainer.predict(model, datamodule=Requests(requests), return_predictions=False)
+        with processes.ending_with(trainer):
+            trainer.predict(model, datamodule=Requests(requests), return_predictions=False)
     elif archive is not None and trainer.is_global_zero:
         writer.pack()
     if trainer.is_global_zero:

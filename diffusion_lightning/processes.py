@@ -12,7 +12,11 @@ The same timeout bounds the start: all processes must meet within it. Two waits 
 import os
 import platform
 import re
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +27,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 TIMEOUT = timedelta(minutes=2)
+GRACE = 5.0  # seconds in which a process ends by itself, when the one that started it has met an error
+PARENT = "DIFFUSION_LIGHTNING_PARENT"  # the process that starts others
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"  # the processes that this srun started, where SLURM_NTASKS are the job's
 
 # What gloo, NCCL and the store say where another process or the way to it is gone, and nowhere else.
@@ -73,6 +79,62 @@ def check_started(trainer: Trainer) -> None:
             f"{launcher} started {started} processes, but trainer.devices × trainer.num_nodes is {trainer.world_size}: "
             f"set these so that their product is {started}, such as by --trainer.devices"
         )
+
+
+@contextmanager
+def ending_with(trainer: Trainer) -> Iterator[None]:
+    """Ends the processes that Lightning starts for a trainer when the block ends, however it ends.
+
+    After an error, those that are not over within `GRACE` are killed: one that hangs would never be. Otherwise they
+    have the time that processes wait for one another, since they may still be writing. Should this process be gone
+    before it can do so, as NCCL's watchdog has it, each ends by itself `GRACE` later.
+
+    Raises:
+        ValueError: if one failed, or hung, where this process found nothing wrong.
+    """
+    if os.environ.get(PARENT) == str(os.getppid()):
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    os.environ[PARENT] = str(os.getpid())  # inherited by those that are started
+    try:
+        yield
+    except BaseException:
+        _end(trainer, GRACE)
+        raise
+    finally:
+        os.environ.pop(PARENT, None)
+    limit = getattr(trainer.strategy, "_timeout", None) or TIMEOUT
+    if failed := _end(trainer, limit.total_seconds()):
+        raise ValueError(
+            f"the process of local rank {failed[0][0]} {failed[0][1]}, though this one found nothing wrong: see what "
+            "it printed last"
+        )
+
+
+def _end(trainer: Trainer, seconds: float) -> list[tuple[int, str]]:
+    """Waits for what was started at most this long, kills the rest, and says what failed and how, by its local rank."""
+    started: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+    processes = [process for process in started if isinstance(process, subprocess.Popen)]
+    started.clear()  # Lightning's observer, which would kill this process too if one failed, looks at the list
+    until, failed = time.monotonic() + seconds, []
+    for rank, process in enumerate(processes, start=1):
+        try:
+            status = process.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            failed.append((rank, f"hung and was killed after {seconds:.0f} s"))
+        else:
+            if status:
+                failed.append((rank, f"ended with status {status}"))
+    return failed
+
+
+def _follow(parent: int) -> None:
+    """Ends this process some time after its parent is gone; it has the time to say why, if it can."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 def lost(error: BaseException) -> str | None:

@@ -1,5 +1,6 @@
 """Where a run comes from: the commit of the code and the images themselves."""
 
+import hashlib
 import subprocess
 from typing import Any
 
@@ -22,3 +23,12 @@ def git_commit() -> str | None:
 def fingerprint(data: Any) -> str | None:
     """A hash of the training images of a data module, None for one that cannot show them."""
     return digest(data.reference("train")) if hasattr(data, "reference") else None
+
+
+def contents(data: Any) -> dict[str, str]:
+    """Hashes of the images and labels that a data module holds now, by their names."""
+    found = {}
+    for split, (_, y) in getattr(data, "splits", {}).items() if hasattr(data, "reference") else ():
+        found[f"{split} images"] = digest(data.reference(split))
+        found[f"{split} labels"] = hashlib.blake2b(y.cpu().contiguous().numpy().data, digest_size=16).hexdigest()
+    return found

@@ -12,8 +12,10 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from . import checkpoints, job, provenance, records
+from .callbacks.base import check_same
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
+PLACES = ("data.init_args.path", "data.init_args.root", "data.init_args.name")  # each machine may have its own copy
 JOB = "job"  # the file in a run's folder that names the job which trains there
 
 
@@ -33,6 +35,8 @@ class Record(SaveConfigCallback):
         self.text = parser.dump(kept, skip_none=False, skip_validation=True, format="yaml")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            check_ranks(self.text, trainer.datamodule)  # type: ignore[attr-defined]
         if stage == "fit":  # on every rank: the others would wait for the first, and a large set takes minutes
             data = trainer.datamodule  # type: ignore[attr-defined]
             self.origin = {"git_commit": provenance.git_commit(), "data_fingerprint": provenance.fingerprint(data)}
@@ -53,6 +57,27 @@ class Record(SaveConfigCallback):
         checkpoint[checkpoints.CONFIG] = records.text(yaml.safe_load(self.text))
         ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         checkpoint[checkpoints.WANDB] = ids[0] if ids else None
+
+
+def check_ranks(text: str, data: Any) -> None:
+    """Raise ValueError, on every rank, if ranks have other configurations (YAML) or other data; a collective call."""
+    held = provenance.contents(data)
+    own = {key: value for key, value in _flat(yaml.safe_load(text)).items() if not _place(key, bool(held))}
+    check_same("configurations", own, "start all ranks with the same words and the same files")
+    check_same("data", held, "give all ranks the same images and labels, in the same order")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by their dotted keys."""
+    if isinstance(config, dict | list) and config:
+        parts = config.items() if isinstance(config, dict) else enumerate(config)
+        return {key: x for name, value in parts for key, x in _flat(value, f"{prefix}.{name}").items()}
+    return {prefix.lstrip("."): config}
+
+
+def _place(key: str, compared: bool) -> bool:
+    """Whether a key only says where something lies: the run's folder, or data that are compared themselves."""
+    return key == "trainer.default_root_dir" or (compared and key in PLACES)
 
 
 def start(root: Path, ckpt_path: str | None) -> str | None:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from . import checkpoints, processes, run
-from .callbacks import EMA, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
+from .callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from .complaints import raised_in
 from .loggers import MetricsFile
 from .parser import Parser
@@ -64,6 +64,10 @@ class CLI(LightningCLI):
         except ValueError as error:
             raise ValueError(_first_cause(error)) from error
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        with processes.ending_with(self.trainer):
+            super()._run_subcommand(subcommand)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's settings never beat the user's."""
 
@@ -74,7 +78,7 @@ class CLI(LightningCLI):
         file = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
         kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file)]
         if self.subcommand == "fit":
-            config.callbacks = [*(config.callbacks or []), FiniteLoss()]
+            config.callbacks = [*(config.callbacks or []), FiniteLoss(), Agreement()]
             if config.enable_progress_bar is not False:
                 config.callbacks.append(Progress())
                 kwargs["enable_progress_bar"] = False

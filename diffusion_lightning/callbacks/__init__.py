@@ -1,5 +1,6 @@
 """What happens beside the training: averaged weights, checkpoints, samples, metrics, a progress bar."""
 
+from .agreement import Agreement as Agreement
 from .bound_curve import BoundCurve as BoundCurve
 from .checkpoint import Checkpoint as Checkpoint
 from .ema import EMA as EMA

@@ -13,9 +13,10 @@ from torchmetrics import Metric
 from tqdm import tqdm
 
 from ... import random
-from ...evaluation import Block, Evaluation, share
+from ...evaluation import Block, Evaluation, Shared, digest, share
 from ...files import cache_folder
 from ...samplers import Sampler
+from .ranks import check_same
 
 
 class Round(NamedTuple):
@@ -105,6 +106,10 @@ class Scoring(Callback, ABC):
         # Sums are float64, which Apple's devices lack: there the metrics stay on the CPU.
         device: torch.device = trainer.strategy.root_device
         device = torch.device("cpu") if device.type == "mps" else device
+        if trainer.world_size > 1:  # of other images each would make its part of one reference, and keep it
+            check_same(
+                "real images to compare samples with", self._compared(), "give all ranks the same data and files"
+            )
         return Evaluation(
             self.metrics,
             self._real,
@@ -115,6 +120,15 @@ class Scoring(Callback, ABC):
             cache=cache_folder() / "references" if self.cache else None,
             agree=lambda holds: bool(trainer.strategy.reduce_boolean_decision(holds, all=True)),
         )
+
+    def _compared(self) -> dict[str, str]:
+        """Hashes of all that a reference is made of: the real images and the extractors."""
+        found = {} if self._real is None else {"hash of the images": digest(self._real)}
+        metric: Any
+        for metric in self.metrics:
+            if isinstance(extractor := getattr(metric, "extractor", None), Shared):
+                found[f"extractor of {type(metric).__name__}"] = extractor.key
+        return found
 
 
 def _check_shape(shape: list[int], data: Any, other: str) -> None:
