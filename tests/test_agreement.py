@@ -8,7 +8,6 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -35,7 +34,8 @@ from diffusion_lightning.processes import _end, ending_with
 from diffusion_lightning.run import check_ranks
 
 from .conftest import small_config
-from .test_faults import COMMAND, ENVIRONMENT, alive, descendants, started, wait
+from .test_faults import COMMAND, alive, descendants, rank, started, wait
+from .test_loggers import rows
 from .test_processes import free_port
 
 HOST = platform.node()
@@ -310,3 +310,146 @@ def test_a_process_that_still_writes_is_waited_for(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "written").exists()
     assert _end(one, 1) == []
+
+
+# Whole runs
+
+
+class Other(Digits):
+    """Digits, of which rank 1 has one pixel otherwise."""
+
+    def read(self, split: str) -> tuple[Tensor, Tensor]:
+        images, y = super().read(split)
+        images = images.clone()
+        images[7, 0, 4, 4] ^= int(os.environ["RANK"])
+        return images, y
+
+
+class Drift(Callback):
+    """Moves a weight on rank 1, once."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            with torch.no_grad():
+                next(module.parameters()).flatten()[0] += 1e-3
+
+
+class Impatient(Callback):
+    """A timeout of seconds, once the processes have met, which takes as long as their imports."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=3), dist.group.WORLD)
+
+
+def child(rank: int, port: int, words: list[str], said: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
+        "DIFFUSION_LIGHTNING_CACHE": str(said.parent / "cache"),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            main(words)
+    finally:
+        said.write_text(text.getvalue())
+
+
+def both(folder: Path, *words: list[str]) -> list[str]:
+    """Runs the command of each rank, of which both fail; what they said."""
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload(["diffusion_lightning.training"])
+    files = [folder / f"said{rank}" for rank in range(2)]
+    processes = [context.Process(target=child, args=(k, port, words[k], files[k])) for k in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+    said = [file.read_text() if file.exists() else "" for file in files]
+    assert not hung, said
+    assert [process.exitcode for process in processes] == [1, 1], said
+    return said
+
+
+DDP = [
+    "--trainer.devices",
+    "2",
+    "--trainer.strategy",
+    "ddp",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.logger",
+    "false",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.tried("Several processes")
+@pytest.mark.parametrize(
+    ("subcommand", "changes", "of_one", "says"),
+    [
+        ("fit", {}, ["--ema.decay", "0.6"], "different configurations (ema.decay: 0.5 and 0.6)"),
+        ("fit", {"data": {"class_path": "tests.test_agreement.Other"}}, [], "different data (train images: "),
+        ("validate", {"data": {"class_path": "tests.test_agreement.Other"}}, [], "different data (val images: "),
+    ],
+    ids=["fit with other configurations", "fit with other data", "validate with other data"],
+)
+def test_a_run_whose_ranks_differ_ends_at_its_start_and_leaves_nothing(
+    subcommand: str, changes: dict[str, Any], of_one: list[str], says: str, run: Path, tmp_path: Path
+) -> None:
+    words = [subcommand, "--config", str(small_config(tmp_path, **changes)), *DDP]
+    if subcommand == "validate":
+        words += ["--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    for text in both(tmp_path, words, [*words, *of_one]):
+        said = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1, text
+        assert says in said[0]
+        assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
+@pytest.mark.slow
+@pytest.mark.tried("Several processes")
+def test_a_weight_that_moves_on_one_rank_ends_the_run_with_the_earlier_checkpoint(tmp_path: Path) -> None:
+    path = small_config(tmp_path, **{"trainer.limit_val_batches": 0})
+    config = yaml.safe_load(path.read_text())
+    config["trainer"]["callbacks"] = [{"class_path": "tests.test_agreement.Drift"}]
+    path.write_text(yaml.safe_dump(config))
+    words = ["fit", "--config", str(path), *DDP]
+    for text in both(tmp_path, words, words):
+        assert "error: rank 0 on " in text
+        assert "have different weights (" in text
+        assert "this checkpoint of step 4 is not written" in text
+    assert sorted(file.name for file in (tmp_path / "run/checkpoints").iterdir()) == ["last.ckpt", "step=2.ckpt"]
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.tried("Several processes")
+def test_a_rank_that_hangs_ends_with_the_command_at_the_timeout(tmp_path: Path) -> None:
+    file = small_config(tmp_path, **{
+        "trainer.max_steps": 100_000, "trainer.limit_val_batches": 0, "trainer.devices": 2, "trainer.logger": False,
+        "trainer.strategy": "ddp",
+        "trainer.log_every_n_steps": 1, "model.init_args.lr_scheduler": None, "checkpoint.every_n_train_steps": 100_000,
+    })  # fmt: skip
+    config = yaml.safe_load(file.read_text())
+    config["trainer"]["callbacks"] = [{"class_path": "tests.test_agreement.Impatient"}]
+    file.write_text(yaml.safe_dump(config))
+    log, metrics = tmp_path / "log", tmp_path / "run/metrics.csv"
+    with started([sys.executable, *COMMAND, str(file)], log) as process:
+        wait(lambda: metrics.exists() and len(rows(metrics)) > 3, process, log)
+        family = [process.pid, *descendants(process.pid)]
+        child = next(pid for pid in family[1:] if rank(pid) == "1")
+        os.kill(child, signal.SIGSTOP)
+        assert process.wait(60) == 1, log.read_text()[-4000:]
+        assert not any(map(alive, family)), [pid for pid in family if alive(pid)]
+    said = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert said[0].startswith("error: rank 0 of 2 on ")
+    assert "lost the others (Timed out waiting 3000ms for" in said[0]
+    assert "Traceback" not in log.read_text()
