@@ -218,7 +218,7 @@ def test_equal_weights_with_statistics_of_their_own_are_saved() -> None:
 
     def work(rank: int) -> None:
         module = weights("float32")
-        module[1].running_mean += rank  # type: ignore[index,operator]
+        module[1].running_mean += rank  # type: ignore[index]
         save(module)
 
     assert ranks(work) == [(None, None)] * 2

@@ -149,22 +149,20 @@ def check_form(batch: Any, image: Any, what: str, shape: tuple[int, ...]) -> Non
             f"the images of {what} are a {type(image).__name__}, but a model takes one tensor (B, C, H, W): convert "
             "them in the data set or the loader's collate_fn"
         )
-    channels, height, width = shape
-    found = list(image.shape)
-    if found[1:] == list(shape) and found[0]:
+    sizes, (channels, height, width) = list(image.shape), shape
+    if sizes[1:] == list(shape) and sizes[0]:
         return
     mend = "set the model's shape, and the network's channels and size, to the data's"
-    if found[1:] == [height, width, channels]:
+    if sizes[1:] == [height, width, channels]:
         mend = "put the channels first, such as by permute(0, 3, 1, 2)"
-    elif found == list(shape):
+    elif sizes == list(shape):
         mend = "let the loader make batches, by its batch_size"
-    elif channels == 1 and found[1:] == [height, width]:
+    elif channels == 1 and sizes[1:] == [height, width]:
         mend = "add the channel, such as by unsqueeze(1)"
-    elif 0 in found:
+    elif 0 in sizes:
         mend = "let no batch be empty"
-    raise ValueError(
-        f"the images of {what} have shape {found}, but the model takes {['B', *shape]}: {mend}".replace("'", "")
-    )
+    model = f"[B, {channels}, {height}, {width}]"
+    raise ValueError(f"the images of {what} have shape {sizes}, but the model takes {model}: {mend}")
 
 
 def check_values(image: Tensor, what: str, levels: int, certain: bool) -> None:
