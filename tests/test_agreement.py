@@ -8,6 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -30,7 +31,7 @@ from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
 from diffusion_lightning.metrics import DigitsNet, FrechetDistance
-from diffusion_lightning.processes import _end, ending_with
+from diffusion_lightning.processes import PARENT, _end, ending_with
 from diffusion_lightning.run import check_ranks
 
 from .conftest import small_config
@@ -301,6 +302,38 @@ def test_a_command_whose_other_process_fails_does_not_end_well(code: str, says: 
     one = launched("pass", code)
     with pytest.raises(ValueError, match=f"the process of local rank 2 {says}"), ending_with(one):
         pass
+
+
+@pytest.mark.tried("Several processes")
+def test_a_process_ends_if_the_one_that_started_it_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NCCL's watchdog does, without a word to Python."""
+    monkeypatch.setattr("diffusion_lightning.processes.GRACE", 0.2)
+    file, one = tmp_path / "pid", SimpleNamespace(strategy=SimpleNamespace(launcher=None))
+
+    def first() -> None:
+        os.environ[PARENT] = str(os.getpid())
+        if os.fork() == 0:
+            with ending_with(one):  # type: ignore[arg-type]
+                file.with_suffix(".part").write_text(str(os.getpid()))
+                file.with_suffix(".part").rename(file)
+                time.sleep(600)
+        time.sleep(600)
+
+    command = multiprocessing.get_context("fork").Process(target=first)
+    command.start()
+    until(file.exists)
+    other = int(file.read_text())
+    assert alive(other)
+    command.kill()
+    command.join()
+    until(lambda: not alive(other))
+
+
+def until(done: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.tried("Several processes")
