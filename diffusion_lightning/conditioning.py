@@ -1,9 +1,14 @@
 """From a raw condition y to what a network is given of it: (B,) labels to c (B, width), added to the time."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
+
+Asked = int | str | Sequence[int | str] | Tensor  # one condition for all samples, or one for each
+SHOWN = 10  # names of classes in a sentence
 
 
 class Conditioner(nn.Module, ABC):
@@ -79,11 +84,11 @@ class ClassLabels(Conditioner):
         return self.table(y)
 
     def check(self, y: Tensor) -> None:
-        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
+        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
             found = f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise ValueError(
                 f"the labels are {found.removeprefix('torch.')}, but a class is one whole number an image: give (B,) "
-                "int64"
+                f"int64, 0 … {self.classes - 1}"
             )
         rows = self.table.num_embeddings
         strays = y[(y < 0) | (y >= rows)]
@@ -107,3 +112,39 @@ class ClassLabels(Conditioner):
                 "never gave it: leave guidance out, or train with dropout above 0"
             )
         return torch.full((n,), self.classes, device=self.table.weight.device)
+
+
+def conditions(y: Asked, n: int, names: Sequence[str] | None = None) -> Tensor:
+    """(n,) conditions of n samples: a class is given by its number, or by its name if the classes have names.
+
+    Args:
+        y: one for all samples, or one for each.
+        n: how many samples.
+        names: those of class 0, 1, …; None if they have none.
+
+    Raises:
+        ValueError: if there is no class of a name.
+    """
+    if isinstance(y, str):
+        y = _number(y, names)
+    elif isinstance(y, Sequence):
+        y = [_number(one, names) if isinstance(one, str) else one for one in y]
+    found = torch.as_tensor(y)
+    if not found.is_floating_point() and found.dtype != torch.bool:
+        found = found.long()
+    return found if found.ndim else found.expand(n)
+
+
+def _number(name: str, names: Sequence[str] | None) -> int:
+    if not names:
+        raise ValueError(f"y is {name}, but the model keeps no names of its classes: give the class by its number")
+    if name in names:
+        return list(names).index(name)
+    folded = {other.casefold(): other for other in names}
+    near = [folded[other] for other in get_close_matches(name.casefold(), folded)]
+    known = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
+    raise ValueError(
+        f"y is {name}, but the model knows no class of this name"
+        + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        + f": give one of {known}"
+    )

@@ -132,26 +132,44 @@ class Denoiser(nn.Module):
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.rescale_timesteps = rescale_timesteps
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of x_t in a sampler: float32, or float64 if the network's weights are. It is never less."""
+        return torch.promote_types(torch.float32, weights_dtype(self.network) or torch.float32)
+
     def output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The network's raw output at x_t (B, C, H, W), in x_t's type, and m where it predicts the variance.
 
-        t is an int in 1 … T or a tensor (B,).
+        t is an int in 1 … T or a tensor (B,). The network computes in the type of its weights, whatever x_t's is.
         """
         if not isinstance(t, Tensor):
             if not 1 <= t <= self.schedule.T:
                 raise ValueError(f"t = {t} is not among the times 1 … {self.schedule.T} that have noise: give one")
             t = torch.full((len(x_t),), t, device=x_t.device)
         index = (t - 1).float() * (1000 / self.schedule.T) if self.rescale_timesteps else t - 1
-        output = tensor_of(self.network(x_t, index, c)).to(x_t.dtype)
+        output = tensor_of(self.network(*self._cast(x_t, index, c))).to(x_t.dtype)
         if output.shape[1] != 2 * x_t.shape[1]:
             return output, None
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
+    def _cast(self, x_t: Tensor, index: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x_t and c in the type of the network's weights; the index as it is: in bfloat16 many times are one."""
+        dtype = weights_dtype(self.network)
+        if dtype is None or torch.is_autocast_enabled(x_t.device.type):  # which chooses a type for each operation
+            return x_t, index, c
+        cast = isinstance(c, Tensor) and c.is_floating_point()
+        return x_t.to(dtype), index, c.to(dtype) if cast else c
+
     def forward(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> Prediction:
         """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,)."""
         output, var_mix = self.output(x_t, t, c)
         return self.parameterization.prediction(self.schedule, output, x_t, t)._replace(var_mix=var_mix)
+
+
+def weights_dtype(network: nn.Module) -> torch.dtype | None:
+    """The type of a network's first parameter that is no whole number; None if it has no such parameter."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
 
 
 def tensor_of(answer: Any) -> Tensor:

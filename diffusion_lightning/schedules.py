@@ -127,7 +127,7 @@ class Schedule(nn.Module):
         It stays on the CPU where the device has no float64.
         """
         device = fn(torch.empty(0)).device
-        self.alpha_bar = self.alpha_bar.to("cpu" if device.type == "mps" else device)
+        self.alpha_bar = self._on_cpu.to("cpu" if device.type == "mps" else device)
         return self
 
 

@@ -21,8 +21,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
-from ..conditioning import Conditioner, Unconditional
+from ..conditioning import Asked, Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization
+from ..guidance import ClassifierFree
 from ..likelihood import VLB, bits_per_dim
 from ..networks import UNet
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
@@ -69,6 +70,7 @@ class Diffusion(LightningModule):
 
     denoiser: Denoiser
     levels = 256  # values of a pixel, unless the data have others
+    class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
     bound: Tensor  # (T,) after a test: the terms L_0 … L_{T-1} of the bound in bits/dim
 
     def __init__(
@@ -322,34 +324,40 @@ class Diffusion(LightningModule):
         self,
         n: int,
         sampler: Sampler,
-        y: Tensor | None = None,
-        guidance: Callable[[nn.Module], nn.Module] | None = None,
+        y: Asked | None = None,
+        guidance: float | Callable[[nn.Module], nn.Module] | None = None,
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
     ) -> Tensor:
         """Samples number `first` … `first + n - 1` of a seed, (n, C, H, W) in [-1, 1], without dropout.
 
+        In float32, or in float64 if the network's weights are; the network itself computes in the type of its weights.
         Sample number i depends on the seed and on i alone: bitwise at the same batch size, else to rounding.
 
         Args:
             n: how many.
             sampler: the reverse loop.
-            y: (n,) the samples' conditions; None is the conditioner's choice by their numbers, each class in turn.
-            guidance: wraps the denoiser, such as `functools.partial(ClassifierFree, conditioner=…, scale=…)`.
+            y: the samples' condition, or (n,) one for each: a class by its number, or by its name among `class_names`;
+                None is the conditioner's choice by the samples' numbers, each class in turn.
+            guidance: the scale of `ClassifierFree`; or what wraps the denoiser, called with it; None is none.
             seed: of all the noise, x_T included.
             first: the first sample's number.
             batch_size: work in blocks of numbers aligned to it, each made whole and cut to what was asked for;
                 None makes the n samples in one batch.
 
         Raises:
-            ValueError: where y is given to a model without condition or is not of n samples, or where there is no such
-                seed, or are no such samples.
+            ValueError: if y is given to a model without condition, is not of n samples or no class of the model, if
+                guidance is not possible, or if there is no such seed, or are no such samples.
         """
         random.check_seed(seed)
-        checks.check_request(n, first, y, self.conditioner)
+        asked_for = checks.requested(n, first, y, self.conditioner, self.class_names)
         start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
-        denoise = guidance(self.denoiser) if guidance else self.denoiser
+        denoise: nn.Module = self.denoiser
+        if callable(guidance):
+            denoise = guidance(denoise)
+        elif guidance is not None:
+            denoise = ClassifierFree(denoise, self.conditioner, float(guidance))
         blocks = []
         was_training = self.denoiser.training
         self.denoiser.eval()
@@ -358,10 +366,11 @@ class Diffusion(LightningModule):
                 number = torch.arange(block, block + size, device=self.device)
                 seeds = random.seeds(seed, "sample", number)
                 x_T = random.normal(self.shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds))
-                if y is None:
+                x_T = x_T.to(self.denoiser.dtype)
+                if asked_for is None:
                     asked = self.conditioner.default(number)
                 else:  # what fills the block beside the samples asked for has any condition
-                    asked = y.to(self.device)[(number - first).clamp(0, n - 1)]
+                    asked = asked_for.to(self.device)[(number - first).clamp(0, n - 1)]
                 blocks.append(sampler(denoise, self.schedule, x_T, c=self.conditioner(asked), seeds=seeds))
         finally:
             self.denoiser.train(was_training)
@@ -384,6 +393,7 @@ class Diffusion(LightningModule):
         self._feed = batches.Feed()
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
+        self.class_names = getattr(data, "class_names", None) or self.class_names
         checks.check_data(data, self.shape, self.conditioner)
         device, network = self.trainer.strategy.root_device, self.denoiser.network
         if device.type == "cpu":

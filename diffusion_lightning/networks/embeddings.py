@@ -16,6 +16,6 @@ def sinusoidal(t: Tensor, width: int, cosine_first: bool = False, shift: int = 1
     Paper: Attention is all you need. Vaswani et al., 2017, arXiv 1706.03762, section 3.5, in the form that DDPM uses.
     """
     half = width // 2
-    omega = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - shift)))
+    omega = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / (half - shift)))
     angle = t.float()[:, None] * omega  # nothing here is what autocast reduces
     return torch.cat([angle.cos(), angle.sin()] if cosine_first else [angle.sin(), angle.cos()], dim=1)

@@ -184,7 +184,7 @@ class Sampler(ABC):
             watch: called with t and x_t where each step starts, and with 0 and x_0 at the end; not to change them.
 
         Returns:
-            x_0, (B, C, H, W).
+            x_0, (B, C, H, W), in x_T's type, but float32 at least: in less, the many small steps would be lost.
         """
         return self._run(denoise, schedule, x_T, self.times(schedule), c, seeds, watch=watch)
 
@@ -250,7 +250,8 @@ class Sampler(ABC):
         """
         if resample < 1:
             raise ValueError(f"resample is {resample}, but each step is taken at least once: give 1 or more")
-        known = known.to(x_T)
+        x_T = _precise(x_T)
+        image, known = image.to(x_T), known.to(x_T)
         signal, noise = schedule.scales(schedule.T, x_T)
 
         def informed(x_t: Tensor, t: int, c: Tensor | None) -> Prediction:
@@ -276,6 +277,7 @@ class Sampler(ABC):
         watch: Watch | None = None,
     ) -> Tensor:
         """Along the times; `undo` goes up by the forward process where else a step is the sampler's own."""
+        x = _precise(x)
         if seeds is not None and not isinstance(seeds, Tensor):
             seeds = [random.check_seed(seed) for seed in seeds]
         keys = torch.as_tensor(range(len(x)) if seeds is None else seeds, device=x.device)
@@ -317,9 +319,14 @@ class Sampler(ABC):
             return prediction
         x_0 = prediction.x_0
         if self.dynamic is not None:
-            reach = x_0.flatten(1).abs().float().quantile(self.dynamic, dim=1).to(x_0).clamp(min=self.clip)
+            reach = _precise(x_0.flatten(1).abs()).quantile(self.dynamic, dim=1).clamp(min=self.clip)
             x_0 = x_0 * like(self.clip / reach, x_0)
         return _with_x_0(schedule, x_t, t, prediction, x_0.clamp(-self.clip, self.clip))
+
+
+def _precise(x: Tensor) -> Tensor:
+    """X in float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _with_x_0(schedule: Schedule, x_t: Tensor, t: int, prediction: Prediction, x_0: Tensor) -> Prediction:

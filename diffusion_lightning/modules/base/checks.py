@@ -1,5 +1,6 @@
 """What can be known to go wrong before training starts, each said in one sentence."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ... import random
-from ...conditioning import ClassLabels, Conditioner, Unconditional
-from ...denoising import tensor_of
+from ...conditioning import Asked, ClassLabels, Conditioner, Unconditional, conditions
+from ...denoising import tensor_of, weights_dtype
 
 
 @torch.no_grad()
@@ -32,9 +33,11 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
         next((p.device for p in part.parameters()), torch.device("cpu")) for part in (network, conditioner)
     )
     c = conditioner(torch.zeros(1, dtype=torch.long, device=other))
-    c = c if c is None else c.to(device)
+    dtype = weights_dtype(network) or torch.float32
+    c = c if c is None else c.to(device, dtype if c.is_floating_point() else c.dtype)
     try:
-        image, index = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        image = torch.zeros(1, *shape, device=device, dtype=dtype)
+        index = torch.zeros(1, dtype=torch.long, device=device)
         output = tensor_of(network.eval()(image, index, c))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -55,19 +58,24 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
     return output.shape[1] == 2 * channels
 
 
-def check_request(n: int, first: int, y: Tensor | None, conditioner: Conditioner) -> None:
-    """Nothing where samples number `first` … `first + n - 1` of these conditions (n,), or of none, can be made.
+def requested(
+    n: int, first: int, y: Asked | None, conditioner: Conditioner, names: Sequence[str] | None = None
+) -> Tensor | None:
+    """(n,) the conditions of samples number `first` … `first + n - 1`; None if none is asked for.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: if such samples cannot be made.
     """
     if y is not None and isinstance(conditioner, Unconditional):
         raise ValueError("y was given, but this model was trained without a condition: leave y out")
-    if y is not None and y.shape != (n,):
-        raise ValueError(f"y has shape {list(y.shape)}, but there are {n} samples: give one condition for each")
     random.check_numbers(first, n)
-    if y is not None:
-        conditioner.check(y)
+    if y is None:
+        return None
+    found = conditions(y, n, names)
+    if found.shape != (n,):
+        raise ValueError(f"y has shape {list(found.shape)}, but there are {n} samples: give one condition for each")
+    conditioner.check(found)
+    return found
 
 
 def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> None:
