@@ -22,6 +22,8 @@ from . import records
 from .modules import Diffusion
 
 CONFIG = "config"
+CLASSES = "class_names"  # those of class 0, 1, …; None if the data have none
+THREADS = "threads"  # of each process that trained, on which the order of additions depends
 IMPORTED = "imported"  # where the weights of a checkpoint came from that no training here wrote
 WANDB = "wandb_id"
 
@@ -157,8 +159,13 @@ def restored(checkpoint: dict[str, Any], config: dict[str, Any], path: str | Pat
     check_fits(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"])
     model.load_state_dict(averaged(checkpoint), strict=False)
+    model.class_names = _names(checkpoint.get(CLASSES))
     model.on_load_checkpoint({"global_step": checkpoint.get("global_step", 0)})
     return model.eval()
+
+
+def _names(found: Any) -> list[str] | None:
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
 
 
 def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Path) -> None:

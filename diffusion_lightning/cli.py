@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from . import job, output
+from . import job, output, threads
 from .commands import COMMANDS, page, read
 from .complaints import fail, meant, raised_in
 
@@ -67,6 +67,7 @@ def _answer(words: list[str]) -> None:
 
 def _work(file: str, given: Any) -> None:
     """Imports a file of this package and lets its `main` do the work."""
+    threads.settle()  # before the import, which loads torch
     work = import_module(f".{file}", __package__)
     # After the imports: Lightning's sets the levels of its loggers, and a user's file must not pass for a library.
     for logger in ("lightning.pytorch", "lightning.fabric"):

@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from . import checkpoints, processes, random, samplers
+from . import checkpoints, processes, random, samplers, threads
 from .callbacks import SampleWriter
 from .commands import COMMANDS
-from .conditioning import Unconditional
+from .conditioning import Unconditional, conditions
 from .guidance import ClassifierFree
 from .image_files import ORIGIN, contents, origin
 from .modules import Diffusion
@@ -41,9 +39,10 @@ def main(words: list[str]) -> None:
     parser.add_argument("--first", type=int, default=0, help="the first sample's number")
     parser.add_argument(
         "--y",
-        type=int | None,
+        type=int | str | None,
         default=None,
-        help="the class of all samples; none is each in turn, by the samples' numbers",
+        help="the class of all samples: its number, or its name if it has one that is no number; none is each in turn, "
+        "by the samples' numbers",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
     parser.add_argument(
@@ -64,11 +63,9 @@ def main(words: list[str]) -> None:
         raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
     model = checkpoints.load(config.ckpt_path, config.trust)
     sampler.times(model.schedule)
-    _check_model(model, config.y)
-    guidance = None
-    if config.guidance is not None:
-        guidance = partial(ClassifierFree, conditioner=model.conditioner, scale=config.guidance)
-        guidance(model.denoiser)  # what is wrong with it is said before any sample is made
+    y = _class(model, config.y)
+    if config.guidance is not None:  # what is wrong with it is said before any sample is made
+        ClassifierFree(model.denoiser, model.conditioner, config.guidance)
 
     out = Path(config.out)
     archive = out if out.suffix == ".npz" else None
@@ -76,7 +73,7 @@ def main(words: list[str]) -> None:
         "checkpoint": _digest(config.ckpt_path),
         "seed": config.seed,
         "sampler": config.sampler.as_dict(),
-        "y": config.y,
+        "y": y,
         "guidance": config.guidance,
     }
     if archive is not None:
@@ -95,8 +92,8 @@ def main(words: list[str]) -> None:
         {
             "n": b - a,
             "sampler": sampler,
-            "y": _labels(config.y, b - a),
-            "guidance": guidance,
+            "y": y,
+            "guidance": config.guidance,
             "seed": config.seed,
             "first": a,
             "batch_size": size,
@@ -106,6 +103,7 @@ def main(words: list[str]) -> None:
     ]
     options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(**{**options, "use_distributed_sampler": False}, logger=False, callbacks=[writer])
+    threads.share(trainer.num_devices)
     kept = len(there.intersection(range(config.first, end)))
     if requests:
         with processes.ending_with(trainer):
@@ -113,11 +111,14 @@ def main(words: list[str]) -> None:
     elif archive is not None and trainer.is_global_zero:
         writer.pack()
     if trainer.is_global_zero:
-        print(f"wrote {config.n - kept} samples to {config.out}" + (f", where {kept} were already" if kept else ""))
+        of = "" if y is None else f" of class {y}"
+        if y is not None and y < len(names := model.class_names or []):  # no class at all has a number too, but no name
+            of += f" ({names[y]})"
+        print(f"wrote {config.n - kept} samples{of} to {config.out}" + (f", where {kept} were already" if kept else ""))
 
 
-def _check_model(model: Diffusion, y: int | None) -> None:
-    """Nothing where these samples can be drawn as pictures.
+def _class(model: Diffusion, y: int | str | None) -> int | None:
+    """The number of the class of all samples; None if none is asked for.
 
     Raises:
         ValueError: where they have other channels, or y is no class of the model.
@@ -129,12 +130,11 @@ def _check_model(model: Diffusion, y: int | None) -> None:
         )
     if y is not None and isinstance(model.conditioner, Unconditional):
         raise ValueError(f"--y {y} asks for a class, but the model was trained without any: leave it out")
-    if y is not None:
-        model.conditioner.check(torch.tensor([y]))
-
-
-def _labels(y: int | None, n: int) -> torch.Tensor | None:
-    return None if y is None else torch.full((n,), y)
+    if y is None:
+        return None
+    number = conditions(y, 1, model.class_names)
+    model.conditioner.check(number)
+    return int(number)
 
 
 class Requests(LightningDataModule):

@@ -5,13 +5,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
-from . import checkpoints, job, provenance, records
+from . import checkpoints, job, provenance, records, threads
 from .callbacks.base import check_same
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
@@ -57,6 +60,14 @@ class Record(SaveConfigCallback):
         checkpoint[checkpoints.CONFIG] = records.text(yaml.safe_load(self.text))
         ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         checkpoint[checkpoints.WANDB] = ids[0] if ids else None
+        names = getattr(module, "class_names", None)
+        checkpoint[checkpoints.CLASSES] = names and [str(name) for name in names]
+        checkpoint[checkpoints.THREADS] = torch.get_num_threads()
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        said = threads.differs(checkpoint.get(checkpoints.THREADS), torch.get_num_threads())
+        if said and trainer.state.fn == TrainerFn.FITTING and trainer.strategy.root_device.type == "cpu":
+            rank_zero_warn(said)
 
 
 def check_ranks(text: str, data: Any) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import checkpoints, processes, run
+from . import checkpoints, processes, run, threads
 from .callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from .complaints import raised_in
 from .loggers import MetricsFile
@@ -87,6 +87,7 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         processes.limit_waiting(trainer)
         processes.check_started(trainer)
+        threads.share(trainer.num_devices)
         if self.subcommand == "fit":
             checkpoint = next(x for x in trainer.callbacks if isinstance(x, Checkpoint))  # type: ignore[attr-defined]
             trainer.callbacks.append(Preemption(checkpoint))  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ FLOORS = {
     0: [
         "files",
         "job",
+        "threads",
         "schedules",
         "random",
         "images",
