@@ -4,7 +4,7 @@ import sys
 import warnings
 from importlib import import_module
 
-NAMES = ("train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start")
+NAMES = ("train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start", "shared", "tried")
 
 
 def main() -> None:
