@@ -16,6 +16,7 @@ from typing import Any
 from . import job, output, threads
 from .commands import COMMANDS, page, read
 from .complaints import fail, meant, raised_in
+from .files import expanded_word
 
 # What torch's default_collate says of pictures that are no tensors, or of several sizes.
 UNFIT = (
@@ -40,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     output.begin()
     try:
         with job.listening():
-            _answer(list(sys.argv[1:] if args is None else args))
+            _answer([expanded_word(word) for word in (sys.argv[1:] if args is None else args)])
         output.end()
     except job.Preempted as stop:
         raise SystemExit(job.leave(str(stop))) from None

@@ -205,6 +205,12 @@ def expanded(value: Any) -> Any:
     return {key: expanded(x) for key, x in value.items()} if isinstance(value, dict) else value
 
 
+def expanded_word(word: str) -> str:
+    """A word of a command line with its path under the home folder, which no shell expands in `--option=~/path`."""
+    option, sign, value = word.partition("=")
+    return f"{option}={expanded(value)}" if sign and option.startswith("--") else expanded(word)
+
+
 def cache_folder() -> Path:
     """The user's cache: `$DIFFUSION_LIGHTNING_CACHE`, else `diffusion_lightning` in the system's folder for caches."""
     given = os.environ.get("DIFFUSION_LIGHTNING_CACHE")

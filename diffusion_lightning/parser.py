@@ -3,9 +3,11 @@
 from importlib import import_module
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from .complaints import fail, sentence
+from .files import expanded
 
 # Imported for their names: a class known here can be written in a config without its module's path.
 FAMILIES = [
@@ -34,6 +36,10 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """The parsed configuration; whatever in it begins with `~/` lies under the home folder from here on."""
+        return _at_home(super().parse_args(*args, **kwargs))
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
@@ -41,3 +47,14 @@ class Parser(LightningArgumentParser):
         options = {action.dest for parser in parsers for action in parser._actions}
         classes = {name for family in FAMILIES for name, value in vars(family).items() if isinstance(value, type)}
         fail(sentence(message, sorted(options), sorted(classes)), 2)
+
+
+def _at_home(value: Any) -> Any:
+    """The value with `files.expanded` at every depth; namespaces and dicts are changed in place."""
+    if isinstance(value, list):
+        return [_at_home(x) for x in value]
+    if not isinstance(value, Namespace | dict):
+        return expanded(value)
+    within = vars(value) if isinstance(value, Namespace) else value
+    within.update({key: _at_home(x) for key, x in within.items()})
+    return value

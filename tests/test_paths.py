@@ -1,0 +1,126 @@
+"""Paths under the home folder: expanded once, whoever reads them, in files and in words of both spellings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from diffusion_lightning import cli, training
+from diffusion_lightning.cli import main
+from diffusion_lightning.commands import read
+
+from .conftest import small_config
+
+QUIET = ["--trainer.logger", "false", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "1"]
+QUIET += ["--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home folder, and a working folder beside it in which nothing may appear."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "home"
+    assert not list((tmp_path / "here").iterdir())
+
+
+class Parsed(training.CLI):
+    """What the command line's own hooks are given."""
+
+    def before_instantiate_classes(self) -> None:
+        self.given = self.config[self.subcommand].as_dict()
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def under(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[int(part) if isinstance(tree, list) else part]
+    return tree
+
+
+PATHS = {
+    "the run's folder": ("trainer.default_root_dir", []),
+    "the checkpoint": ("ckpt_path", []),
+    "the checkpoint to start from": ("init_from", []),
+    "the data's folder": ("data.init_args.root", ["--data", "CIFAR10"]),
+    "the pictures' folder": ("data.init_args.path", ["--data", "ImageFolder"]),
+    "a logger's folder": ("trainer.logger.init_args.save_dir", []),
+}
+
+
+@pytest.mark.tried("Paths")
+@pytest.mark.parametrize("spelling", ["as a word", "after an equals sign", "in the config"])
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_path_of_the_configuration_lies_under_the_home_folder(
+    home: Path, tmp_path: Path, kind: str, spelling: str
+) -> None:
+    key, others = PATHS[kind]
+    words = {"as a word": [f"--{key}", "~/there"], "after an equals sign": [f"--{key}=~/there"]}.get(spelling, [])
+    if spelling == "in the config":
+        tree: Any = "~/there"
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        if others:
+            tree["data"]["class_path"] = others[1]
+        (tmp_path / "more.yaml").write_text(yaml.safe_dump(tree))
+        words, others = ["--config", str(tmp_path / "more.yaml")], []
+    parsed = training._cli(Parsed, ["fit", "--config", str(small_config(tmp_path)), *others, *words])
+    assert str(under(parsed.given, key)) == str(home / "there")
+
+
+@pytest.mark.tried("Paths")
+def test_files_within_lists_of_callbacks_lie_under_the_home_folder(home: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(small_config(tmp_path).read_text())
+    metrics = next(x for x in config["trainer"]["callbacks"] if x["class_path"].endswith("GenerativeMetrics"))
+    metrics["init_args"]["metrics"][0]["init_args"]["reference"] = "~/mu_sigma.npz"
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    parsed = training._cli(Parsed, ["fit", "--config", str(tmp_path / "small.yaml")])
+    found = next(x for x in parsed.given["trainer"]["callbacks"] if x["class_path"].endswith("GenerativeMetrics"))
+    assert found["init_args"]["metrics"][0]["init_args"]["reference"] == str(home / "mu_sigma.npz")
+
+
+@pytest.mark.tried("Paths")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["score", "~/a", "~/b", "--weights", "~/c", "--json=~/d", "--save", "~/e", "--pairs=~/f"],
+        ["export", "~/a", "~/b"],
+        ["import", "~/a", "~/b", "--config=~/c", "--data.init_args.root=~/d"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_path_of_a_command_of_its_own_lies_under_the_home_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """At what its `main` is called with."""
+    given: list[Any] = []
+    monkeypatch.setattr(cli, "_work", lambda file, found: given.append(found))
+    main(words)
+    texts = str(vars(given[0]))
+    assert "~" not in texts
+    assert texts.count(str(home)) == sum("~/" in word for word in words)
+    assert "~" not in str(vars(read([word.replace("~", str(home)) for word in words])))
+
+
+@pytest.mark.tried("Paths")
+def test_a_run_at_home_is_whole_and_a_second_one_is_refused(home: Path, tmp_path: Path) -> None:
+    """Its metrics, checkpoints and configuration in one folder; it goes on and is drawn from by the same path."""
+    (home / "small.yaml").write_text(small_config(tmp_path, **{"trainer.default_root_dir": "~/run"}).read_text())
+    main(["fit", "--config=~/small.yaml", *QUIET])
+    assert (home / "run/checkpoints/last.ckpt").exists()
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "~/small.yaml", *QUIET])
+    main(["fit", "--config", "~/small.yaml", *QUIET, "--ckpt_path=~/run/checkpoints/last.ckpt", "--trainer.max_steps",
+          "2"])  # fmt: skip
+    assert len((home / "run/metrics.csv").read_text().splitlines()) == 2
+    assert yaml.safe_load((home / "run/config.yaml").read_text())["trainer"]["default_root_dir"] == str(home / "run")
+    main(["predict", "--ckpt_path", "~/run/checkpoints/last.ckpt", "--n", "1", "--out=~/drawn", "--sampler", "DDIM",
+          "--sampler.steps", "2"])  # fmt: skip
+    assert [p.name for p in (home / "drawn").iterdir()] == ["000000.png"]
