@@ -14,10 +14,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from . import checkpoints, job, provenance, records, threads
+from . import changes, checkpoints, job, provenance, records, threads
 from .callbacks.base import check_same
 
-NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose")
+NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed")
 PLACES = ("data.init_args.path", "data.init_args.root", "data.init_args.name")  # each machine may have its own copy
 JOB = "job"  # the file in a run's folder that names the job which trains there
 
@@ -58,6 +58,7 @@ class Record(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[checkpoints.CONFIG] = records.text(yaml.safe_load(self.text))
+        checkpoint[changes.WORLD] = trainer.world_size
         ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         checkpoint[checkpoints.WANDB] = ids[0] if ids else None
         names = getattr(module, "class_names", None)
@@ -109,14 +110,48 @@ def start(root: Path, ckpt_path: str | None) -> str | None:
         and (root / JOB).read_text(encoding="utf-8") == job.name()
     ):
         return str(last)
-    if ckpt_path is None and found:
-        raise ValueError(
-            f"{root} already holds checkpoints of a run ({found[0].name}), and this is a fresh one: go on with it by "
-            "--ckpt_path last, or choose another folder by --trainer.default_root_dir"
-        )
-    if ckpt_path == "last":
-        return str(last) if last.exists() else None
-    return ckpt_path
+    if not found or ckpt_path not in (None, "last"):
+        return None if ckpt_path == "last" else ckpt_path
+    if ckpt_path == "last" and last.exists():
+        return str(last)
+    named = next((str(path) for path in newest_first(last.parent)), None)
+    go_on = f"go on with it by --ckpt_path {'last' if last.exists() else named}"
+    if named is None:
+        go_on = "move them away, since they are states at fault,"
+    what = "and this is a fresh one" if ckpt_path is None else "but no last.ckpt"
+    raise ValueError(
+        f"{root} already holds checkpoints of a run ({', '.join(path.name for path in found)}), {what}: {go_on} or "
+        "choose another folder by --trainer.default_root_dir"
+    )
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder from which a run can go on: the last, the numbered, the best."""
+    numbered = [path for path in folder.glob("step=*.ckpt") if path.stem.removeprefix("step=").isdigit()]
+    numbered.sort(key=lambda path: int(path.stem.removeprefix("step=")), reverse=True)
+    return [path for path in (folder / "last.ckpt", *numbered, folder / "best.ckpt") if path.exists()]
+
+
+def opened(path: str) -> dict[str, Any]:
+    """The content of the checkpoint to go on from.
+
+    Raises:
+        ValueError: if it cannot be read; names another one in its folder that can.
+    """
+    try:
+        return checkpoints.read(path)
+    except ValueError as error:
+        others = (other for other in newest_first(Path(path).parent) if other != Path(path) and Path(path).exists())
+        if (whole := next(filter(_readable, others), None)) is None:
+            raise
+        raise ValueError(f"{error}; {whole} is whole: go on from it by --ckpt_path {whole}") from error
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return bool(checkpoints.read(path))
+    except ValueError:
+        return False
 
 
 def described(loggers: Any) -> list[Namespace]:
@@ -138,9 +173,9 @@ def is_wandb(class_path: str) -> bool:
     return issubclass(getattr(import_module(module), name), WandbLogger)
 
 
-def wandb_id(root: Path, ckpt_path: str | None) -> str | None:
+def wandb_id(root: Path, checkpoint: dict[str, Any] | None) -> str | None:
     """The run in Weights & Biases: the checkpoint's, else the job's, which may be requeued before its first."""
-    if ckpt_path is not None:
-        return checkpoints.read(ckpt_path).get(checkpoints.WANDB)
+    if checkpoint:
+        return checkpoint.get(checkpoints.WANDB)
     of_job = f"{job.name()} {root.absolute()}".encode()
     return hashlib.blake2b(of_job, digest_size=4).hexdigest() if job.name() else None

@@ -20,10 +20,13 @@ from .callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preem
 from .complaints import raised_in
 from .loggers import MetricsFile
 from .parser import Parser
+from .resuming import Resumed, check_length
 
 
 class CLI(LightningCLI):
     """Lightning's CLI with this project's conventions: the run's folder, the seed, EMA and checkpoints."""
+
+    resumed: Resumed | None = None  # what `fit` goes on from
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(EMA, "ema")
@@ -33,6 +36,14 @@ class CLI(LightningCLI):
             type=str | None,
             default=None,
             help="fit: a checkpoint whose averaged weights a fresh run starts from",
+        )
+        parser.add_argument(
+            "--allow_changed",
+            type=str,
+            action="append",
+            default=None,
+            help="fit --ckpt_path: a key, with all below it, that may differ from the checkpoint's configuration, "
+            "though the weights or the draws then mean something else; may be given several times",
         )
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
@@ -45,20 +56,24 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         config.weights_only = True
+        processes.name_limit(config.trainer.strategy)
         if self.subcommand == "fit":
             if "WANDB_SWEEP_ID" in os.environ:  # each trial of a sweep has a folder of its own
                 config.trainer.default_root_dir = str(self.root / os.environ["WANDB_RUN_ID"])
             config.ckpt_path = run.start(self.root, config.ckpt_path)
-        processes.name_limit(config.trainer.strategy)
+            if config.ckpt_path is not None:
+                self.resumed = Resumed(config.ckpt_path, config, self._parser(self.subcommand))
         fits = self.subcommand == "fit"
         run.place_loggers(config.trainer.logger, self.root, None if fits else self.subcommand)
         for logger in run.described(config.trainer.logger) if fits else []:
             if run.is_wandb(logger.class_path) and not logger.get("init_args.id"):
-                logger["init_args.id"] = run.wandb_id(self.root, config.ckpt_path)
+                logger["init_args.id"] = run.wandb_id(self.root, self.resumed.checkpoint if self.resumed else None)
                 logger["init_args.resume"] = "allow"
 
     def instantiate_classes(self) -> None:
         """Builds the objects; whatever a constructor refuses, a user's own class too, is said in its own words."""
+        if self._over:
+            return
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -93,24 +108,30 @@ class CLI(LightningCLI):
             trainer.callbacks.append(Preemption(checkpoint))  # type: ignore[attr-defined]
         return trainer
 
-    def _check_checkpoint(self) -> dict[str, Any]:
-        """The checkpoint to go on from, whose weights are this model's; empty where there is none."""
-        path = self._get(self.config, "ckpt_path")
-        if path is None:
-            return {}
-        checkpoint = checkpoints.read(path)
-        checkpoints.check_fits(self.model, checkpoint, path)
-        return checkpoint
+    def _check_checkpoint(self) -> None:
+        """Raise ValueError if the checkpoint's weights are not this model's."""
+        if (path := self._get(self.config, "ckpt_path")) is not None:
+            checkpoints.check_fits(self.model, checkpoints.read(path), path)
 
     def before_fit(self) -> None:
-        checkpoint, start = self._check_checkpoint(), self._get(self.config, "init_from")
-        if checkpoints.IMPORTED in checkpoint:
-            raise ValueError(
-                f"{self._get(self.config, 'ckpt_path')} holds imported weights and no training to go on with: start "
-                "from them by --init_from"
-            )
-        if start is not None and not checkpoint:
+        check_length(self.trainer, self.model)
+        if self.resumed is not None:
+            self.resumed.apply(self.trainer, self.model)
+            self.resumed = None  # the trainer reads the file for itself
+        elif (start := self._get(self.config, "init_from")) is not None:
             checkpoints.start_from(self.model, start)
+
+    @property
+    def _over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.resumed is not None and self.resumed.over is not None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self._over:
+            super()._run_subcommand(subcommand)
+        elif rank_zero_only.rank == 0:
+            assert self.resumed is not None
+            print(self.resumed.over)
 
     before_validate = before_test = _check_checkpoint
 

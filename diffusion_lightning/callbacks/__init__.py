@@ -13,4 +13,5 @@ from .reverse_chain import ReverseChain as ReverseChain
 from .sample_grid import SampleGrid as SampleGrid
 from .sample_writer import SampleWriter as SampleWriter
 from .sampler_table import SamplerTable as SamplerTable
+from .stated_anew import StatedAnew as StatedAnew
 from .throughput import Throughput as Throughput

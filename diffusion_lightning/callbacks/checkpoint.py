@@ -82,6 +82,12 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._saved = trainer.global_step
 
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Its count of steps is the loggers' x-axis. A checkpoint that was saved after Lightning had counted the batch,
+        # as at the end of a run that ends with a validation, is counted again where a run goes on from it.
+        if module.automatic_optimization:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -163,7 +169,10 @@ class Checkpoint(CheckpointBase):
                 path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "monitor": self.monitor, "mode": self.mode}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        """The best so far, unless it is the best of another metric; earlier versions kept no name with it."""
+        own = {"monitor": self.monitor, "mode": self.mode}
+        if all(state_dict.get(key, value) == value for key, value in own.items()):
+            self.best = state_dict["best"]

@@ -55,7 +55,8 @@ class LossByTimestep(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._sums = self._empty(module)
         if self._restored is not None and trainer.is_global_zero:
-            self._sums += self._restored.to(self._sums)
+            if self._restored.shape == self._sums.shape:  # else of other bands
+                self._sums += self._restored.to(self._sums)
             self._restored = None
         self._step = trainer.global_step
 

@@ -71,6 +71,7 @@ class Diffusion(LightningModule):
     denoiser: Denoiser
     levels = 256  # values of a pixel, unless the data have others
     class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
+    keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
     bound: Tensor  # (T,) after a test: the terms L_0 … L_{T-1} of the bound in bits/dim
 
     def __init__(
@@ -294,9 +295,9 @@ class Diffusion(LightningModule):
         self._steps = self.global_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A resumed run keeps the schedule of the learning rate that it began with."""
+        """A resumed run keeps the schedule of the learning rate that it began with, unless `keeps_rate` is false."""
         self._steps = checkpoint["global_step"]
-        if self._fits and self.lr_scheduler is not None:
+        if self._fits and self.keeps_rate and self.lr_scheduler is not None:
             for scheduler in checkpoint.get("lr_schedulers", []):
                 checks.check_rate(scheduler.get("total_steps"), self.trainer.max_steps)
 

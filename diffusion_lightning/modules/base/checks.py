@@ -130,7 +130,8 @@ def check_rate(total: int | None, steps: int) -> None:
     if total is not None and steps > total:
         raise ValueError(
             f"the learning rate's schedule ends at step {total}, but the run goes on to step {steps}: set the "
-            "lr_scheduler's total_steps to trainer.max_steps (a resumed run keeps the schedule it began with)"
+            f"lr_scheduler's total_steps to {steps} (model.init_args.lr_scheduler.init_args.total_steps; a run that is "
+            "resumed by fit then has the new schedule, by a Trainer alone it keeps the checkpoint's)"
         )
 
 
