@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.optim import lr_scheduler
 
+from diffusion_lightning import job
 from diffusion_lightning.callbacks import Checkpoint, StatedAnew
 from diffusion_lightning.changes import check_stated_anew
 from diffusion_lightning.checkpoints import read
@@ -163,18 +164,22 @@ def test_a_refused_resume_opens_no_run_in_weights_and_biases(
 # The rows of metrics.csv
 
 
-def labelled(folder: Path, ends: list[int], every: int, validates: bool) -> tuple[list[dict[str, str]], dict[str, Any]]:
+def labelled(
+    folder: Path, ends: list[int], every: int, validates: bool, *callbacks: Callback, resumed: bool = False
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """The rows of a run of several starts, and its weights at the end."""
     torch.manual_seed(0)
     for start, steps in enumerate(ends):
         module = Diffusion(tiny_unet(), Cosine(T=10), (1, 8, 8))
         trainer = Trainer(
             default_root_dir=folder, accelerator="cpu", max_steps=steps, logger=MetricsFile(folder / "metrics.csv"),
-            callbacks=[Checkpoint(every_n_train_steps=every)], log_every_n_steps=2, val_check_interval=3,
+            callbacks=[*callbacks, Checkpoint(every_n_train_steps=every)], log_every_n_steps=2, val_check_interval=3,
             check_val_every_n_epoch=None, limit_val_batches=1 if validates else 0, num_sanity_val_steps=0,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        trainer.fit(module, Digits(batch_size=16), ckpt_path=folder / "checkpoints/last.ckpt" if start else None)
+        trainer.fit(
+            module, Digits(batch_size=16), ckpt_path=folder / "checkpoints/last.ckpt" if start or resumed else None
+        )
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file)), read(folder / "checkpoints/last.ckpt")["state_dict"]
 
@@ -205,3 +210,31 @@ def test_the_rows_of_a_prolonged_run_are_those_of_an_undisturbed_one(
     assert [row["step"] for row in rows] == (["1", "3", "5", "6", "7", "9"] if validates else ["1", "3", "5", "7"])
     assert rows == undisturbed[validates][0]
     same(weights, undisturbed[validates][1])
+
+
+class Leaves(Callback):
+    """Told to leave, once, in an epoch's hook or a batch's, at a step."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self.leave)
+
+    def leave(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise job.Preempted
+
+
+@tried
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [("on_validation_batch_start", 6), ("on_validation_batch_start", 9), ("on_train_batch_start", 5)],
+    ids=["in a validation", "in the last validation", "after a saved step"],
+)
+def test_the_rows_of_a_preempted_run_are_those_of_an_undisturbed_one(
+    tmp_path: Path, undisturbed: dict[bool, Any], hook: str, step: int
+) -> None:
+    with pytest.raises(job.Preempted):
+        labelled(tmp_path, [9], 5, True, Leaves(hook, step))
+    rows, weights = labelled(tmp_path, [9], 5, True, resumed=True)
+    assert rows == undisturbed[True][0]
+    same(weights, undisturbed[True][1])

@@ -15,6 +15,7 @@ from diffusion_lightning.callbacks import Checkpoint
 from diffusion_lightning.changes import Kind, compared, global_batch
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.loggers import weights_and_biases
 
 from .conftest import small_config
 from .test_cli import fails
@@ -450,3 +451,32 @@ def test_best_ckpt_follows_the_new_metric(copied: Path) -> None:
     assert read(best)["global_step"] == 5
     main(on(copied, *none, "--trainer.max_steps", "6", "--checkpoint.monitor", "step", "--checkpoint.mode", "max"))
     assert read(best)["global_step"] == 6
+
+
+# In Weights & Biases
+
+
+@tried
+def test_the_parts_of_a_run_are_in_the_order_of_their_steps_and_not_of_the_clock(tmp_path: Path) -> None:
+    """Of starts on machines whose clocks differ; the second, of an earlier version, tells no step and comes first."""
+    starts = {"20250103_000000": "0", "20250101_000000": None, "20250102_000000": "20", "20250102_000001": "10"}
+    for clock, step in starts.items():
+        folder = tmp_path / f"wandb/offline-run-{clock}-abcd1234"
+        folder.mkdir(parents=True)
+        if step is not None:
+            (folder / weights_and_biases.FIRST).write_text(step)
+    found = [path.name.split("-")[2] for path in weights_and_biases._folders(tmp_path, "abcd1234")]
+    assert found == ["20250101_000000", "20250103_000000", "20250102_000001", "20250102_000000"]
+
+
+@tried
+def test_a_start_in_weights_and_biases_tells_its_first_step(tmp_path: Path) -> None:
+    import wandb
+
+    logger = weights_and_biases.WeightsAndBiases(save_dir=str(tmp_path), id="abcd1234", offline=True)
+    for step in (7, 8):
+        logger.log_metrics({"loss": 1.0}, step)
+    logger.finalize("success")
+    wandb.teardown()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert (folder / weights_and_biases.FIRST).read_text() == "7"

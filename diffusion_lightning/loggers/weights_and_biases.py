@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 UNSENT = "unsent"  # the file in a start's folder that says so, until `wandb sync` leaves its own beside it
+FIRST = "first_step"  # the file in a start's folder that holds the step of its first row
 FLUSHED = 1.0  # seconds until a row is in the file; wandb's own 15 are lost where its process is killed
 
 
@@ -93,6 +94,7 @@ class WeightsAndBiases(WandbLogger):
         self._step = 0
         self._held = -1  # the last step that the run held when it was opened
         self._told = False  # that rows come twice
+        self._begun = False  # this start has written a row
         self._recent: list[tuple[float, int, dict[str, Any]]] = []  # when written, step, row
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,6 +179,7 @@ class WeightsAndBiases(WandbLogger):
             )
         if run.offline:
             _mark(run)
+        self._begun = False
         self._held = run.starting_step - 1 if not run.offline else _last_step(earlier)
         return run
 
@@ -215,6 +218,9 @@ class WeightsAndBiases(WandbLogger):
     def _log(self, since: int) -> None:
         for _, step, row in self._recent:
             if step >= since:
+                if not self._begun:
+                    self._begun = True
+                    _note(self.experiment, FIRST, str(step))
                 self.experiment.log(row, step=step, commit=True)
 
     def _tell(self, what: Callable[[], Any]) -> None:
@@ -283,15 +289,30 @@ def _check_key() -> None:
 
 
 def _folders(root: Path, id: str) -> list[Path]:
-    """Those of a run's starts, in their order: `[offline-]run-DATE_TIME-ID`."""
+    """Those of a run's starts, `[offline-]run-DATE_TIME-ID`, in the order of their first steps, then of the clock.
+
+    Clocks of two machines differ, and a server takes rows in the order of their steps alone. A start without a row, and
+    one of an earlier version, which wrote no file of its first step, comes before all others.
+    """
     found = (root / "wandb").glob(f"*run-????????_??????-{glob.escape(id)}")
-    return sorted(found, key=lambda path: path.name.removeprefix("offline-"))
+    return sorted(found, key=lambda path: (_first_step(path), path.name.removeprefix("offline-")))
+
+
+def _first_step(folder: Path) -> int:
+    try:
+        return int((folder / FIRST).read_text())
+    except (OSError, ValueError):
+        return -1
 
 
 def _mark(run: Any) -> None:
     """Leaves word for the next start that not all of this one was sent."""
+    _note(run, UNSENT)
+
+
+def _note(run: Any, name: str, text: str = "") -> None:
     with contextlib.suppress(OSError):
-        Path(run.settings.sync_dir, UNSENT).touch()
+        Path(run.settings.sync_dir, name).write_text(text)
 
 
 def _unsent(folder: Path) -> bool:
