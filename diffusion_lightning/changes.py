@@ -139,7 +139,7 @@ def global_batch(old: dict[str, Any], new: dict[str, Any], was_world: int | None
         f"{total} images a step ({size} a batch × {devices} devices × {accumulate} batches)"
         for total, (size, devices, accumulate) in zip((was, now), sizes, strict=True)
     ]
-    return [Change(BATCH, *texts, Kind.REFUSED)] if was != now else []
+    return [Change(BATCH, texts[0], texts[1], Kind.REFUSED)] if was != now else []
 
 
 def check(changes: Iterable[Change], allowed: Iterable[str], path: str, step: int) -> None:
@@ -209,8 +209,8 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
         for name in dict.fromkeys([*old, *new]):
             if name != "class_path":
                 inner = f"{key}.{name}" if key else name
-                sides = (side.get(name, {} if name.endswith("args") else None) for side in (old, new))
-                yield from _differences(*sides, key=inner)
+                absent: Any = {} if name.endswith("args") else None
+                yield from _differences(old.get(name, absent), new.get(name, absent), inner)
     elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
         for number, (a, b) in enumerate(zip(old, new, strict=True)):
             if isinstance(a, dict) and isinstance(b, dict):

@@ -72,8 +72,6 @@ class CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds the objects; whatever a constructor refuses, a user's own class too, is said in its own words."""
-        if self._over:
-            return
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -121,16 +119,13 @@ class CLI(LightningCLI):
         elif (start := self._get(self.config, "init_from")) is not None:
             checkpoints.start_from(self.model, start)
 
-    @property
-    def _over(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self.resumed is not None and self.resumed.over is not None
-
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self._over:
+        """Does it, unless there is nothing left to train."""
+        if self.resumed is None or self.resumed.over is None:
             super()._run_subcommand(subcommand)
-        elif rank_zero_only.rank == 0:
-            assert self.resumed is not None
+            return
+        checkpoints.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
+        if self.trainer.is_global_zero:
             print(self.resumed.over)
 
     before_validate = before_test = _check_checkpoint

@@ -40,9 +40,6 @@ def column(root: Path, key: str) -> list[float]:
 class ByLoss(lr_scheduler.LRScheduler):
     """No function of the step."""
 
-    def get_lr(self) -> list[float]:
-        return list(self.base_lrs)
-
     def step(self, metrics: float) -> None:  # type: ignore[override]
         pass
 

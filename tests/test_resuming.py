@@ -293,7 +293,7 @@ def test_a_step_of_another_number_of_images_is_refused(kind: str, recorded: bool
         put(config, "trainer.accumulate_grad_batches", accumulate)
         sides.append(config)
     was, now, same = BATCHES[kind]
-    found = global_batch(*sides, was[0] if recorded else None, now[0])
+    found = global_batch(sides[0], sides[1], was[0] if recorded else None, now[0])
     assert (found == []) == same
     if not same:
         with pytest.raises(ValueError, match=f"from {was[0] * was[1] * was[2]} images a step .* --allow_changed data"):
@@ -353,24 +353,40 @@ def test_a_requeued_job_with_the_same_configuration_is_never_refused(
 
 
 @tried
-@pytest.mark.parametrize("version", ["before an option was there", "after an option was taken away"])
-def test_a_configuration_of_an_earlier_version_is_compared(
-    copied: Path, capsys: pytest.CaptureFixture[str], version: str
+def test_comparing_with_a_checkpoint_imports_nothing_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = copied / "checkpoints/last.ckpt"
-    checkpoint = torch.load(last, weights_only=True)
-    config = yaml.safe_load(checkpoint["config"])
-    del config["ema"]["warmup"], config["model"]["init_args"]["compile"], checkpoint[changes.WORLD]
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('it ran').touch()\nclass Evil: ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    evil = {"class_path": "evil.Evil", "init_args": {}}
+    for key in (f"{INIT}.network", f"{INIT}.optimizer", "data", f"{INIT}.parameterization", "trainer.strategy"):
+        for value in (evil, "evil.Evil"):
+            old = changes.shared(changed(key, value), CONFIG)
+            assert [x.key for x in compared(old, CONFIG)] == [key]
+    assert not (tmp_path / "it ran").exists()
+
+
+@tried
+@pytest.mark.parametrize("changed_too", [False, True], ids=["alone", "with another T"])
+@pytest.mark.parametrize("version", ["before an option was there", "after an option was taken away"])
+def test_a_configuration_of_an_earlier_version_is_compared_by_the_options_of_this_one(
+    version: str, changed_too: bool
+) -> None:
+    """What an option was that was not there yet, its default says."""
+    old = changed(f"{INIT}.schedule.init_args.T", 13 if changed_too else 12)
+    if version.startswith("before"):
+        del old["model"]["init_args"]["compile"], old["model"]["init_args"]["network"]["init_args"]["dropout"]
+        del old["ema"]["warmup"], old["data"]["init_args"]["flip"]
+    else:
+        old["trainer"]["no_such_option"] = old["model"]["init_args"]["no_such_option"] = 3
+    new = copy.deepcopy(CONFIG)
+    new["model"]["init_args"]["network"]["init_args"]["dropout"] = 0.1  # a U-Net's own
     if version.startswith("after"):
-        config["trainer"]["no_such_option"] = 3
-    checkpoint["config"] = yaml.safe_dump(config)
-    torch.save(checkpoint, last)
-    words = on(copied, "--trainer.max_steps", "5", f"--{INIT}.lr_scheduler", "null")
-    assert f"{INIT}.schedule.init_args.T" in fails(capsys, *words, f"--{INIT}.schedule.init_args.T", "13")
-    main(words)
-    said = capsys.readouterr().out
-    assert "trainer.max_steps" in said
-    assert "compile" not in said
+        old["model"]["init_args"]["network"]["init_args"]["dropout"] = 0.1
+    assert [x.key for x in compared(changes.shared(old, new), new)] == [f"{INIT}.schedule.init_args.T"] * changed_too
+    put(new, "data.init_args.flip", True)
+    assert "data.init_args.flip" in [x.key for x in compared(changes.shared(old, new), new)]
 
 
 # What 'applied' means

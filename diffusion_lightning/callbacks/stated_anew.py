@@ -65,9 +65,10 @@ def _place(trainer: Trainer) -> None:
     """Counts the batches done as if all steps had taken as many as one takes now."""
     accumulate = trainer.accumulate_grad_batches
     progress = trainer.fit_loop.epoch_loop.batch_progress
-    unfinished = progress.total.processed - progress.total.completed  # 1 where the batch's own end saved it
+    unfinished = progress.total.ready - progress.total.completed  # 1 where the batch's own end saved it
     steps, batches = trainer.global_step, trainer.num_training_batches
     within = steps % max(1, int(batches) // accumulate) if batches != float("inf") else steps
+    counts: Any
     for counts, done in ((progress.total, steps), (progress.current, within)):
         counts.ready = counts.started = counts.processed = done * accumulate
         counts.completed = done * accumulate - unfinished
