@@ -35,14 +35,15 @@ def work(side: str, seconds: float) -> dict[str, Any]:
     import torch
     import yaml
 
-    from diffusion_lightning.checkpoints import build
+    from diffusion_lightning.modules import Diffusion
     from diffusion_lightning.modules.base import memory
+    from diffusion_lightning.records import read
     from diffusion_lightning.samplers import DDIM
 
     memory.keep_freed()
     torch.manual_seed(0)
-    model: Any = build(yaml.safe_load((ROOT / "configs/digits.yaml").read_text())["model"])
-    optimizer = model.optimizer(model.parameters())
+    model: Any = read(yaml.safe_load((ROOT / "configs/digits.yaml").read_text())["model"], Diffusion, "model").make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     x_0, sample, sampler = torch.rand(128, 1, 8, 8) * 2 - 1, torch.arange(128), DDIM(20)
 
     def step() -> None:

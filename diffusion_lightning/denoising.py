@@ -158,8 +158,7 @@ class Denoiser(nn.Module):
         dtype = weights_dtype(self.network)
         if dtype is None or torch.is_autocast_enabled(x_t.device.type):  # which chooses a type for each operation
             return x_t, index, c
-        cast = isinstance(c, Tensor) and c.is_floating_point()
-        return x_t.to(dtype), index, c.to(dtype) if cast else c
+        return x_t.to(dtype), index, c.to(dtype) if c is not None and c.is_floating_point() else c
 
     def forward(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> Prediction:
         """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,)."""

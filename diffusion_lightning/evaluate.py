@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 
-from . import checkpoints, known, processes, records, run, training
+from . import checkpoints, known, processes, records, run, threads, training
 from .callbacks import BoundCurve
 from .commands import COMMANDS
 from .loggers import MetricsFile
@@ -55,7 +55,7 @@ def main(words: list[str]) -> None:
         )
     seed = config.seed_everything if config.seed_everything is not None else record.get("seed_everything", 0)
     if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ValueError(f"the seed is {seed}, but seeds are whole numbers from 0 to 2³² - 1: give --seed_everything")
+        raise ValueError(f"the seed is {seed}, but it is a whole number from 0 to 2^32 - 1: give --seed_everything")
     seed_everything(seed, verbose=False)
     model: Any = checkpoints.restored(checkpoint, _seeded(spec, seed), path, trust)
     data = _data(spec["data"], seed, trust, any(part == "data" and not keys for part, keys, _ in overrides))
@@ -63,7 +63,8 @@ def main(words: list[str]) -> None:
     root = Path(config.trainer.default_root_dir or _root(path)).expanduser()
     callbacks = None if config.trainer.callbacks is not None else _evaluations(record, trust)
     trainer = _trainer(parser, config, root, command, callbacks)
-    getattr(trainer, command)(model, datamodule=data)
+    with processes.ending_with(trainer):
+        getattr(trainer, command)(model, datamodule=data)
     if trainer.is_global_zero:
         print(f"figures     {root / f'{command}.csv'}")
 
@@ -79,6 +80,7 @@ def _trainer(parser: Parser, config: Any, root: Path, command: str, callbacks: l
     trainer = Trainer(**options)
     processes.limit_waiting(trainer)
     processes.check_started(trainer)
+    threads.share(trainer.num_devices)
     return trainer
 
 

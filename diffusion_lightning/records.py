@@ -136,6 +136,13 @@ def modules(spec: Any) -> set[str]:
     return set().union(*map(modules, spec)) if isinstance(spec, list) else set()
 
 
+def foreign(spec: Spec) -> list[str]:
+    """The modules that have to be trusted to read the record of a model again, in order."""
+    arguments = {name: value for name, value in spec.get("init_args", {}).items() if name not in OF_TRAINING}
+    named = modules({**spec, "init_args": arguments})
+    return sorted(name for name in named if name.partition(".")[0] not in (__package__, *LISTED))
+
+
 def _part(spec: Any, family: type, where: str, trust: frozenset[str], depth: int) -> Part:
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise ValueError(f"{where} is {_shown(spec)}, but it takes a {family.__name__}: give its class_path")

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import checkpoints, processes, run, threads
+from . import checkpoints, processes, records, run, threads
 from .callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from .complaints import raised_in
 from .loggers import MetricsFile
@@ -77,10 +77,6 @@ class CLI(LightningCLI):
         except ValueError as error:
             raise ValueError(_first_cause(error)) from error
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        with processes.ending_with(self.trainer):
-            super()._run_subcommand(subcommand)
-
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's settings never beat the user's."""
 
@@ -122,7 +118,8 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Does it, unless there is nothing left to train."""
         if self.resumed is None or self.resumed.over is None:
-            super()._run_subcommand(subcommand)
+            with processes.ending_with(self.trainer):
+                super()._run_subcommand(subcommand)
             return
         checkpoints.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
         if self.trainer.is_global_zero:
@@ -139,12 +136,14 @@ class CLI(LightningCLI):
         last, grids = self.root / "checkpoints/last.ckpt", sorted((self.root / "samples").glob("*.png"), key=_step)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         command = f"{'uv run ' if 'UV' in os.environ else ''}diffusion-lightning predict"
+        own = records.foreign(self._get(self.config, "model").as_dict())
+        trust = f" --trust {' '.join(own)}" if own else ""
         lines = [
             ("samples", grids[-1] if grids else "none: no validation ran, or trainer.callbacks has no SampleGrid"),
             ("metrics", self.root / "metrics.csv" if (self.root / "metrics.csv").exists() else "none logged"),
             *(("", f"{key} {value:.4g}") for key, value in values.items()),
             ("checkpoint", last),
-            ("draw more", f"{command} --ckpt_path {last} --n 64 --out {self.root / 'more'} --seed 1"),
+            ("draw more", f"{command} --ckpt_path {last} --n 64 --out {self.root / 'more'} --seed 1{trust}"),
         ]
         print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
 

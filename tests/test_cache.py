@@ -222,7 +222,7 @@ def with_nan(path: Path) -> None:
     with np.load(path) as file:
         held = dict(file)
     next(x for x in held.values() if x.dtype.kind == "f").flat[0] = np.nan
-    np.savez(path, **held)
+    np.savez(path, **held)  # type: ignore[arg-type]
 
 
 def of_another_set(path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_reference_that_is_not_finite_is_not_kept(tmp_path: Path) -> None:
 def test_given_statistics_that_are_not_finite_are_refused(tmp_path: Path, name: str) -> None:
     held = {"mu": np.zeros(4), "sigma": np.eye(4)}
     held[name].flat[0] = np.nan
-    np.savez(tmp_path / "given.npz", **held)
+    np.savez(tmp_path / "given.npz", **held)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not finite"):
         read_statistics(tmp_path / "given.npz", 4)
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 import diffusion_lightning
 from diffusion_lightning import random
-from diffusion_lightning.checkpoints import build
 from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import log_variance
 from diffusion_lightning.export import check_pipeline, pipeline
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
+from diffusion_lightning.records import read
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
 
@@ -306,7 +306,7 @@ def test_a_pipeline_of_any_unet_opens_in_diffusers_and_computes_the_same_or_is_r
     name: str, tmp_path: Path
 ) -> None:
     """Before anything is written."""
-    network = UNet(**{**BASE, **SETTINGS[name]})  # type: ignore[arg-type]
+    network = UNet(**{**BASE, **SETTINGS[name]})
     for p in network.parameters():  # not near zero, where every network is the same
         torch.nn.init.normal_(p, std=0.2)
     model = Diffusion(network, Linear(T=12), (network.in_channels, network.size, network.size)).eval()
@@ -331,7 +331,7 @@ def test_a_first_multiplier_of_2_is_refused_by_the_command_before_anything_is_wr
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     config = yaml.safe_load(checkpoint["config"])
     config["model"]["init_args"]["network"]["init_args"]["multipliers"] = [2, 2]
-    weights = build(config["model"]).state_dict()
+    weights = read(config["model"], Diffusion, "model").make().state_dict()
     torch.save({**checkpoint, "config": yaml.safe_dump(config), "state_dict": weights, "callbacks": {}},
                tmp_path / "wide.ckpt")  # fmt: skip
     with pytest.raises(SystemExit):

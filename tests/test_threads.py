@@ -132,7 +132,7 @@ def test_once_torch_is_loaded_nothing_of_its_threads_is_changed(monkeypatch: pyt
 def test_processes_of_one_machine_share_its_threads(monkeypatch: pytest.MonkeyPatch, number: int, each: int) -> None:
     """Those that are started later read their number from the environment, and so does Lightning."""
     settled(monkeypatch, {})
-    found = []
+    found: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     threads.share(number)
     assert os.environ["OMP_NUM_THREADS"] == str(each)
