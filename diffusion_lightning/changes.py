@@ -111,10 +111,8 @@ def shared(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     defaults = parameters(kind) if isinstance(kind, type) else {}
     found = {key: old.get(key, now) for key, now in new.items()}
     if defaults and isinstance(found.get("init_args"), dict) and isinstance(new.get("init_args"), dict):
-        plain: dict[str, Any] = {
-            name: p.default for name, p in defaults.items() if isinstance(p.default, bool | int | float | str)
-        }
-        plain |= {name: None for name, p in defaults.items() if p.default is None}
+        kinds = bool | int | float | str | None
+        plain = {name: p.default for name, p in defaults.items() if isinstance(p.default, kinds)}
         found["init_args"] = {**{name: plain[name] for name in new["init_args"] if name in plain}, **found["init_args"]}
     return {
         key: shared(was, new[key]) if isinstance(was, dict) and isinstance(new[key], dict) else was
