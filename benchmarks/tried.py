@@ -155,9 +155,13 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 def main(args: Sequence[str]) -> None:
     file = Path(args[0]) if args else PAGE
-    tests = collected()
+    try:
+        tests = collected()
+        text = page(tests)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(tests), encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     print(f"wrote {file}: {len(tests)} tests")
 
 

@@ -12,6 +12,8 @@ from diffusion_lightning.checkpoints import load, read
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
 from diffusion_lightning.guidance import ClassifierFree
+from diffusion_lightning.image_files import Folder
+from diffusion_lightning.images import to_uint8
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
@@ -97,8 +99,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an int of a model without classes": (without_classes, {"y": 0}, "trained without a condition: leave y out"),
     "an int too large": (named, {"y": 4}, "a label is 4, but the model knows 3 classes: give labels 0 … 2, or 3"),
     "a negative int": (named, {"y": -1}, "a label is -1"),
-    "a float": (named, {"y": 1.0}, "labels are of type float32, but a class is a whole number: give one of 0 … 2"),
-    "a truth": (named, {"y": True}, "labels are of type bool"),
+    "a float": (named, {"y": 1.0}, "the labels are float32 of .*, but a class is one whole number"),
+    "a truth": (named, {"y": True}, "the labels are bool"),
     "a list too short": (named, {"y": [1]}, r"y has shape \[1\], but there are 2 samples"),
     "an empty list": (named, {"y": []}, r"y has shape \[0\], but there are 2 samples"),
     "a negative scale": (named, {"guidance": -1.0}, "the scale of guidance is -1.0: give 0 or more"),
@@ -161,12 +163,22 @@ def test_a_checkpoint_without_names_loads_as_before(run: Path, tmp_path: Path) -
 def test_predict_draws_a_class_by_its_name(
     ckpt: Path, tmp_path: Path, word: str, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The samples of its number, which go on where those lie already; what it draws is said."""
-    words = ["predict", "--ckpt_path", str(ckpt), *DRAW, "--out", str(tmp_path / "out")]
-    main([*words, "--y", word])
+    """What it draws is said."""
+    main(["predict", "--ckpt_path", str(ckpt), *DRAW, "--out", str(tmp_path / "out"), "--y", word])
     assert f"wrote 3 samples of class {number} ({DIGITS[number]}) to" in capsys.readouterr().out
+    first = Folder(tmp_path / "out", channels=1)[0:1]
+    assert torch.equal(first, to_uint8(load(ckpt).generate(3, DDIM(2), y=number)[:1]))
+
+
+@tried
+def test_samples_of_a_class_go_on_whether_its_name_is_given_or_its_number(
+    ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", "--ckpt_path", str(ckpt), *DRAW, "--out", str(tmp_path / "out")]
+    main([*words, "--y", "Two"])
     found = pictures(tmp_path / "out")
-    main([*words, "--y", str(number)])
+    capsys.readouterr()
+    main([*words, "--y", "2"])
     assert "wrote 0 samples" in capsys.readouterr().out
     assert pictures(tmp_path / "out") == found
     main([*words[:-1], str(tmp_path / "other"), "--y", "10"])  # no class, which has no name
