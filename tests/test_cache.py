@@ -222,7 +222,7 @@ def with_nan(path: Path) -> None:
     with np.load(path) as file:
         held = dict(file)
     next(x for x in held.values() if x.dtype.kind == "f").flat[0] = np.nan
-    np.savez(path, **held)  # type: ignore[arg-type]
+    np.savez(path, **held)
 
 
 def of_another_set(path: Path) -> None:
@@ -240,7 +240,7 @@ def of_another_shape(path: Path) -> None:
 
 def no_numbers(path: Path) -> None:
     with np.load(path) as file:
-        np.savez(path, **{name: np.array("x") if x.ndim else x for name, x in file.items()})
+        np.savez(path, **{name: np.array("x") if x.ndim else x for name, x in file.items()})  # type: ignore[arg-type]
 
 
 FOREIGN = [*DAMAGE[:2], *DAMAGE[3:], garbled, with_nan, of_another_set, of_another_shape, no_numbers]
