@@ -71,30 +71,38 @@ def _code(name: str, model: Diffusion) -> str:
 
 
 def _title(config: dict[str, Any], ckpt: str) -> str:
-    root = config.get("trainer", {}).get("default_root_dir")
-    return Path(root).name if root else Path(ckpt).stem
+    root = _at(config, "trainer", "default_root_dir")
+    return Path(root).name if isinstance(root, str) else Path(ckpt).stem
+
+
+def _at(config: Any, *keys: str) -> Any:
+    """A value of a configuration that comes from a file, None if it is not there."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
 def _facts(model: Diffusion, checkpoint: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
     network, schedule = model.denoiser.network, model.schedule
     imported = checkpoint.get(checkpoints.IMPORTED)
-    data = config.get("data")
+    data = config.get("data") if isinstance(_at(config, "data", "class_path"), str) else None
     facts = [
         ("images", "×".join(map(str, model.shape)) + " (channels, height, width), values in [-1, 1]"),
         ("trained on", f"`{_named(data)}`" if data and not imported else "not known to this file"),
-        ("steps", f"{checkpoint['global_step']:,}" if not imported else f"imported from `{Path(imported).name}`"),
+        ("steps", f"imported from `{Path(imported).name}`" if imported else f"{checkpoint.get('global_step', 0):,}"),
         ("network", f"`{type(network).__name__}`, {sum(p.numel() for p in network.parameters()):,} parameters"),
         ("schedule", f"`{type(schedule).__name__}`, T = {schedule.T}"),
         ("predicts", f"`{type(model.denoiser.parameterization).__name__}`"
                      + (" and the variance" if model.predicts_variance else "")),
     ]  # fmt: skip
     if checkpoints.averaged(checkpoint):
-        facts.append(("weights", f"moving average, decay {config['ema']['decay']}"))
+        facts.append(("weights", f"moving average, decay {_at(config, 'ema', 'decay')}"))
     return facts
 
 
 def _named(part: dict[str, Any]) -> str:
-    given = {k: v for k, v in (part.get("init_args") or {}).items() if v is not None}
+    arguments = part.get("init_args")
+    given = {k: v for k, v in (arguments if isinstance(arguments, dict) else {}).items() if v is not None}
     given = {k: Path(v).name if isinstance(v, str) else v for k, v in given.items()}  # whose disk it was says nothing
     return f"{part['class_path'].rpartition('.')[2]}({', '.join(f'{k}={v}' for k, v in given.items())})"
 
@@ -108,7 +116,7 @@ def _measured(checkpoint: dict[str, Any], ckpt: Path) -> str:
         found: dict[str, str] = {}
         with file.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
-                if int(row["step"]) == checkpoint["global_step"]:
+                if int(row["step"]) == checkpoint.get("global_step"):
                     found |= {key: value for key, value in row.items() if value and key.startswith(f"{stage}/")}
         if found:
             table = _table([(f"`{key}`", f"{float(value):.4g}") for key, value in found.items()])

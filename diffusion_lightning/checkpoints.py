@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from . import records
+from . import known, records
 from .modules import Diffusion
 
 CONFIG = "config"
@@ -151,9 +151,25 @@ def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
     return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust)
 
 
-def restored(checkpoint: dict[str, Any], config: dict[str, Any], path: str | Path, trust: Collection[str]) -> Diffusion:
-    """The model that a configuration describes with the averaged weights of a checkpoint; raises as `load` does."""
+def restored(
+    checkpoint: dict[str, Any],
+    config: dict[str, Any],
+    path: str | Path,
+    trust: Collection[str],
+    seed: int | None = None,
+) -> Diffusion:
+    """The model that a configuration describes with the averaged weights of a checkpoint; raises as `load` does.
+
+    Args:
+        checkpoint: the file's content.
+        config: its configuration.
+        path: what it is called in a message.
+        trust: see `load`.
+        seed: of its draws, which a configuration states once, outside of the model; None leaves the class's default.
+    """
     part = records.read(config.get("model"), Diffusion, "model", trust)
+    if seed is not None and "seed" in known.parameters(part.kind):
+        part.arguments.setdefault("seed", seed)
     _check_sizes(part, checkpoint, path)
     model = part.make()
     check_fits(model, checkpoint, path)

@@ -26,6 +26,8 @@ from .records import Spec
 EVALUATIONS = ("SampleGrid", "LossByTimestep", "GenerativeMetrics", "ReverseChain", "SamplerTable")
 CONFIG = {"--config", "-c", "--print_config"}
 
+Override = tuple[str, list[str], Any]  # an option: `model` or `data`, the keys below it, the value
+
 
 def main(words: list[str]) -> None:
     """Runs `validate` or `test`, which the words begin with."""
@@ -57,8 +59,8 @@ def main(words: list[str]) -> None:
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"the seed is {seed}, but it is a whole number from 0 to 2^32 - 1: give --seed_everything")
     seed_everything(seed, verbose=False)
-    model: Any = checkpoints.restored(checkpoint, _seeded(spec, seed), path, trust)
-    data = _data(spec["data"], seed, trust, any(part == "data" and not keys for part, keys, _ in overrides))
+    model: Any = checkpoints.restored(checkpoint, spec, path, trust, seed)
+    data = _data(spec["data"], seed, trust, _names_place(overrides))
 
     root = Path(config.trainer.default_root_dir or _root(path)).expanduser()
     callbacks = None if config.trainer.callbacks is not None else _evaluations(record, trust)
@@ -89,12 +91,9 @@ def _root(path: Path) -> Path:
     return path.parent.parent if path.absolute().parent.name == "checkpoints" else Path("runs") / path.stem
 
 
-def _seeded(spec: dict[str, Spec | None], seed: int) -> Spec:
-    """With the run's seed, on which the loss of `validate` depends and which a record states once."""
-    model = spec["model"]
-    if isinstance(model, dict) and isinstance(model.get("init_args"), dict):
-        model["init_args"].setdefault("seed", seed)
-    return spec
+def _names_place(overrides: list[Override]) -> bool:
+    """Whether the user's words say where the data lie, which may be downloaded to that place then."""
+    return any(part == "data" and (not keys or keys[-1] in ("root", "path", "name")) for part, keys, _ in overrides)
 
 
 def _data(spec: Spec, seed: int, trust: Collection[str], users: bool) -> LightningDataModule:
@@ -131,8 +130,6 @@ def _evaluations(record: Spec, trust: Collection[str]) -> list[Callback]:
 
 
 # The user's words for the model and the data
-
-Override = tuple[str, list[str], Any]  # `model` or `data`, the keys below it, the value
 
 
 def _split(words: Sequence[str]) -> tuple[list[Override], list[str]]:
