@@ -4,11 +4,13 @@ Nothing here imports more than Python's own.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
 import secrets
+import shutil
 import sys
 import threading
 import time
@@ -30,31 +32,66 @@ _held: set[Path] = set()  # folders that this process has locked
 
 
 @contextlib.contextmanager
-def written(path: str | Path) -> Iterator[IO[bytes]]:
+def written(path: str | Path, sync: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose bytes become the file `path` at the end of the block, whole or not at all.
 
     They are written to `.NAME.RANDOM.part` beside it, brought to the disk and renamed. If the block raises, the earlier
-    file stays as it was and the part is removed. The folder is made if it is missing.
+    file stays as it was and the part is removed. The folder is made if it is missing. A device or a pipe is written to
+    as it is.
+
+    Args:
+        path: the file.
+        sync: wait until the bytes are on the disk, so that the file survives a loss of power too.
 
     Raises:
         OSError: with `path` as its file name, if the bytes could not be written (no room, no permission).
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+        with path.open("wb") as stream:
+            yield stream
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         os.replace(part, path)
-    except OSError as error:
-        if error.filename in (None, str(part), os.fspath(part)):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while isinstance(cause, RuntimeError):  # behind which torch's own writer hides a full disk
+            cause = cause.__context__
+        if isinstance(cause, OSError) and cause.errno and cause.filename in (None, str(part)):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty folder to fill, whose content moves into `folder` at the end of the block; none of it if that raises.
+
+    Raises:
+        OSError: with a name below `folder`, if something could not be written.
+    """
+    part = Path(folder) / f".{secrets.token_hex(4)}.part"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for entry in sorted(part.iterdir()):
+            entry.rename(Path(folder) / entry.name)
+    except OSError as error:
+        if error.errno and error.filename is not None:
+            name = str(error.filename).replace(str(part), str(folder))
+            raise OSError(error.errno, error.strerror, name) from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -63,33 +100,75 @@ def write_text(path: str | Path, text: str) -> None:
         stream.write(text.encode())
 
 
-def sweep(folder: Path, *patterns: str) -> None:
-    """Removes the unfinished files in a folder that nobody has touched for a day: of `written`, and of these names."""
+def check_writable(folder: str | Path) -> None:
+    """Writes a byte into a folder, or into the nearest one above it if it is missing, and removes it again.
+
+    Raises:
+        OSError: with that folder's name, if it cannot be written to, or is none.
+    """
+    folder = Path(folder)
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    probe = folder / f".{secrets.token_hex(4)}.part"
+    try:
+        probe.write_bytes(b"\0")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def check_file(path: str | Path) -> None:
+    """Raises OSError, which names the place, if a file could not be written there; leaves nothing."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.parent != Path("/dev"):
+        check_writable(path.parent)
+
+
+def left(entry: Path) -> bool:
+    """Whether a process that was killed may have left this behind: a lock's file, or something unfinished."""
+    return entry.name == LOCK or (entry.name.startswith(".") and entry.name.endswith(".part"))
+
+
+def sweep(folder: Path, *patterns: str, age: float = STALE) -> None:
+    """Removes what `written` and `written_folder` left unfinished in a folder, and files of these names.
+
+    Args:
+        folder: whose; nothing happens if there is none.
+        patterns: of further names.
+        age: seconds for which nobody has touched them; 0 only under the folder's lock, when there is no other writer.
+    """
     for part in (part for pattern in (".*.part", *patterns) for part in folder.glob(pattern)):
         with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > STALE:
-                part.unlink()
+            if time.time() - part.stat().st_mtime >= age:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, mend: str) -> Iterator[None]:
+def locked(folder: str | Path, mend: str, name: str = LOCK) -> Iterator[None]:
     """Holds a folder's lock as long as the block lasts, so that no two processes write into it at once.
 
     The lock is the operating system's (POSIX, on `FOLDER/.lock`), so it ends with its process however that ends, and a
     file that a killed process left behind locks nothing. On a file system without locks, the block runs without one.
 
     Args:
-        folder: made if it is missing.
+        folder: made if it is missing, and then removed at the end if nothing was written into it.
         mend: what to do instead, the end of the error's sentence.
+        name: of the lock's file, if the folder has several.
 
     Raises:
         ValueError: if another process holds it, with that process's own words.
         OSError: if the folder cannot be written to.
     """
     folder = Path(folder)
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    key, path = folder.resolve(), folder / LOCK
-    if key in _held:
+    path = folder / name
+    key = folder.resolve() / name
+    if key in _held:  # the system would grant its own process the lock again, and end it at the first file's close
         raise ValueError(f"{folder} is in use by this process already: {mend}")
     file = _taken(path, folder, mend)
     _held.add(key)
@@ -98,15 +177,18 @@ def locked(folder: str | Path, mend: str) -> Iterator[None]:
     finally:
         _held.discard(key)
         if file is not None:
+            with file, contextlib.suppress(OSError):
+                if _same(file, path):  # somebody may have removed it, and another process made a new one
+                    path.unlink()
+        if made:
             with contextlib.suppress(OSError):
-                path.unlink()
-            file.close()
+                folder.rmdir()
 
 
-def _taken(path: Path, folder: Path, mend: str) -> IO[str] | None:
+def _taken(path: Path, folder: Path, mend: str) -> IO[bytes] | None:
     """The open file of the lock, which holds it; None if there are no locks here."""
-    while fcntl is not None:
-        file = path.open("a+", encoding="utf-8")
+    for _ in range(100 if fcntl is not None else 0):
+        file = path.open("a+b", buffering=0)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -117,19 +199,26 @@ def _taken(path: Path, folder: Path, mend: str) -> IO[str] | None:
         except OSError:  # this file system has none
             file.close()
             return None
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else its earlier owner removed it just now
-                me = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-                me["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-                file.truncate(0)
-                file.write(json.dumps(me))
-                file.flush()
-                return file
-        file.close()
+        if not _same(file, path):  # its earlier owner removed it just now
+            file.close()
+            continue
+        me = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        me["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        with contextlib.suppress(OSError):  # on a full disk it locks without a name
+            file.truncate(0)
+            file.write(json.dumps(me).encode())
+        return file
     return None
 
 
-def _owner(text: str) -> str:
+def _same(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _owner(text: bytes) -> str:
     try:
         found = json.loads(text)
         return f"process {found['pid']} on {found['host']} since {found['since']} ({found['command']})"

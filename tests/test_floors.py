@@ -52,7 +52,7 @@ FLOORS = {
     ],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-EVERYWHERE = {"random"}
+EVERYWHERE = {"files", "random"}
 DISPATCHED = set(FLOORS[6])
 
 
