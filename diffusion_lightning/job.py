@@ -1,11 +1,13 @@
 """The job that this process belongs to: what it is called, how it is told to leave, and how it goes back to the queue.
 
-Schedulers announce the end of a job by SIGUSR1 (SLURM's `--signal`) or SIGTERM (torchrun, Kubernetes, preemption).
-While nothing would be lost by leaving (imports, start-up, validation, sampling), the signal is answered at once by the
-exception `Preempted`; from `hold()` to `release()` it raises a flag, `asked()`, which the training looks at after each
-step. Nothing here imports more than Python's own, so that it listens before the long imports begin.
+Schedulers announce the end of a job by SIGUSR1 (SLURM's `--signal`) or SIGTERM (torchrun, Kubernetes, preemption); a
+person presses Ctrl-C (SIGINT) or closes the terminal (SIGHUP, unless `nohup` has it ignored). While nothing would be
+lost by leaving (imports, start-up, validation, sampling), the signal is answered at once by the exception `Preempted`;
+from `hold()` to `release()` it raises a flag, `asked()`, which the training looks at after each step. A second Ctrl-C
+ends the process at once. Nothing here imports more than Python's own, so that it listens before the long imports begin.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,54 +15,95 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same again
+INTERRUPTED = 130  # as shells count a Ctrl-C, so that a script of several commands ends too
 TURN = 30  # seconds that a process has to end its logs and put the job back before the next one does
 PATIENCE = 60  # seconds in which SLURM ends a job that was put back
-SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
-
-
-class Preempted(BaseException):
-    """The process was told to leave and lost nothing; no error, hence no `Exception` that others would catch."""
+SIGNALS = [getattr(signal, n) for n in ("SIGUSR1", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
+OF_PEOPLE = [number for number in SIGNALS if number.name in ("SIGINT", "SIGHUP")]
+NAMES = {"SIGINT": "Ctrl-C"}  # of what people know by another
 
 
 class _Request:
-    """What this process was told, and whether it may leave at once."""
+    """What this process was told, whether it may leave at once, and what it has done by then."""
 
     signal: str | None = None
     held = False
     over = False  # the work is done: there is nothing to go on with
     owner = 0
+    kept: Callable[[], str] | None = None
+    terminals: tuple[int, ...] = ()  # those of the standard streams that were one at the start
 
 
 _request = _Request()
 
 
+class Preempted(BaseException):
+    """The process was told to leave and lost nothing; no error, hence no `Exception` that others would catch.
+
+    Args:
+        where: what follows "stopped by SIGTERM" in its message, such as " at step 7".
+    """
+
+    def __init__(self, where: str = "") -> None:
+        name = "another process" if _request.signal is None else NAMES.get(_request.signal, _request.signal)
+        self.by_hand = _request.signal == "SIGINT"
+        super().__init__(f"stopped by {name}{where}")
+
+
 def _told(number: int, frame: FrameType | None) -> None:
     # A fork inherits the handler, and SLURM signals it too; it ends with its parent.
-    if os.getpid() != _request.owner or _request.over:
+    if os.getpid() != _request.owner:
         return
-    _request.signal = signal.Signals(number).name
+    name = signal.Signals(number).name
+    if name == "SIGINT":
+        signal.signal(number, signal.SIG_DFL)  # the next one ends it, whatever it does by then
+    if name == "SIGHUP":
+        _turn_away()
+    if _request.over:
+        return
+    _request.signal = name
     if not _request.held:
         _leave()
+    if name == "SIGINT" and _speaks():
+        with contextlib.suppress(OSError):  # not by print, in whose middle this may be
+            os.write(2, b"\nCtrl-C: saves after this step and leaves; press it again to end at once, unsaved\n")
+
+
+def _turn_away() -> None:
+    """Lets what is printed go nowhere, if the terminal is gone: else the next word would be an error."""
+    for stream in _request.terminals:
+        if not os.isatty(stream):
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
+
+
+def _speaks() -> bool:
+    """Whether this is the process that speaks for all."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def _leave() -> None:
     _request.held = True  # once
-    raise Preempted(f"stopped by {_request.signal}, with nothing unsaved")
+    raise Preempted
 
 
-@contextmanager
+@contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Answers the signals as long as it lasts; a no-op outside of the main thread, where Python allows no handlers."""
+    # A shell has Ctrl-C ignored for what it starts in the background, nohup SIGHUP: this stays so.
+    left = [n for n in SIGNALS if n not in OF_PEOPLE or signal.getsignal(n) != signal.SIG_IGN]
     try:
-        before = {number: signal.signal(number, _told) for number in SIGNALS}
+        before = {number: signal.signal(number, _told) for number in left}
     except ValueError:
         before = {}
-    _request.owner, _request.over, _request.held = os.getpid(), False, False
+    _request.owner, _request.over, _request.held, _request.kept = os.getpid(), False, False, None
+    _request.terminals = tuple(stream for stream in (0, 1, 2) if os.isatty(stream))
     try:
         if _request.signal is not None:  # it came before
             _leave()
@@ -87,6 +130,16 @@ def _obey_parent() -> None:
 def asked() -> bool:
     """Whether this process was told to leave."""
     return _request.signal is not None
+
+
+def keeps(words: Callable[[], str]) -> None:
+    """From now on, whoever stops the command hears by these words what is kept of its work, and how to go on."""
+    _request.kept = words
+
+
+def kept() -> str | None:
+    """What is kept of the command's work, and how to go on; None if nothing is."""
+    return _request.kept() if _request.kept is not None else None
 
 
 def hold() -> None:
@@ -136,17 +189,19 @@ def _slurm_id() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def leave(message: str) -> int:
+def leave(stop: Preempted) -> int:
     """Puts the job back into SLURM's queue, says so, and returns the status to exit with.
 
-    A job that is being cancelled, or whose time is over, stays so. SLURM ends a requeued job by itself; its processes
-    wait for that, since one that ended before would count as failed. The first process speaks for all; where it does
-    not, since it waits in a collective for one that has left, which no signal interrupts, the next does.
+    A job that is being cancelled, or whose time is over, stays so, and what a person stopped by Ctrl-C does too. SLURM
+    ends a requeued job by itself; its processes wait for that, since one that ended before would count as failed. The
+    first process speaks for all; where it does not, since it waits in a collective for one that has left, which no
+    signal interrupts, the next does.
     """
-    if "SLURM_JOB_ID" not in os.environ or shutil.which("scontrol") is None:
-        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-            _say(f"{message}: the same command with --ckpt_path last goes on")
-        return EXIT_CODE
+    message = str(stop)
+    if stop.by_hand or "SLURM_JOB_ID" not in os.environ or shutil.which("scontrol") is None:
+        if _speaks():
+            _say(f"{message}: {kept() or 'nothing new is kept, start it again'}")
+        return INTERRUPTED if stop.by_hand else EXIT_CODE
     for number in SIGNALS:  # by which SLURM ends it
         signal.signal(number, signal.SIG_DFL)
     rank = int(os.environ.get("SLURM_PROCID") or 0)

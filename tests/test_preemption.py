@@ -124,8 +124,8 @@ def test_a_signal_during_the_start_is_answered_and_costs_nothing(tmp_path: Path)
         _, said = process.communicate()
         assert process.returncode == job.EXIT_CODE, said
         assert "Traceback" not in said
-        assert "stopped by SIGUSR1, with nothing unsaved" in said or "stopped at step" in said
-        assert (root / "checkpoints/last.ckpt").exists() == ("stopped at step" in said)
+        assert "stopped by SIGUSR1: nothing new is kept" in said or "stopped by SIGUSR1 at step" in said
+        assert (root / "checkpoints/last.ckpt").exists() == ("SIGUSR1 at step" in said)
 
 
 def test_a_requeued_job_goes_on_from_its_own_checkpoint_and_a_new_one_from_none(

@@ -117,7 +117,7 @@ def test_one_is_gone_and_the_other_says_so(rank: int, works: tuple[Callable[[], 
     assert said is not None, (kind, text)
     assert said.startswith(f"rank {rank} of 2 on ")
     assert any(word in said.partition("(")[2].partition("): ")[0] for word in words.split("|")), said
-    assert said.endswith("go on by --ckpt_path last")
+    assert said.endswith("see what it printed last; start it again")
     assert "\n" not in said
     assert ".cc:" not in said
 

@@ -134,6 +134,7 @@ class EMA(Callback):
     on_validation_start = on_test_start = on_predict_start = _swap_in
     on_validation_end = on_test_end = on_predict_end = _swap_out
 
+    @torch.inference_mode()  # in which an evaluation has made the averages that it swapped in
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._swap_out(trainer, module)
 

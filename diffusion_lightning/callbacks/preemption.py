@@ -1,7 +1,6 @@
 """Leaves when the job is told to, at an optimizer step that is saved first; nothing is done twice or lost."""
 
 import signal
-from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -15,24 +14,26 @@ from .base import validation_follows
 
 
 class Saves(Protocol):
-    """What writes checkpoints: `Checkpoint`."""
+    """What writes checkpoints, and says where they lie by `job.keeps`: `Checkpoint`."""
 
     def save(self, trainer: Trainer) -> None: ...
 
-    def last(self, trainer: Trainer) -> Path: ...
-
 
 class Preemption(CheckpointBase):
-    """On SIGUSR1 or SIGTERM, saves `last.ckpt` after the next optimizer step or the one after it, and leaves.
+    """Told to leave (SIGUSR1, SIGTERM, SIGHUP, Ctrl-C), saves `last.ckpt` after this step or the next, and leaves.
 
     The processes agree: each step they add up their flags, on the CPU and in the background, and look at the sum a
     step later, so that no step waits for it. A signal in a validation, sampling included, is answered at once: it
-    began with a checkpoint and is done again. The command then requeues the job (SLURM) or exits with status 75.
+    began with a checkpoint and is done again. The command then requeues the job (SLURM) or exits with status 75, or 130
+    after a Ctrl-C.
 
     It is a checkpointing callback, since these come after all others, and is added after `Checkpoint`.
+
+    Args:
+        checkpoint: what saves; None in what trains nothing and is left at once.
     """
 
-    def __init__(self, checkpoint: Saves) -> None:
+    def __init__(self, checkpoint: Saves | None = None) -> None:
         self.checkpoint = checkpoint
         self._sum: tuple[torch.Tensor, Any] | None = None
         self._agreed = self._leaving = False
@@ -60,7 +61,8 @@ class Preemption(CheckpointBase):
         self._step = step
         self._agreed = self._any_asked()
         if self._agreed and step != trainer.max_steps and not validation_follows(trainer):
-            self.checkpoint.save(trainer)
+            if self.checkpoint is not None:
+                self.checkpoint.save(trainer)
             self._leaving = True
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -68,7 +70,7 @@ class Preemption(CheckpointBase):
             self._leave(trainer)
 
     def _leave(self, trainer: Trainer) -> NoReturn:
-        raise job.Preempted(f"stopped at step {trainer.global_step}, saved as {self.checkpoint.last(trainer)}")
+        raise job.Preempted(f" at step {trainer.global_step}")
 
     def _any_asked(self) -> bool:
         """Whether a process had been told to leave by the step before."""
@@ -105,7 +107,8 @@ class Preemption(CheckpointBase):
         job.finish()
         if isinstance(exception, job.Preempted):
             for logger in trainer.loggers:
-                if hasattr(logger, "preempting"):
+                if hasattr(logger, "preempting") and trainer.state.fn == TrainerFn.FITTING:
                     logger.preempting(trainer.global_step)
-            if trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(signal.SIGTERM)  # the processes that Lightning started
+            if trainer.strategy.launcher is not None:  # the processes that Lightning started
+                trainer.strategy.launcher.kill(signal.SIGTERM)
+                getattr(trainer.strategy.launcher, "procs", []).clear()  # whose end would have this one killed too
