@@ -1,6 +1,8 @@
 """Checkpoints: the last, the best by a metric, and every N steps, each written to the side and renamed."""
 
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
+from .. import job
+from ..files import written
 from .base import checkpoints_folder, validation_follows
 
 VALIDATION = "epoch_loop.val_loop.batch_progress"  # where Lightning keeps how far a validation has come
@@ -19,25 +23,8 @@ class AtomicIO(TorchCheckpointIO):
     """Writes beside the file and renames: a crash leaves the earlier file whole, never a half one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except (OSError, RuntimeError) as error:
-            # torch's own writer hides a full disk behind a RuntimeError, whose context is the OSError.
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            raise OSError(
-                cause.errno, f"the checkpoint could not be written ({cause.strerror or cause})", str(path)
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
+        with written(path) as stream:
+            torch.save(checkpoint, stream)
 
 
 class Checkpoint(CheckpointBase):
@@ -45,7 +32,7 @@ class Checkpoint(CheckpointBase):
 
     - `step=<n>.ckpt` every so many optimizer steps and before every validation, the newest `keep` of them;
     - `last.ckpt`, the same as the newest, and written once more when `fit` ends;
-    - `best.ckpt`, after the validation whose `monitor` was the best so far.
+    - `best.ckpt`, after the validation whose `monitor` was the best so far; one that is no number never is.
 
     A run that is stopped in a validation goes on with that validation, from its beginning.
 
@@ -68,6 +55,7 @@ class Checkpoint(CheckpointBase):
         self.every_n_train_steps, self.keep, self.monitor, self.mode = every_n_train_steps, keep, monitor, mode
         self.best: float | None = None
         self._validating = self._missing = False
+        self._began: int | None = None  # batches before this epoch
         self._max_steps: int | None = None  # the run's own, while another stands in for it
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -81,6 +69,19 @@ class Checkpoint(CheckpointBase):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._saved = trainer.global_step
+        batches = trainer.num_val_batches
+        if self.monitor and trainer.enable_validation and batches and not sum(batches):
+            raise ValueError(
+                f"the best checkpoint is to be chosen by {self.monitor}, but the validation data has no batches: give "
+                "it images, or set checkpoint.monitor to null"
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Raises ValueError after an epoch of a stream without batches, which Lightning would repeat for ever."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if batches == self._began:
+            raise ValueError("the training data gave no batches in a whole epoch: give images, or a smaller batch_size")
+        self._began = batches
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Its count of steps is the loggers' x-axis. A checkpoint that was saved after Lightning had counted the batch,
@@ -139,9 +140,16 @@ class Checkpoint(CheckpointBase):
                 f"{sorted(set(map(str, trainer.callback_metrics)) - {'step'})}: set checkpoint.monitor to one of these"
             )
         value = float(trainer.callback_metrics[self.monitor])
-        if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
+        if self._improves(value):
             self.best = value
             trainer.save_checkpoint(checkpoints_folder(trainer) / "best.ckpt", weights_only=False)
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        if self.best is None or math.isnan(self.best):  # as a file of an earlier version may have it
+            return True
+        return value < self.best if self.mode == "min" else value > self.best
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step != self._saved:
@@ -158,12 +166,10 @@ class Checkpoint(CheckpointBase):
             return
         last = self.last(trainer)
         trainer.save_checkpoint(last, weights_only=False)
+        job.keeps(lambda: f"{last} is saved, and the same command with --ckpt_path last goes on")
         if trainer.is_global_zero and self.keep != 0:
             numbered = last.with_name(f"step={self._saved}.ckpt")
-            part = last.with_name("numbered.part")
-            part.unlink(missing_ok=True)
-            os.link(last, part)
-            os.replace(part, numbered)
+            _give_name(last, numbered)
             older = sorted(last.parent.glob("step=*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
             for path in older[: -self.keep] if self.keep else []:
                 path.unlink()
@@ -176,3 +182,15 @@ class Checkpoint(CheckpointBase):
         own = {"monitor": self.monitor, "mode": self.mode}
         if all(state_dict.get(key, value) == value for key, value in own.items()):
             self.best = state_dict["best"]
+
+
+def _give_name(file: Path, name: Path) -> None:
+    """A second name for a file that will be replaced, not changed; a copy on a file system without hard links."""
+    part = name.with_name(f".{name.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        os.link(file, part)
+        os.replace(part, name)
+    except OSError:
+        with file.open("rb") as source, written(name) as stream:
+            shutil.copyfileobj(source, stream)

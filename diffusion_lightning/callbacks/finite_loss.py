@@ -1,9 +1,11 @@
 """Stops a run whose loss is no number, before it overwrites what is good, and says which images did it."""
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .base import checkpoints_folder
@@ -13,12 +15,14 @@ class FiniteLoss(Callback):
     """Looks at every example's loss since the last look, once a logging interval and before any checkpoint.
 
     No step waits for the device in between. On a fault the state is saved as `checkpoints/nonfinite.ckpt`; the
-    checkpoints before it stay as they are.
+    checkpoints before it stay as they are. A figure of a validation that is no number is warned of, once each: the
+    training itself may be sound.
     """
 
     def __init__(self) -> None:
         self._recent: list[tuple[int, dict[str, Tensor]]] = []
         self._failed = False
+        self._warned: set[str] = set()
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = trainer.global_step
@@ -33,6 +37,15 @@ class FiniteLoss(Callback):
     @staticmethod
     def _due(trainer: Trainer) -> bool:
         return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        bad = [key for key, value in trainer.callback_metrics.items() if not math.isfinite(value)]
+        if fresh := sorted(key for key in bad if key.startswith("val/") and key not in self._warned):
+            self._warned.update(fresh)
+            rank_zero_warn(
+                f"{', '.join(fresh)} {'is' if len(fresh) == 1 else 'are'} not finite after step {trainer.global_step}: "
+                "look at the validation images, and at the averaged weights' samples"
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._failed:
@@ -52,10 +65,14 @@ class FiniteLoss(Callback):
             return
         self._failed = True
         path = checkpoints_folder(trainer) / "nonfinite.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
+        state = f"the state at fault is {path}"
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except OSError as error:
+            state = f"the state at fault could not be saved ({path}: {error.strerror})"
         raise ValueError(
             f"{_first_fault(trainer, recent)}: look at these images, or lower the learning rate; earlier checkpoints "
-            f"are untouched, and the state at fault is {path}"
+            f"are untouched, and {state}"
         )
 
 
