@@ -1,12 +1,14 @@
 """The curve of the variational bound's terms over t, which says where the bits go."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import Callback, Trainer
-from PIL import Image
 from torch import Tensor
+
+from .base import save_picture, save_table
 
 
 class BoundCurve(Callback):
@@ -20,18 +22,13 @@ class BoundCurve(Callback):
         if bound is None or not trainer.is_global_zero:
             return
         rows = [(t, bits) for t, bits in enumerate(bound.tolist(), start=1) if bits == bits]  # measured at all
-        root = Path(trainer.default_root_dir)
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / "bound.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("t", "bits_per_dim"), *rows])
-        draw(bound, root / "bound.png")
-        loggers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
-        for logger in loggers:
-            logger.log_image("test/bound", [Image.open(root / "bound.png")], step=module.steps_done)
+        save_table(Path(trainer.default_root_dir) / "bound.csv", [("t", "bits_per_dim"), *rows])
+        save_picture(trainer, "bound.png", draw(bound), "test/bound", module.steps_done)
 
 
-def draw(bound: Tensor, path: Path) -> None:
-    """Saves the curve of the terms (T,) as a picture, both axes logarithmic, the decoder no lower than the rest."""
+def draw(bound: Tensor) -> Tensor:
+    """The curve of the terms (T,) as bytes (H, W, 3), both axes logarithmic, the decoder no lower than the rest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # half a second that only a test has to wait for
 
     decoder, *between = bound.tolist()
@@ -43,4 +40,6 @@ def draw(bound: Tensor, path: Path) -> None:
     axes.set(xlabel="t", ylabel="bits/dim", title="Terms of the variational bound")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba()))[..., :3].contiguous()

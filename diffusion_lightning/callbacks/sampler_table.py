@@ -1,7 +1,6 @@
 """Samplers against their numbers of steps, from one checkpoint: which is worth its time."""
 
 import copy
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 
 from ..samplers import Sampler
-from .base import Scoring
+from .base import Scoring, save_table
 
 Row = dict[str, Any]
 
@@ -74,7 +73,8 @@ class SamplerTable(Scoring):
                 values = {key: float(value) for key, value in done.values.items()}
                 each = done.sampling / done.made
                 table.append({"sampler": name, "steps": steps, **values, "seconds_per_image": each})
-                _write(Path(trainer.default_root_dir) / "samplers.csv", table)
+                rows = [list(table[0]), *(row.values() for row in table)]
+                save_table(Path(trainer.default_root_dir) / "samplers.csv", rows)
         if trainer.is_global_zero:
             print("", *_lines(table), sep="\n")
             logger: Any
@@ -115,17 +115,6 @@ def _shown(value: Any) -> str:
         return str(value)
     own = ", ".join(f"{key}={_shown(inner)}" for key, inner in vars(value).items())
     return f"{type(value).__name__}({own})" if own else type(value).__name__
-
-
-def _write(path: Path, table: list[Row]) -> None:
-    """The rows so far, beside the file and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    part.replace(path)
 
 
 def _lines(table: list[Row]) -> list[str]:

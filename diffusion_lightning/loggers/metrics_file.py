@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from ..files import write_text
 
 
 class MetricsFile(Logger):
     """A CSV file with the columns `step` and the logged keys, one row a step, readable while the run goes on.
 
-    A resumed run goes on in the same file: rows of steps that are trained again are dropped first.
+    A resumed run goes on in the same file: rows of steps that are trained again are dropped first. On a full disk the
+    rows wait in memory, with a warning, until there is room for the whole file.
 
     Args:
         path: the file.
@@ -27,6 +30,8 @@ class MetricsFile(Logger):
         self.path = Path(path)
         self._rows: list[dict[str, Any]] | None = None
         self._columns = ["step"]
+        self._whole = False  # the file holds all rows but the newest
+        self._warned = False
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -40,14 +45,20 @@ class MetricsFile(Logger):
         self._columns += fresh
         if self._rows and self._rows[-1]["step"] == step:
             self._rows[-1].update(metrics)
-            self._write(self._rows)
+            self._whole = False
         else:
             self._rows.append({"step": step, **metrics})
-            self._write(self._rows if fresh or len(self._rows) == 1 else self._rows[-1:], append=not fresh)
+        self._write(append=self._whole and not fresh)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The run's folder holds them in `config.yaml`."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what waited for room."""
+        if self._rows and not self._whole:
+            self._write(append=False)
 
     def _earlier(self, step: int) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -59,18 +70,27 @@ class MetricsFile(Logger):
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or ["step"])
             rows: list[dict[str, Any]] = [{**row, "step": int(row["step"])} for row in reader]
-        kept = [row for row in rows if row["step"] <= step]  # the step itself may hold an evaluation before it
-        self._write(kept)
-        return kept
+        return [row for row in rows if row["step"] <= step]  # the step itself may hold an evaluation before it
 
-    def _write(self, rows: list[dict[str, Any]], append: bool = False) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        append = append and self.path.exists()
-        part = self.path if append else self.path.with_name(self.path.name + ".part")
-        with part.open("a" if append else "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            if not append:
+    def _write(self, append: bool) -> None:
+        assert self._rows is not None
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="")
+        try:
+            if append and self.path.exists():
+                writer.writerow(self._rows[-1])
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    file.write(text.getvalue())
+            else:
                 writer.writeheader()
-            writer.writerows(rows)
-        if not append:
-            part.replace(self.path)
+                writer.writerows(self._rows)
+                write_text(self.path, text.getvalue())
+            self._whole = True
+        except OSError as error:
+            self._whole = False
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    f"{self.path}: {error.strerror or error}: the metrics wait in memory and the training goes on; "
+                    "make room there, or allow writing there"
+                )

@@ -2,6 +2,7 @@
 
 from .folder import checkpoints_folder as checkpoints_folder
 from .folder import save_picture as save_picture
+from .folder import save_table as save_table
 from .loop import validation_follows as validation_follows
 from .picture import SamplePicture as SamplePicture
 from .ranks import check_same as check_same

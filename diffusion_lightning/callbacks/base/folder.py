@@ -1,11 +1,20 @@
 """Where in a run's folder the callbacks write, and how a picture gets there and to the loggers."""
 
+import contextlib
+import csv
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
+
+from ...files import write_text, written
+
+_warned: set[Path] = set()  # folders of which somebody was told
 
 
 def checkpoints_folder(trainer: Trainer) -> Path:
@@ -13,13 +22,36 @@ def checkpoints_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
+@contextlib.contextmanager
+def dispensable(file: Path) -> Iterator[None]:
+    """For what is written beside the checkpoints: a full disk costs the file and a warning, once, not the training."""
+    try:
+        yield
+    except OSError as error:
+        if file.parent not in _warned:
+            _warned.add(file.parent)
+            rank_zero_warn(
+                f"{error.filename or file}: {error.strerror or error}: it is left out and the work goes on; make room "
+                "there, or allow writing there, for those to come"
+            )
+
+
 def save_picture(trainer: Trainer, path: str, sheet: Tensor, key: str, step: int) -> None:
     """Writes bytes (H, W, C) to `path` in the run's folder, and logs them at `step` where a logger takes pictures."""
-    file = Path(trainer.default_root_dir) / path
-    file.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(sheet.squeeze(-1).numpy())
-    picture.save(file)
+    file = Path(trainer.default_root_dir) / path
+    with dispensable(file), written(file) as stream:
+        picture.save(stream, "PNG")
     logger: Any
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):
-            logger.log_image(key, [picture], step=step, caption=[f"step {step}"])
+            with dispensable(file):
+                logger.log_image(key, [picture], step=step, caption=[f"step {step}"])
+
+
+def save_table(file: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a CSV file, its head the first row, whole or not at all."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    with dispensable(file):
+        write_text(file, text.getvalue())
