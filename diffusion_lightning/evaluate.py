@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_every
 from lightning.pytorch.loggers import Logger
 
 from . import checkpoints, known, processes, records, run, threads, training
-from .callbacks import BoundCurve
+from .callbacks import BoundCurve, Preemption
 from .commands import COMMANDS
 from .loggers import MetricsFile
 from .parser import Parser
@@ -65,8 +65,9 @@ def main(words: list[str]) -> None:
     root = Path(config.trainer.default_root_dir or _root(path)).expanduser()
     callbacks = None if config.trainer.callbacks is not None else _evaluations(record, trust)
     trainer = _trainer(parser, config, root, command, callbacks)
-    with processes.ending_with(trainer):
+    with run.taken(trainer, command), processes.ending_with(trainer):
         getattr(trainer, command)(model, datamodule=data)
+        run.check_evaluated(trainer, command)
     if trainer.is_global_zero:
         print(f"figures     {root / f'{command}.csv'}")
 
@@ -80,6 +81,7 @@ def _trainer(parser: Parser, config: Any, root: Path, command: str, callbacks: l
     loggers = [*(x for x in named if isinstance(x, Logger)), MetricsFile(root / f"{command}.csv")]
     options = {**vars(made), "default_root_dir": str(root), "callbacks": chosen, "logger": loggers}
     trainer = Trainer(**options)
+    trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     processes.limit_waiting(trainer)
     processes.check_started(trainer)
     threads.share(trainer.num_devices)

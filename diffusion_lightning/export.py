@@ -5,18 +5,21 @@
 - `program`: `denoiser.pt2`, the denoiser (x_t, t) → (x_0, ε) as `torch.export.load` opens it, without this package.
 """
 
+import io
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import card, checkpoints
 from .conditioning import Unconditional
+from .files import left, locked, sweep, write_text, written, written_folder
 from .modules import Diffusion
 from .networks import UNet
 from .published import Diffusers
@@ -26,15 +29,21 @@ from .published.diffusers import PREDICTS, scheduler_config, unet_config
 def main(given: Namespace) -> None:
     """Writes the folder."""
     folder = Path(given.dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already and is not empty, and nothing is overwritten: choose another place")
-    model = checkpoints.load(given.ckpt, given.trust)
-    if "pipeline" in given.format:
-        check_pipeline(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in given.format:
-        globals()[name](model, given.ckpt, folder)  # the functions below
-    (folder / "README.md").write_text(card.text(model, given.ckpt, given.format), encoding="utf-8")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} exists already and is no folder: choose another place")
+    with locked(folder, "wait until that has ended, or choose another place"):
+        if any(not left(entry) for entry in folder.iterdir()):
+            raise ValueError(
+                f"{folder} exists already and is not empty, and nothing is overwritten: choose another place"
+            )
+        sweep(folder, age=0)
+        model = checkpoints.load(given.ckpt, given.trust)
+        if "pipeline" in given.format:
+            check_pipeline(model)
+        with written_folder(folder) as part:
+            for name in given.format:
+                globals()[name](model, given.ckpt, part)  # the functions below
+            write_text(part / "README.md", card.text(model, given.ckpt, given.format))
     print("\n".join(f"wrote {path}" for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
@@ -89,21 +98,18 @@ def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
         ("unet/config.json", config),
         ("scheduler/scheduler_config.json", scheduler),
     ):
-        (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {name: x.detach().contiguous() for name, x in stored.items()},
-        folder / "unet/diffusion_pytorch_model.safetensors",
-        metadata={"format": "pt"},
-    )
+        write_text(folder / place, json.dumps(content, indent=2) + "\n")
+    tensors = {name: x.detach().contiguous() for name, x in stored.items()}
+    with written(folder / "unet/diffusion_pytorch_model.safetensors") as stream:
+        stream.write(save(tensors, metadata={"format": "pt"}))
 
 
 def weights(model: Diffusion, ckpt: str, folder: Path) -> None:
     """`model.safetensors` and `config.yaml`."""
-    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "model.safetensors")
+    with written(folder / "model.safetensors") as stream:
+        stream.write(save({name: x.contiguous() for name, x in model.state_dict().items()}))
     config = checkpoints.config(checkpoints.read(ckpt), ckpt)
-    text = yaml.safe_dump({"model": config["model"]}, sort_keys=False)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    write_text(folder / "config.yaml", yaml.safe_dump({"model": config["model"]}, sort_keys=False))
 
 
 class Program(nn.Module):
@@ -128,4 +134,7 @@ def program(model: Diffusion, ckpt: str, folder: Path) -> None:
         exported = torch.export.export(
             Program(model).eval(), tuple(example), dynamic_shapes=(batch, batch, *[batch] * (len(example) - 2))
         )
-    torch.export.save(exported, folder / "denoiser.pt2")
+    memory = io.BytesIO()  # on a full disk, torch's writer of programs ends the whole process
+    torch.export.save(exported, memory)
+    with written(folder / "denoiser.pt2") as stream:
+        stream.write(memory.getbuffer())

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import checkpoints, records, training
 from .callbacks.checkpoint import AtomicIO
+from .files import check_file
 from .modules import Diffusion
 from .published import Diffusers, Layout, OpenAI, ReleasedDiT, diffusers, dit
 
@@ -30,6 +31,7 @@ def main(given: Namespace) -> None:
     ckpt = Path(given.ckpt)
     if ckpt.exists():
         raise ValueError(f"{ckpt} exists already, and nothing is overwritten: choose another name, or remove it")
+    check_file(ckpt)
     weights, layout, description = _open(Path(given.source), given.new_attention_order)
     if given.config:
         config = yaml.safe_load(training.described(["--config", given.config, *given.options]))
@@ -66,7 +68,6 @@ def main(given: Namespace) -> None:
         "global_step": 0,
         "pytorch-lightning_version": lightning.__version__,
     }
-    ckpt.parent.mkdir(parents=True, exist_ok=True)
     AtomicIO().save_checkpoint(checkpoint, ckpt)
     total = sum(p.numel() for p in model.parameters())
     print(f"wrote {ckpt}: {type(network).__name__} of {total:,} parameters from {layout.name}")

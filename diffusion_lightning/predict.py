@@ -1,7 +1,8 @@
 """`diffusion-lightning predict`: samples of a checkpoint as pictures, made on all devices, resumable."""
 
-import hashlib
+import contextlib
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from . import checkpoints, processes, random, samplers, threads
-from .callbacks import SampleWriter
+from . import checkpoints, files, job, processes, random, samplers, threads
+from .callbacks import Preemption, SampleWriter
 from .commands import COMMANDS
 from .conditioning import Unconditional, conditions
 from .guidance import ClassifierFree
@@ -70,7 +71,7 @@ def main(words: list[str]) -> None:
     out = Path(config.out)
     archive = out if out.suffix == ".npz" else None
     made = {
-        "checkpoint": _digest(config.ckpt_path),
+        "checkpoint": files.digest(config.ckpt_path),
         "seed": config.seed,
         "sampler": config.sampler.as_dict(),
         "y": y,
@@ -81,40 +82,67 @@ def main(words: list[str]) -> None:
         out = archive.with_name(f"{archive.name}.parts")
         if archive.exists():
             _check(archive, _origin_of_archive(archive), made)
+            SampleWriter(out, made, archive).clear()
             print(f"{archive} holds these {config.n} samples already")
             return
+        files.check_file(archive)
     writer = SampleWriter(out, made, archive)
-    there = _there(out, made)
-
-    size, end = min(config.batch_size, config.n), config.first + config.n
-    bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
-    requests: list[Request] = [
-        {
-            "n": b - a,
-            "sampler": sampler,
-            "y": y,
-            "guidance": config.guidance,
-            "seed": config.seed,
-            "first": a,
-            "batch_size": size,
-        }
-        for a, b in pairwise(bounds)
-        if not there.issuperset(range(a, b))
-    ]
+    end = config.first + config.n
+    size = min(config.batch_size, config.n)
     options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(**{**options, "use_distributed_sampler": False}, logger=False, callbacks=[writer])
+    trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     threads.share(trainer.num_devices)
-    kept = len(there.intersection(range(config.first, end)))
-    if requests:
-        with processes.ending_with(trainer):
-            trainer.predict(model, datamodule=Requests(requests), return_predictions=False)
-    elif archive is not None and trainer.is_global_zero:
-        writer.pack()
+    with _alone(trainer, out):
+        there = _there(out, made)
+        job.keeps(lambda: _kept(config.out, out, archive))
+        bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
+        requests: list[Request] = [
+            {
+                "n": b - a,
+                "sampler": sampler,
+                "y": y,
+                "guidance": config.guidance,
+                "seed": config.seed,
+                "first": a,
+                "batch_size": size,
+            }
+            for a, b in pairwise(bounds)
+            if not there.issuperset(range(a, b))
+        ]
+        kept = len(there.intersection(range(config.first, end)))
+        if requests:
+            with processes.ending_with(trainer):
+                trainer.predict(model, datamodule=Requests(requests), return_predictions=False)
+        elif archive is not None and trainer.is_global_zero:
+            writer.pack()
     if trainer.is_global_zero:
+        if archive is not None:
+            writer.clear()
         of = "" if y is None else f" of class {y}"
         if y is not None and y < len(names := model.class_names or []):  # no class at all has a number too, but no name
             of += f" ({names[y]})"
         print(f"wrote {config.n - kept} samples{of} to {config.out}" + (f", where {kept} were already" if kept else ""))
+
+
+@contextlib.contextmanager
+def _alone(trainer: Trainer, out: Path) -> Iterator[None]:
+    """Holds the folder's lock, the first process for all of its job."""
+    if not trainer.is_global_zero:
+        yield
+        return
+    with files.locked(out, "wait for it to end, or choose another --out"):
+        files.check_writable(out)
+        files.sweep(out, age=0)
+        yield
+
+
+def _kept(given: str, out: Path, archive: Path | None) -> str:
+    """How many samples are kept, and how to go on."""
+    if archive is not None and archive.exists():
+        return f"all samples are kept in {given}"
+    n = len(list(out.glob("*.png")))
+    return f"{n} sample{' is' if n == 1 else 's are'} kept in {out}, and the same command goes on"
 
 
 def _class(model: Diffusion, y: int | str | None) -> int | None:
@@ -151,21 +179,12 @@ class Requests(LightningDataModule):
         return DataLoader(mine or self.requests[:1], batch_size=None)  # type: ignore[arg-type]
 
 
-def _digest(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
 def _there(folder: Path, made: dict[str, Any]) -> set[int]:
-    """Numbers of the samples that the folder holds, all of them made alike; half-written ones are removed."""
-    if not folder.is_dir():
-        return set()
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
-    files = [file for file in folder.glob("*.png") if file.stem.isdigit()]
-    for file in files:
+    """Numbers of the samples that the folder holds, all of them made alike."""
+    pictures = [file for file in folder.glob("*.png") if file.stem.isdigit()]
+    for file in pictures:
         _check(file, origin(file), made)
-    return {int(file.stem) for file in files}
+    return {int(file.stem) for file in pictures}
 
 
 def _check(file: Path, found: dict[str, Any] | None, made: dict[str, Any]) -> None:

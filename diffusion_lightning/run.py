@@ -1,6 +1,8 @@
 """A run's folder: which checkpoint it starts from, and what is written down of how it was made."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from . import changes, checkpoints, job, provenance, records, threads
+from . import changes, checkpoints, files, job, provenance, records, threads
 from .callbacks.base import check_same
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed")
 PLACES = ("data.init_args.path", "data.init_args.root", "data.init_args.name")  # each machine may have its own copy
 JOB = "job"  # the file in a run's folder that names the job which trains there
+# What a run writes, or a file in each folder that it makes.
+WRITES = ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "samples/step=0.png", "chains/step=0.png", "wandb/0")
 
 
 class Record(SaveConfigCallback):
@@ -49,10 +53,9 @@ class Record(SaveConfigCallback):
         if stage != "fit":
             return
         path = Path(trainer.default_root_dir) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.text, encoding="utf-8")
+        files.write_text(path, self.text)
         if job.name():
-            path.with_name(JOB).write_text(job.name() or "", encoding="utf-8")
+            files.write_text(path.with_name(JOB), job.name() or "")
         for logger in trainer.loggers:
             logger.log_hyperparams({**yaml.safe_load(self.text), **self.origin})
 
@@ -152,6 +155,41 @@ def _readable(path: Path) -> bool:
         return bool(checkpoints.read(path))
     except ValueError:
         return False
+
+
+@contextlib.contextmanager
+def taken(trainer: Trainer, subcommand: str) -> Iterator[None]:
+    """Holds the run's folder for a subcommand, so that no second one of its kind writes into it.
+
+    The first process of a job holds it for all; a `fit` beside a `validate` or a `test` of its checkpoints is fine, as
+    they write other files, or the same. A dry run writes nothing and holds nothing.
+
+    Raises:
+        ValueError: if another process holds it.
+        OSError: if `fit` could not write what it makes there; before it has worked for hours.
+    """
+    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        yield
+        return
+    root, fit = Path(trainer.default_root_dir), subcommand == "fit"
+    mend = "wait for it to end, or choose another folder by --trainer.default_root_dir"
+    with files.locked(root, mend, files.LOCK if fit else f".{subcommand}.lock"):
+        if fit:
+            for name in WRITES:
+                files.check_file(root / name)
+            for folder in (root, root / "checkpoints"):
+                files.sweep(folder, age=0)
+        yield
+
+
+def check_evaluated(trainer: Trainer, subcommand: str) -> None:
+    """Raise ValueError if `validate` or `test` found no batches."""
+    kind = "val" if subcommand == "validate" else "test"
+    if not sum(getattr(trainer, f"num_{kind}_batches")):
+        raise ValueError(
+            f"{subcommand} found no batches, so there are no figures: give images by --data, or raise "
+            f"trainer.limit_{kind}_batches"
+        )
 
 
 def described(loggers: Any) -> list[Namespace]:

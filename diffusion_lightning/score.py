@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from .commands import EXTRACTORS
 from .evaluation import Evaluation
-from .files import cache_folder
-from .image_files import Archive, Folder, contents, readable
+from .files import cache_folder, check_file, write_text, written
+from .image_files import SUFFIXES, Archive, Folder, contents, readable
 from .metrics import (
     KID,
     ClassCoverage,
@@ -37,16 +37,16 @@ def main(options: Namespace) -> None:
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}, which is no batch: give at least 1")
     for path in filter(None, (options.json, options.save, options.pairs)):  # before an hour is spent
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("ab"):
-            pass
+        check_file(path)
+    if options.pairs and Path(options.pairs).suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--pairs {options.pairs} is no name of a picture: end it in .png")
     device = _device(options.device)
     extractor = _extractor(options.extractor, options.weights, options.precision)
     generated, reference = (_Side(path, extractor) for path in (options.generated, options.reference))
     name = options.extractor if options.precision == "float32" else f"{options.extractor} in {options.precision}"
     found = {**_scores(generated, reference, extractor, device, options), "extractor": name}
     if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
     print("\n".join(_lines(found)))
 
 
@@ -126,7 +126,10 @@ def _scores(
         kept = {key: x for key, x in distance.reference.items() if key in ("mu", "sigma", "n")}
         write_arrays(options.save, {**kept, "shape": torch.tensor(generated.shape)})
     if options.pairs and neighbours.picture is not None:
-        Image.fromarray(neighbours.picture.squeeze(-1).numpy()).save(options.pairs)
+        with written(options.pairs) as stream:
+            Image.fromarray(neighbours.picture.squeeze(-1).numpy()).save(
+                stream, Image.registered_extensions()[Path(options.pairs).suffix.lower()]
+            )
     return {key: float(value) for key, value in values.items()}
 
 

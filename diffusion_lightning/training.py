@@ -97,9 +97,9 @@ class CLI(LightningCLI):
         processes.limit_waiting(trainer)
         processes.check_started(trainer)
         threads.share(trainer.num_devices)
-        if self.subcommand == "fit":
-            checkpoint = next(x for x in trainer.callbacks if isinstance(x, Checkpoint))  # type: ignore[attr-defined]
-            trainer.callbacks.append(Preemption(checkpoint))  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        saves = next(x for x in callbacks if isinstance(x, Checkpoint)) if self.subcommand == "fit" else None
+        callbacks.append(Preemption(saves))
         return trainer
 
     def _check_checkpoint(self) -> None:
@@ -118,7 +118,9 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Does it, unless there is nothing left to train."""
         if self.resumed is None or self.resumed.over is None:
-            with processes.ending_with(self.trainer):
+            with run.taken(self.trainer, subcommand), processes.ending_with(self.trainer):
+                if subcommand == "fit":  # what another run may have written since it was looked at
+                    run.start(self.root, self._get(self.config, "ckpt_path"))
                 super()._run_subcommand(subcommand)
             return
         checkpoints.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
@@ -127,9 +129,16 @@ class CLI(LightningCLI):
 
     before_validate = before_test = _check_checkpoint
 
+    def after_validate(self) -> None:
+        """Raise ValueError if there was nothing to evaluate."""
+        run.check_evaluated(self.trainer, self.subcommand)
+
+    after_test = after_validate
+
     @rank_zero_only
     def after_fit(self) -> None:
         """Says where everything lies, and how to go on."""
+        self._check_trained()
         if self._get(self.config, "trainer").fast_dev_run:
             print("\nthe rehearsal ended well; it keeps nothing")
             return
@@ -147,12 +156,36 @@ class CLI(LightningCLI):
         ]
         print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
 
+    def _check_trained(self) -> None:
+        """Raises ValueError if no step was trained and there is no checkpoint."""
+        trainer: Any = self.trainer
+        if trainer.fast_dev_run:
+            trained = trainer.fit_loop.epoch_loop.total_batch_idx >= 0
+        else:
+            trained = (self.root / "checkpoints/last.ckpt").exists()
+        if trained:
+            return
+        if 0 in (trainer.num_training_batches, trainer.limit_train_batches):
+            why = "the training data has no batches: give more images, a smaller batch_size, or raise "
+            raise ValueError(f"no step was trained, since {why}trainer.limit_train_batches")
+        raise ValueError(
+            f"no step was trained, since the run starts at step {trainer.global_step} and epoch "
+            f"{trainer.current_epoch} and trainer.max_steps is {trainer.max_steps}, max_epochs {trainer.max_epochs}: "
+            "raise the one that ends it"
+        )
+
 
 class Description(CLI):
     """A configuration, read and checked; nothing is built."""
 
     def before_instantiate_classes(self) -> None:
         self.text = run.Record(self.parser, self.config).text
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with run.taken(self.trainer, subcommand):
+            if subcommand == "fit":  # what another run may have written since it was looked at
+                run.start(self.root, self._get(self.config, "ckpt_path"))
+            super()._run_subcommand(subcommand)
 
     def instantiate_classes(self) -> None: ...
 

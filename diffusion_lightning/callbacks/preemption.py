@@ -109,6 +109,9 @@ class Preemption(CheckpointBase):
             for logger in trainer.loggers:
                 if hasattr(logger, "preempting") and trainer.state.fn == TrainerFn.FITTING:
                     logger.preempting(trainer.global_step)
-            if trainer.strategy.launcher is not None:  # the processes that Lightning started
-                trainer.strategy.launcher.kill(signal.SIGTERM)
-                getattr(trainer.strategy.launcher, "procs", []).clear()  # whose end would have this one killed too
+            launcher: Any = trainer.strategy.launcher
+            if launcher is not None:  # the processes that Lightning started
+                launcher.kill(signal.SIGTERM)
+                if watched := getattr(launcher, "procs", []):  # by Lightning, which kills this one once they are over
+                    launcher.procs = [*watched]
+                    watched.clear()

@@ -1,5 +1,6 @@
 """Samples as picture files, one a number."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ class SampleWriter(BasePredictionWriter):
     Pictures that are there already stay as they are.
 
     Args:
-        out: folder, made where it is missing.
+        out: folder, made if it is missing.
         origin: how the samples are made, written into every picture.
         archive: an `.npz` into which all pictures of the folder go at the end, the folder with them; None is none.
     """
@@ -26,9 +27,6 @@ class SampleWriter(BasePredictionWriter):
     def __init__(self, out: str | Path, origin: dict[str, Any] | None = None, archive: Path | None = None) -> None:
         super().__init__(write_interval="batch")
         self.out, self.origin, self.archive = Path(out), origin or {}, archive
-
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(
         self,
@@ -54,6 +52,11 @@ class SampleWriter(BasePredictionWriter):
         """Moves the folder's pictures into the archive."""
         assert self.archive is not None
         write_npz(self.out, self.archive, self.origin)
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes the pictures that the archive holds, and their folder if there is nothing else in it."""
         for file in self.out.glob("*.png"):
-            file.unlink()
-        self.out.rmdir()
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.out.rmdir()

@@ -6,7 +6,6 @@ A picture that this package draws says in its own file how it was made, so that 
 import hashlib
 import json
 import os
-import secrets
 import warnings
 import zipfile
 from collections import Counter
@@ -18,6 +17,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from ..files import written
 from .base import ORIENTATION, SUFFIXES, Head, decoded, head, opened
 
 ORIGIN = "diffusion_lightning"  # the key of a PNG's text
@@ -189,13 +189,11 @@ def _plain(file: Path, data: bytes) -> bool:
 
 
 def write_png(image: Tensor, path: Path, origin: dict[str, Any]) -> None:
-    """Writes bytes (C, H, W) beside the file and renames, so that there is the whole picture or none."""
+    """Writes a picture of bytes (C, H, W), whole or not at all."""
     text = PngImagePlugin.PngInfo()
     text.add_text(ORIGIN, json.dumps(origin, sort_keys=True))
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # two processes may write one picture
-    with part.open("wb") as file:
-        Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "PNG", pnginfo=text)
-    os.replace(part, path)
+    with written(path, sync=False) as stream:  # thousands of them
+        Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(stream, "PNG", pnginfo=text)
 
 
 def origin(path: Path) -> dict[str, Any] | None:
@@ -213,8 +211,7 @@ def write_npz(folder: Path, path: Path, origin: dict[str, Any]) -> None:
     files = sorted(folder.glob("*.png"), key=lambda file: (len(file.stem), file.stem))  # 999999 before 1000000
     with opened(files[0]) as image:
         shape = (len(files), image.height, image.width, len(image.getbands()))
-    part = path.with_name(f".{path.name}.part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    with written(path) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
@@ -223,4 +220,3 @@ def write_npz(folder: Path, path: Path, origin: dict[str, Any]) -> None:
                     stream.write(np.asarray(image).tobytes())
         with archive.open(f"{ORIGIN}.npy", "w") as stream:
             np.lib.format.write_array(stream, np.array(json.dumps(origin, sort_keys=True)), allow_pickle=False)
-    os.replace(part, path)
