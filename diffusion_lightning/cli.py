@@ -15,7 +15,7 @@ from typing import Any
 
 from . import job, output, threads
 from .commands import COMMANDS, page, read
-from .complaints import fail, meant, raised_in
+from .complaints import fail, meant, of_the_system, raised_in
 from .files import expanded_word
 
 # What torch's default_collate says of pictures that are no tensors, or of several sizes.
@@ -44,7 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
             _answer([expanded_word(word) for word in (sys.argv[1:] if args is None else args)])
         output.end()
     except job.Preempted as stop:
-        raise SystemExit(job.leave(str(stop))) from None
+        raise SystemExit(job.leave(stop)) from None
+    except OSError as error:
+        fail("; ".join(filter(None, (of_the_system(error), job.kept()))))
     except Exception as error:
         if (sentence := _explained(error)) is None:
             raise
@@ -83,9 +85,6 @@ def _work(file: str, given: Any) -> None:
 
 def _explained(error: Exception) -> str | None:
     """A sentence for the user where this package wrote one, or Lightning did of its settings; else None."""
-    if isinstance(error, OSError):
-        there = error.filename is not None
-        return f"{error.filename}: {error.strerror}: choose another place, or make room there" if there else None
     if isinstance(error, UnicodeEncodeError):  # of a file's name: what files hold is UTF-8
         return (
             f"{error.object!a} cannot be the name of a file in this locale, whose encoding is {error.encoding}: "

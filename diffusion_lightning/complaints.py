@@ -4,6 +4,7 @@ jsonargparse tells everything it tried, over many lines; the last thing it tried
 """
 
 import argparse
+import errno
 import inspect
 import re
 import sys
@@ -98,6 +99,23 @@ def _plain(types: str) -> str:
     words = re.findall(r"(?:typing\.)?Literal\[(.*?)\]|<class '([^']+)'>|([\w.]+\[[^\]]*\])", types)
     names = [(literal or cls or generic).rpartition(".")[2] for literal, cls, generic in words] or [types]
     return " or ".join("null" if name == "NoneType" else name for name in names)
+
+
+MENDS = {
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "make room there, or choose another place",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "choose another place, or allow writing there",
+    (errno.EEXIST, errno.ENOTDIR): "a file is where a folder should be, so choose another place, or move it away",
+    (errno.EISDIR, errno.ENOTEMPTY): "a folder is where a file should be, so choose another place, or move it away",
+    (errno.ENOENT,): "correct the path",
+}
+
+
+def of_the_system(error: OSError) -> str:
+    """One sentence for what the operating system refused: where, what, and what to do instead."""
+    mends = (words for numbers, words in MENDS.items() if error.errno in numbers)
+    where = "" if error.filename is None else f"{error.filename}: "
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{where}{what}: {next(mends, 'see to it, or choose another place')}"
 
 
 class Arguments(argparse.ArgumentParser):
