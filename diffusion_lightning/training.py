@@ -131,7 +131,7 @@ class CLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Raise ValueError if there was nothing to evaluate."""
-        run.check_evaluated(self.trainer, self.subcommand)
+        run.check_evaluated(self.trainer, str(self.subcommand))
 
     after_test = after_validate
 
@@ -180,12 +180,6 @@ class Description(CLI):
 
     def before_instantiate_classes(self) -> None:
         self.text = run.Record(self.parser, self.config).text
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        with run.taken(self.trainer, subcommand):
-            if subcommand == "fit":  # what another run may have written since it was looked at
-                run.start(self.root, self._get(self.config, "ckpt_path"))
-            super()._run_subcommand(subcommand)
 
     def instantiate_classes(self) -> None: ...
 
