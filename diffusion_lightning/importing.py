@@ -46,7 +46,8 @@ def main(given: Namespace) -> None:
     else:
         config, trust = {"model": description}, set()
     part = records.read(config["model"], Diffusion, "model", trust)
-    _check_size(part, weights, given.source)
+    if not given.config:  # the user's own words may ask for any size
+        _check_size(part, weights, given.source)
     model = part.make()
     if given.config and description:
         theirs = records.read(description, Diffusion, "model").arguments["schedule"].make()
