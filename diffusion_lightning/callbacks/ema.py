@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..modules.base.sharding import gathered, like_shards, local
 
-# Numbers that an update works on at a time on a CPU, so that what lies between its operations stays in a cache; 32 times
-# as many elsewhere, so that few kernels are started.
+# Numbers that an update works on at a time on a CPU, so that what lies between its operations stays in a cache; on
+# other devices 32 times as many, so that few kernels are started.
 AT_ONCE = 2**20
 
 
