@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -42,8 +42,6 @@ class Record(SaveConfigCallback):
         self.text = parser.dump(kept, skip_none=False, skip_validation=True, format="yaml")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.world_size > 1:
-            check_ranks(self.text, trainer.datamodule)  # type: ignore[attr-defined]
         if stage == "fit":  # on every rank: the others would wait for the first, and a large set takes minutes
             data = trainer.datamodule  # type: ignore[attr-defined]
             self.origin = {"git_commit": provenance.git_commit(), "data_fingerprint": provenance.fingerprint(data)}
@@ -72,6 +70,21 @@ class Record(SaveConfigCallback):
         said = threads.differs(checkpoint.get(checkpoints.THREADS), torch.get_num_threads())
         if said and trainer.state.fn == TrainerFn.FITTING and trainer.strategy.root_device.type == "cpu":
             rank_zero_warn(said)
+
+
+class SameStart(Callback):
+    """Compares the ranks' configurations and data, before all other callbacks, which call collectives at their setup.
+
+    Args:
+        text: this rank's configuration, YAML.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            check_ranks(self.text, trainer.datamodule)  # type: ignore[attr-defined]
 
 
 def check_ranks(text: str, data: Any) -> None:

@@ -94,10 +94,12 @@ class CLI(LightningCLI):
         if self.subcommand == "test":
             config.callbacks = [*(config.callbacks or []), BoundCurve()]
         trainer = super().instantiate_trainer(**kwargs)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if (record := next((x for x in callbacks if isinstance(x, run.Record)), None)) is not None:
+            callbacks.insert(0, run.SameStart(record.text))
         processes.limit_waiting(trainer)
         processes.check_started(trainer)
         threads.share(trainer.num_devices)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         saves = next(x for x in callbacks if isinstance(x, Checkpoint)) if self.subcommand == "fit" else None
         callbacks.append(Preemption(saves))
         return trainer

@@ -246,7 +246,10 @@ def test_no_reference_is_kept_of_ranks_with_other_images(
 
     def work(rank: int) -> Any:
         callback = GenerativeMetrics([FrechetDistance(DigitsNet(), few=True)], n=40, batch_size=20)
-        strategy = SimpleNamespace(reduce_boolean_decision=lambda holds, all: False not in everywhere(bool(holds)))
+        strategy = SimpleNamespace(
+            root_device=torch.device("cpu"),
+            reduce_boolean_decision=lambda holds, all: False not in everywhere(bool(holds)),
+        )
         one: Any = SimpleNamespace(
             world_size=2, global_rank=rank, is_global_zero=rank == 0, strategy=strategy, state=SimpleNamespace(fn=None),
             datamodule=held("a pixel" if differs and rank else None),
@@ -426,10 +429,16 @@ DDP = [
     ("subcommand", "changes", "of_one", "says"),
     [
         ("fit", {}, ["--ema.decay", "0.6"], "different configurations (ema.decay: 0.5 and 0.6)"),
+        ("fit", {}, ["--trainer.callbacks", "null"], "different configurations (trainer.callbacks"),
         ("fit", {"data": {"class_path": "tests.test_agreement.Other"}}, [], "different data (train images: "),
         ("validate", {"data": {"class_path": "tests.test_agreement.Other"}}, [], "different data (val images: "),
     ],
-    ids=["fit with other configurations", "fit with other data", "validate with other data"],
+    ids=[
+        "fit with other configurations",
+        "fit with other callbacks",
+        "fit with other data",
+        "validate with other data",
+    ],
 )
 def test_a_run_whose_ranks_differ_ends_at_its_start_and_leaves_nothing(
     subcommand: str, changes: dict[str, Any], of_one: list[str], says: str, run: Path, tmp_path: Path
