@@ -55,7 +55,6 @@ class Checkpoint(CheckpointBase):
         self.every_n_train_steps, self.keep, self.monitor, self.mode = every_n_train_steps, keep, monitor, mode
         self.best: float | None = None
         self._validating = self._missing = False
-        self._began: int | None = None  # batches before this epoch
         self._max_steps: int | None = None  # the run's own, while another stands in for it
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -69,19 +68,6 @@ class Checkpoint(CheckpointBase):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._saved = trainer.global_step
-        batches = trainer.num_val_batches
-        if self.monitor and trainer.enable_validation and batches and not sum(batches):
-            raise ValueError(
-                f"the best checkpoint is to be chosen by {self.monitor}, but the validation data has no batches: give "
-                "it images, or set checkpoint.monitor to null"
-            )
-
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Raises ValueError after an epoch of a stream without batches, which Lightning would repeat for ever."""
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        if batches == self._began:
-            raise ValueError("the training data gave no batches in a whole epoch: give images, or a smaller batch_size")
-        self._began = batches
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Its count of steps is the loggers' x-axis. A checkpoint that was saved after Lightning had counted the batch,
