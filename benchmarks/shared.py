@@ -42,7 +42,9 @@ def work(side: str, seconds: float) -> dict[str, Any]:
 
     memory.keep_freed()
     torch.manual_seed(0)
-    model: Any = read(yaml.safe_load((ROOT / "configs/digits.yaml").read_text())["model"], Diffusion, "model").make()
+    model: Any = read(
+        yaml.safe_load((ROOT / "configs/digits.yaml").read_text(encoding="utf-8"))["model"], Diffusion, "model"
+    ).make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     x_0, sample, sampler = torch.rand(128, 1, 8, 8) * 2 - 1, torch.arange(128), DDIM(20)
 
@@ -82,7 +84,7 @@ def measured(side: str, seconds: float) -> dict[str, Any]:
     clean = {k: v for k, v in os.environ.items() if k.partition("_")[0] not in ("OMP", "GOMP", "KMP", "MKL")}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.shared", "work", side, str(seconds)],
-        capture_output=True, text=True, check=False, cwd=ROOT, env={**clean, **SIDES[side]},
+        capture_output=True, encoding="utf-8", check=False, cwd=ROOT, env={**clean, **SIDES[side]},
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{side} failed: {done.stderr}")

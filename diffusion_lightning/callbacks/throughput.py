@@ -1,10 +1,8 @@
 """How fast training is, how much of the devices' arithmetic it uses, and how much memory."""
 
-import copy
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modules.base import batches
+from ..modules.base.shapes import without_memory
 from ..networks.base import products
 from .base import now
 
@@ -112,16 +111,9 @@ def forward_flops(model: Any) -> int:
 def flops(network: nn.Module, shape: Sequence[int], c: Tensor | None = None) -> int:
     """Operations of a network on one image of `shape` (C, H, W), by its definition, however a device saves some."""
     try:
-        empty = {id(x): _empty(x) for x in chain(network.parameters(), network.buffers())}
-        return _counted(copy.deepcopy(network, empty), torch.device("meta"), shape, c)
+        return _counted(without_memory(network), torch.device("meta"), shape, c)
     except Exception:  # whatever an operation raises that must see numbers
         return _counted(network, next(network.parameters()).device, shape, c)
-
-
-def _empty(x: Tensor) -> Tensor:
-    """One that has a shape alone."""
-    empty = torch.empty_like(x, device="meta")
-    return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
 
 
 def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: Tensor | None) -> int:

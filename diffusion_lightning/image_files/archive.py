@@ -185,10 +185,14 @@ def _free_memory() -> int:
     """Bytes that a process may still take: what the system has free, or less if a container's limit is lower."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
         group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        free = min(
+            free,
+            int((group / "memory.max").read_text(encoding="utf-8"))
+            - int((group / "memory.current").read_text(encoding="utf-8")),
+        )
     except (OSError, ValueError, StopIteration):  # not Linux, or no limit
         pass
     return free

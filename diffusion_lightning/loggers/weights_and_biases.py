@@ -300,7 +300,7 @@ def _folders(root: Path, id: str) -> list[Path]:
 
 def _first_step(folder: Path) -> int:
     try:
-        return int((folder / FIRST).read_text())
+        return int((folder / FIRST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return -1
 
@@ -312,7 +312,7 @@ def _mark(run: Any) -> None:
 
 def _note(run: Any, name: str, text: str = "") -> None:
     with contextlib.suppress(OSError):
-        Path(run.settings.sync_dir, name).write_text(text)
+        Path(run.settings.sync_dir, name).write_text(text, encoding="utf-8")
 
 
 def _unsent(folder: Path) -> bool:

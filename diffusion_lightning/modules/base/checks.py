@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from ... import random
 from ...conditioning import Asked, ClassLabels, Conditioner, Unconditional, conditions
 from ...denoising import tensor_of, weights_dtype
+from .shapes import without_memory
 
 
 @torch.no_grad()
@@ -28,26 +29,22 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
     Raises:
         ValueError: where it does not take the image, or returns another shape.
     """
-    was_training = network.training
     device, other = (
         next((p.device for p in part.parameters()), torch.device("cpu")) for part in (network, conditioner)
     )
     c = conditioner(torch.zeros(1, dtype=torch.long, device=other))
-    dtype = weights_dtype(network) or torch.float32
-    c = c if c is None else c.to(device, dtype if c.is_floating_point() else c.dtype)
     try:
-        image = torch.zeros(1, *shape, device=device, dtype=dtype)
-        index = torch.zeros(1, dtype=torch.long, device=device)
-        output = tensor_of(network.eval()(image, index, c))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        condition = "" if c is None else f" and a condition of width {c.shape[1]}"
-        raise ValueError(
-            f"the network does not take images of shape {list(shape)}{condition} ({reason}): make the "
-            "network's arguments, the model's shape and the conditioner's width agree"
-        ) from error
-    finally:
-        network.train(was_training)
+        output = _answer(without_memory(network), shape, torch.device("meta"), c)
+    except Exception:  # whatever an operation raises that must see numbers, or that does not fit
+        try:
+            output = _answer(network, shape, device, c)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            condition = "" if c is None else f" and a condition of width {c.shape[1]}"
+            raise ValueError(
+                f"the network does not take images of shape {list(shape)}{condition} ({reason}): make the "
+                "network's arguments, the model's shape and the conditioner's width agree"
+            ) from error
     channels, *size = shape
     if list(output.shape) not in ([1, channels, *size], [1, 2 * channels, *size]):
         raise ValueError(
@@ -56,6 +53,18 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
             f"{2 * channels} with the variance"
         )
     return output.shape[1] == 2 * channels
+
+
+def _answer(network: nn.Module, shape: tuple[int, ...], device: torch.device, c: Tensor | None) -> Tensor:
+    """Of one image of zeros, at the first time, without dropout."""
+    was_training, dtype = network.training, weights_dtype(network) or torch.float32
+    image = torch.zeros(1, *shape, device=device, dtype=dtype)
+    index = torch.zeros(1, dtype=torch.long, device=device)
+    try:
+        c = c if c is None else c.to(device, dtype if c.is_floating_point() else c.dtype)
+        return tensor_of(network.eval()(image, index, c))
+    finally:
+        network.train(was_training)
 
 
 def requested(
