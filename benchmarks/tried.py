@@ -144,8 +144,10 @@ def _cases(cases: Sequence[tuple[str, ...]]) -> str:
 
 def _plain(id: str) -> str:
     """A parameter's id as text: pytest escapes what is not ASCII, and Markdown reads some marks as its own."""
+    escaped = ""
     with contextlib.suppress(UnicodeDecodeError):
-        id = id.encode("ascii", "backslashreplace").decode("unicode_escape")
+        while escaped != id:  # ids of a module that was collected before are escaped once more
+            escaped, id = id, id.encode("ascii", "backslashreplace").decode("unicode_escape")
     return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", " ".join(id.split()))
 
 

@@ -94,6 +94,8 @@ EDITS: dict[str, Callable[[Config, Path], Any]] = {
             extractor=spec("diffusion_lightning.metrics.CLIP", model="someone/unknown")),
     "a set of the hub":
         lambda c, flag: c.update(data=spec("diffusion_lightning.data.HuggingFace", name="someone/unknown")),
+    "a set to be downloaded into a folder of others":
+        lambda c, flag: c.update(data=spec("diffusion_lightning.data.CIFAR10", root=str(flag.parent / "theirs"))),
     "a trainer that writes elsewhere, logs to others and has plugins":
         lambda c, flag: c["trainer"].update(
             default_root_dir=str(flag.parent / "theirs"), plugins=[process(flag)], profiler=process(flag),
@@ -121,7 +123,8 @@ KINDS = [*EDITS, *TEXTS, *FILES]
 HARMLESS = {
     "a process as the optimizer's process group", "a function as the learning rate's schedule",
     "data in a file of the current folder", "a metric that is a process", "an extractor with weights of its own",
-    "an extractor of the hub", "a set of the hub", "a trainer that writes elsewhere, logs to others and has plugins",
+    "an extractor of the hub", "a set of the hub", "a set to be downloaded into a folder of others",
+    "a trainer that writes elsewhere, logs to others and has plugins",
 }  # fmt: skip
 
 
