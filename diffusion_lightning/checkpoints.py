@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import InvalidVersion, Version
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -26,6 +27,12 @@ CLASSES = "class_names"  # those of class 0, 1, …; None if the data have none
 THREADS = "threads"  # of each process that trained, on which the order of additions depends
 IMPORTED = "imported"  # where the weights of a checkpoint came from that no training here wrote
 WANDB = "wandb_id"
+
+LIGHTNING = "pytorch-lightning_version"
+KINDS: dict[str, Any] = {
+    "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+    LIGHTNING: str, WANDB: str,
+}  # fmt: skip
 
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
 SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
@@ -60,8 +67,22 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(damaged) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no state_dict; give a .ckpt file of a run")
+    _check_kinds(checkpoint, path)
     _check_tensors(checkpoint, path)
     return checkpoint
+
+
+def _check_kinds(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise ValueError if what Lightning and this package look for in a checkpoint is of another kind."""
+    for key, kind in KINDS.items():
+        value = checkpoint.get(key)
+        if value is not None and (not isinstance(value, kind) or (kind is int and value < 0)):
+            shown = str(value)[:60]
+            raise ValueError(f"{key} in {path} is {shown}, but it is a {kind.__name__}: use another checkpoint")
+    try:
+        Version(checkpoint.get(LIGHTNING) or "2.0")
+    except InvalidVersion as error:
+        raise ValueError(f"{LIGHTNING} in {path} is no version ({error}): use another checkpoint") from error
 
 
 def check_archive(path: Path) -> None:

@@ -78,8 +78,9 @@ def _work(file: str, given: Any) -> None:
     # Lightning's advice to use srun is for jobs, not for whoever sits before a cluster.
     for harmless in (*NOISE, *([] if job.name() else [".*`srun` command is available.*"])):
         warnings.filterwarnings("ignore", harmless)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's class in a file beside the config is found as python finds it
+    # A user's class in a file beside the config is found here, and last: no file there passes for a library.
+    here = os.getcwd()
+    sys.path[:] = [*(place for place in sys.path if place not in ("", here)), here]
     work.main(given)
 
 

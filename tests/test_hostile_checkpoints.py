@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,33 @@ def test_a_library_is_never_taken_from_the_current_folder(flag: Path, monkeypatc
     with pytest.raises(ValueError, match="not installed"):
         known._installed("no_such_library", "model.network")
     assert not flag.exists()
+
+
+@tried
+def test_the_current_folder_is_searched_last(flag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no file there passes for a library that is imported later."""
+    monkeypatch.setattr(sys, "path", ["", os.getcwd(), *sys.path])
+    main(["cache"])
+    assert sys.path.index(os.getcwd()) == len(sys.path) - 1
+    assert "" not in sys.path
+
+
+@tried
+@pytest.mark.parametrize("key", [*checkpoints.KINDS])
+@pytest.mark.parametrize("reader", ["load", "fit --ckpt_path"])
+def test_a_checkpoint_whose_parts_are_of_another_kind_is_refused(
+    key: str, reader: str, whole: Checkpoint, flag: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each a number below zero, a text in the place of a container, or a version that is none."""
+    wrong = {int: -1, str: "not one"}.get(checkpoints.KINDS[key], "not one")
+    torch.save({**whole, key: 7 if key == checkpoints.WANDB else wrong}, "odd.ckpt")
+    if reader == "load":
+        with pytest.raises(ValueError, match=rf"{key} in odd\.ckpt is .*: use another checkpoint"):
+            load("odd.ckpt")
+        return
+    with pytest.raises(SystemExit):
+        READERS[reader]("odd.ckpt", flag.parent)
+    assert f"error: {key} in odd.ckpt is" in capsys.readouterr().err
 
 
 # The user's word
