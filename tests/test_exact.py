@@ -304,7 +304,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, capsys: pytes
         config = small_config(tmp_path, **{"trainer.logger": False, "trainer.limit_val_batches": 0})
         root = ["--trainer.default_root_dir", str(small / "run"), "--checkpoint.keep", "0"]
         main(["fit", "--config", str(config), *root, "--trainer.max_steps", "2"])
-        (small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 8192))
+        (small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 65536))
         before = (small / "run/checkpoints/last.ckpt").read_bytes()
         said = fails(capsys, "fit", "--config", str(config), *root, "--ckpt_path", "last",
                      "--trainer.enable_progress_bar", "false")  # fmt: skip
