@@ -91,7 +91,8 @@ def ended(slurm: Slurm, number: str) -> bool:
 
 def log(folder: Path, number: str) -> str:
     path = folder / f"slurm-{number}.log"
-    return path.read_text() if path.exists() else "no log"
+    # Two processes write into it, and one may be in the middle of a letter.
+    return path.read_text(errors="replace") if path.exists() else "no log"
 
 
 def restarts(slurm: Slurm, number: str) -> int:
