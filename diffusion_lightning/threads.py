@@ -2,7 +2,9 @@
 
 The threads of one operation meet at its end. By default the first of them spins there for milliseconds. If another
 process holds the core of the last one, the spinning thread takes the core that could have finished the work: next to
-one busy process, a small network on two threads is then many times slower than on one. Here a thread that waits sleeps.
+one busy process, a small network on two threads is then many times slower than on one. Here a thread that waits spins
+for some microseconds, as long as the next operation of a small network lets it wait, and then sleeps. To sleep at once
+would make such a network half as slow again on an idle machine (`python -m benchmarks shared`).
 
 Both are fixed when torch loads its OpenMP library, so `settle` comes before that. What the user's environment says of
 them is never changed.
@@ -14,14 +16,14 @@ import sys
 from pathlib import Path
 
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the second wins in torch's builds that have MKL
-WAITS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # the second for Intel's OpenMP library and LLVM's
-ALSO = "GOMP_SPINCOUNT"  # GNU's own, which is 0 where the policy is passive
+WAITS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}  # the second for Intel's OpenMP library and LLVM's
+ALSO = "OMP_WAIT_POLICY"  # which says as much, in one word for all libraries
 
 _ours = False  # whether the number in the environment was written by `settle`
 
 
 def settle() -> None:
-    """Write into the environment how many threads torch starts, and that they wait passively.
+    """Write into the environment how many threads torch starts, and that they sleep where they wait.
 
     Does nothing if torch is loaded already, and leaves alone what the user has set: the number and the way of waiting
     each as a whole.

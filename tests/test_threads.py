@@ -92,7 +92,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], loaded
     return dict(os.environ)
 
 
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+PASSIVE = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 @tried
@@ -103,7 +103,7 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
         ({"OMP_NUM_THREADS": "1"}, PASSIVE),
         ({"MKL_NUM_THREADS": "3"}, PASSIVE),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_NUM_THREADS": "4"}),
-        ({"GOMP_SPINCOUNT": "1000"}, {"OMP_NUM_THREADS": "4"}),
+        ({"GOMP_SPINCOUNT": "77"}, {"OMP_NUM_THREADS": "4"}),
         ({"KMP_BLOCKTIME": "200"}, {"OMP_NUM_THREADS": "4"}),
         ({"KMP_BLOCKTIME": "200", "OMP_NUM_THREADS": "2"}, {}),
     ],
@@ -205,7 +205,7 @@ cli._work("probe", None)
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, ["OMP_WAIT_POLICY = 'PASSIVE'", "GOMP_SPINCOUNT = '0'", "OMP_NUM_THREADS = '1'"]),
+        ({}, ["GOMP_SPINCOUNT = '1000'", "OMP_NUM_THREADS = '1'"]),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, ["OMP_WAIT_POLICY = 'ACTIVE'", "OMP_NUM_THREADS = '1'"]),
         ({"GOMP_SPINCOUNT": "77", "OMP_NUM_THREADS": "3"}, ["GOMP_SPINCOUNT = '77'", "OMP_NUM_THREADS = '3'"]),
     ],
