@@ -45,9 +45,8 @@ A denoising diffusion model, trained with `diffusion_lightning`.
 """
 
 
-def text(model: Diffusion, ckpt: str, formats: list[str]) -> str:
+def text(model: Diffusion, checkpoint: dict[str, Any], ckpt: str, formats: list[str]) -> str:
     """The card, Markdown with the front matter that model hubs read."""
-    checkpoint = checkpoints.read(ckpt)
     config = checkpoints.config(checkpoint, ckpt)
     return CARD.format(
         library="diffusers" if "pipeline" in formats else "pytorch",

@@ -26,15 +26,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from fnmatch import fnmatchcase
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .known import find, parameters
-
-WORLD = "world_size"  # a checkpoint's key: the devices that trained it
 
 MODEL, DATA = "model.init_args", "data.init_args"
 OPTIMIZER, RATE, BATCH = f"{MODEL}.optimizer", f"{MODEL}.lr_scheduler", f"{DATA}.batch_size"
@@ -236,9 +233,8 @@ def _class(path: Any) -> Any:
 
 def _default(path: str) -> dict[str, Any]:
     """The configuration of an object of this class with the arguments that it takes where none are given."""
-    module, _, name = path.rpartition(".")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters.values()
-    return {"class_path": path, "init_args": {x.name: x.default for x in parameters if x.default is not x.empty}}
+    takes = parameters(find(path, "", ()))
+    return {"class_path": path, "init_args": {x.name: x.default for x in takes.values() if x.default is not x.empty}}
 
 
 def _at(config: Any, key: str) -> Any:

@@ -25,13 +25,14 @@ from .modules import Diffusion
 CONFIG = "config"
 CLASSES = "class_names"  # those of class 0, 1, …; None if the data have none
 THREADS = "threads"  # of each process that trained, on which the order of additions depends
+WORLD = "world_size"  # the devices that trained
 IMPORTED = "imported"  # where the weights of a checkpoint came from that no training here wrote
 WANDB = "wandb_id"
 
 LIGHTNING = "pytorch-lightning_version"
 KINDS: dict[str, Any] = {
     "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
-    LIGHTNING: str, WANDB: str,
+    LIGHTNING: str, WANDB: str, CLASSES: list, THREADS: int, WORLD: int,
 }  # fmt: skip
 
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
@@ -220,7 +221,7 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
             continue
         prefix = "denoiser.network." if name == "network" else f"{name}."
         theirs = {key: x for key, x in checkpoint["state_dict"].items() if key.startswith(prefix)}
-        made = without_memory(described[name], len(theirs), f"model.{name} in {path}")
+        made = made_on_meta(described[name], len(theirs), f"model.{name} in {path}")
         if name == "timesteps" and "schedule" in described:
             schedule = described["schedule"].make()
             with torch.device("meta"):
@@ -233,7 +234,7 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
             )
 
 
-def without_memory(part: records.Part, parameters: int, name: str) -> Any:
+def made_on_meta(part: records.Part, parameters: int, name: str) -> Any:
     """The module that a record describes on the device "meta", where tensors have a shape and no memory.
 
     Raises:

@@ -101,7 +101,7 @@ def _plain(types: str) -> str:
     return " or ".join("null" if name == "NoneType" else name for name in names)
 
 
-MENDS = {
+FIXES = {
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "make room there, or choose another place",
     (errno.EACCES, errno.EPERM, errno.EROFS): "choose another place, or allow writing there",
     (errno.EEXIST, errno.ENOTDIR): "a file is where a folder should be, so choose another place, or move it away",
@@ -112,10 +112,10 @@ MENDS = {
 
 def of_the_system(error: OSError) -> str:
     """One sentence for what the operating system refused: where, what, and what to do instead."""
-    mends = (words for numbers, words in MENDS.items() if error.errno in numbers)
+    fixes = (words for numbers, words in FIXES.items() if error.errno in numbers)
     where = "" if error.filename is None else f"{error.filename}: "
     what = error.strerror or str(error) or type(error).__name__
-    return f"{where}{what}: {next(mends, 'see to it, or choose another place')}"
+    return f"{where}{what}: {next(fixes, 'see to it, or choose another place')}"
 
 
 class Arguments(argparse.ArgumentParser):

@@ -37,13 +37,15 @@ def main(given: Namespace) -> None:
                 f"{folder} exists already and is not empty, and nothing is overwritten: choose another place"
             )
         sweep(folder, age=0)
-        model = checkpoints.load(given.ckpt, given.trust)
+        checkpoint = checkpoints.read(given.ckpt)
+        config = checkpoints.config(checkpoint, given.ckpt)
+        model = checkpoints.restored(checkpoint, config, given.ckpt, given.trust)
         if "pipeline" in given.format:
             check_pipeline(model)
         with written_folder(folder) as part:
             for name in given.format:
-                globals()[name](model, given.ckpt, part)  # the functions below
-            write_text(part / "README.md", card.text(model, given.ckpt, given.format))
+                globals()[name](model, config["model"], part)  # the functions below
+            write_text(part / "README.md", card.text(model, checkpoint, given.ckpt, given.format))
     print("\n".join(f"wrote {path}" for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
@@ -75,7 +77,7 @@ def check_pipeline(model: Diffusion) -> None:
         unet_config(network)
 
 
-def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
+def pipeline(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     """`model_index.json`, `unet/` and `scheduler/`."""
     network: Any = model.denoiser.network
     if isinstance(network, UNet):
@@ -104,12 +106,11 @@ def pipeline(model: Diffusion, ckpt: str, folder: Path) -> None:
         stream.write(save(tensors, metadata={"format": "pt"}))
 
 
-def weights(model: Diffusion, ckpt: str, folder: Path) -> None:
+def weights(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     """`model.safetensors` and `config.yaml`."""
     with written(folder / "model.safetensors") as stream:
         stream.write(save({name: x.contiguous() for name, x in model.state_dict().items()}))
-    config = checkpoints.config(checkpoints.read(ckpt), ckpt)
-    write_text(folder / "config.yaml", yaml.safe_dump({"model": config["model"]}, sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump({"model": record}, sort_keys=False))
 
 
 class Program(nn.Module):
@@ -124,7 +125,7 @@ class Program(nn.Module):
         return tuple(x for x in found if x is not None)
 
 
-def program(model: Diffusion, ckpt: str, folder: Path) -> None:
+def program(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     """`denoiser.pt2`, for batches of any size."""
     example: list[Any] = [torch.zeros(2, *model.shape), torch.ones(2, dtype=torch.long)]
     if not isinstance(model.conditioner, Unconditional):

@@ -148,7 +148,7 @@ def sweep(folder: Path, *patterns: str, age: float = STALE) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, mend: str, name: str = LOCK) -> Iterator[None]:
+def locked(folder: str | Path, fix: str, name: str = LOCK) -> Iterator[None]:
     """Holds a folder's lock as long as the block lasts, so that no two processes write into it at once.
 
     The lock is the operating system's (POSIX, on `FOLDER/.lock`), so it ends with its process however that ends, and a
@@ -156,7 +156,7 @@ def locked(folder: str | Path, mend: str, name: str = LOCK) -> Iterator[None]:
 
     Args:
         folder: made if it is missing, and then removed at the end if nothing was written into it.
-        mend: what to do instead, the end of the error's sentence.
+        fix: what to do instead, the end of the error's sentence.
         name: of the lock's file, if the folder has several.
 
     Raises:
@@ -169,8 +169,8 @@ def locked(folder: str | Path, mend: str, name: str = LOCK) -> Iterator[None]:
     path = folder / name
     key = folder.resolve() / name
     if key in _held:  # the system would grant its own process the lock again, and end it at the first file's close
-        raise ValueError(f"{folder} is in use by this process already: {mend}")
-    file = _taken(path, folder, mend)
+        raise ValueError(f"{folder} is in use by this process already: {fix}")
+    file = _taken(path, folder, fix)
     _held.add(key)
     try:
         yield
@@ -185,7 +185,7 @@ def locked(folder: str | Path, mend: str, name: str = LOCK) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _taken(path: Path, folder: Path, mend: str) -> IO[bytes] | None:
+def _taken(path: Path, folder: Path, fix: str) -> IO[bytes] | None:
     """The open file of the lock, which holds it; None if there are no locks here."""
     for _ in range(100 if fcntl is not None else 0):
         file = path.open("a+b", buffering=0)
@@ -195,7 +195,7 @@ def _taken(path: Path, folder: Path, mend: str) -> IO[bytes] | None:
             with file:
                 file.seek(0)
                 owner = _owner(file.read())
-            raise ValueError(f"{folder} is in use by {owner}: {mend}") from error
+            raise ValueError(f"{folder} is in use by {owner}: {fix}") from error
         except OSError:  # this file system has none
             file.close()
             return None

@@ -163,10 +163,8 @@ def _check_size(part: records.Part, weights: Weights, source: str) -> None:
     network = part.arguments["network"]
     if not network.own:
         return
-    made, held = (
-        checkpoints.without_memory(network, len(weights), "the network"),
-        sum(x.numel() for x in weights.values()),
-    )
+    held = sum(x.numel() for x in weights.values())
+    made = checkpoints.made_on_meta(network, len(weights), "the network")
     if (described := sum(p.numel() for p in made.parameters())) > 2 * held:
         raise ValueError(
             f"{source} holds {held:,} numbers, but the network described beside them has {described:,}: get it again"

@@ -4,6 +4,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Collection
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ def find(name: str, where: str, trust: Collection[str]) -> type:
         families = sorted(FAMILIES, key=lambda family: family not in module.split("."))  # its own first
         found = next(filter(None, (public(family, short) for family in families)), None)
         if found is None:
-            raise ValueError(f"{where} is {name}, but this version has no such class: use the version that wrote it")
+            every = {known for family in families for known in _names(family)}
+            near = get_close_matches(short, every, n=1, cutoff=0.7)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(
+                f"{where} is {name}, but this version has no such class{meant}: correct it, or use the version that "
+                "wrote it"
+            )
         return found
     if top in LISTED and short in LISTED[top][1]:
         return getattr(_installed(LISTED[top][0], where), short)
@@ -44,9 +51,14 @@ def find(name: str, where: str, trust: Collection[str]) -> type:
 
 def public(family: str, short: str) -> type | None:
     """The class of this name in a family of this package, None if there is none."""
-    found = vars(import_module(f"{__package__}.{family}")).get(short)
-    own = isinstance(found, type) and found.__module__.startswith(f"{__package__}.")
-    return found if own else None
+    return _names(family).get(short)
+
+
+def _names(family: str) -> dict[str, type]:
+    """The classes of a family by their names."""
+    members = vars(import_module(f"{__package__}.{family}")).items()
+    own = f"{__package__}."
+    return {name: x for name, x in members if isinstance(x, type) and x.__module__.startswith(own)}
 
 
 def _installed(module: str, where: str) -> Any:

@@ -47,7 +47,7 @@ class Resumed:
         """The changes, each of which can be applied or is allowed; `world` devices, None as the configuration says."""
         if not self.was:
             return []
-        batch = changes.global_batch(self.was, self.now, self.checkpoint.get(changes.WORLD), world)
+        batch = changes.global_batch(self.was, self.now, self.checkpoint.get(checkpoints.WORLD), world)
         others = (x for x in changes.compared(self.was, self.now) if x.key not in {y.key for y in batch})
         found = [*others, *batch]
         changes.check(found, self.allowed, self.path, self.step)

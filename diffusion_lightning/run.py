@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from . import changes, checkpoints, files, job, provenance, records, threads
+from . import checkpoints, files, job, provenance, records, threads
 from .callbacks.base import check_same
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed")
@@ -59,7 +59,7 @@ class Record(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[checkpoints.CONFIG] = records.text(yaml.safe_load(self.text))
-        checkpoint[changes.WORLD] = trainer.world_size
+        checkpoint[checkpoints.WORLD] = trainer.world_size
         ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         checkpoint[checkpoints.WANDB] = ids[0] if ids else None
         names = getattr(module, "class_names", None)
@@ -185,8 +185,8 @@ def taken(trainer: Trainer, subcommand: str) -> Iterator[None]:
         yield
         return
     root, fit = Path(trainer.default_root_dir), subcommand == "fit"
-    mend = "wait for it to end, or choose another folder by --trainer.default_root_dir"
-    with files.locked(root, mend, files.LOCK if fit else f".{subcommand}.lock"):
+    fix = "wait for it to end, or choose another folder by --trainer.default_root_dir"
+    with files.locked(root, fix, files.LOCK if fit else f".{subcommand}.lock"):
         if fit:
             for name in WRITES:
                 files.check_file(root / name)

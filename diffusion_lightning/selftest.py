@@ -242,10 +242,8 @@ def _ema(device: torch.device) -> Tensor:
     module: Any = nn.Linear(1, 1, bias=False).to(device)
     nn.init.ones_(module.weight)
     ema = EMA(0.9)
-    ema.average, ema.compensation = (
-        {"weight": module.weight.detach().clone()},
-        {"weight": torch.zeros_like(module.weight)},
-    )
+    ema.average = {"weight": module.weight.detach().clone()}
+    ema.compensation = {"weight": torch.zeros_like(ema.average["weight"])}
     nn.init.zeros_(module.weight)
     for _ in range(10):
         ema.update(module)

@@ -315,7 +315,7 @@ def test_a_pipeline_of_any_unet_opens_in_diffusers_and_computes_the_same_or_is_r
             check_pipeline(model)
         return
     check_pipeline(model)
-    pipeline(model, "", tmp_path)
+    pipeline(model, {}, tmp_path)
     found = DDPMPipeline.from_pretrained(tmp_path)
     x = torch.randn(2, *model.shape)
     with torch.no_grad():

@@ -181,11 +181,11 @@ def test_a_digest_is_of_the_bytes_and_a_home_folder_is_expanded(
     assert files.digest(tmp_path / "a") == files.digest(tmp_path / "b")
     (tmp_path / "b").write_bytes(b"2")
     assert files.digest(tmp_path / "a") != files.digest(tmp_path / "b")
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", str(tmp_path))
     given = {"a": ["~/x", "~", "a~/b", 3], "b": Path("~/y"), "c": "~other/z"}
     assert files.expanded(given) == {
-        "a": ["/home/me/x", "/home/me", "a~/b", 3],
-        "b": Path("/home/me/y"),
+        "a": [str(tmp_path / "x"), str(tmp_path), "a~/b", 3],
+        "b": tmp_path / "y",
         "c": "~other/z",
     }
 

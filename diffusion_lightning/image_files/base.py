@@ -85,9 +85,8 @@ def decoded(source: Source, channels: int) -> Decoded:
     """
     with opened(source) as image, _one_large if _area(image) > LARGE else contextlib.nullcontext():
         more = _more(image)
-        levels = re.search(
-            r"'L;([24])'", str(_tiles(image))
-        )  # Pillow scales these pixels and not their transparent one
+        # Pillow scales the pixels of 2 and 4 bits, and not the one of them that is transparent.
+        levels = re.search(r"'L;([24])'", str(_tiles(image)))
         if levels and isinstance(one := image.info.get("transparency"), int):
             image.info["transparency"] = one * 255 // (2 ** int(levels[1]) - 1)
         found = _eight_bits(source, image) if _deep(image) else image

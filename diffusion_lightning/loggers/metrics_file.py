@@ -63,9 +63,8 @@ class MetricsFile(Logger):
     def _earlier(self, step: int) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        whole, _, _cut_short = self.path.read_text(encoding="utf-8").rpartition(
-            "\n"
-        )  # by a kill in the middle of a line
+        # Without what follows the last line: a kill may have come in the middle of one.
+        whole = self.path.read_text(encoding="utf-8").rpartition("\n")[0]
         with io.StringIO(whole, newline="") as file:
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or ["step"])

@@ -17,13 +17,13 @@ def everywhere(value: Value) -> list[Value]:
     return found
 
 
-def check_same(what: str, facts: dict[str, Any], mend: str) -> None:
+def check_same(what: str, facts: dict[str, Any], fix: str) -> None:
     """Raise ValueError, on every rank, if facts that all ranks should share differ; a collective call.
 
     Args:
         what: they are, the object of "have different".
         facts: by their names.
-        mend: what to do, the end of the sentence.
+        fix: what to do, the end of the sentence.
     """
     (first_host, first), *_ = known = everywhere((platform.node(), facts))
     for rank, (host, own) in enumerate(known):
@@ -32,5 +32,5 @@ def check_same(what: str, facts: dict[str, Any], mend: str) -> None:
             name, more = differ[0], f" and {len(differ) - 1} more" if len(differ) > 1 else ""
             values = f"{first.get(name)} and {own.get(name)}{more}"
             raise ValueError(
-                f"rank 0 on {first_host} and rank {rank} on {host} have different {what} ({name}: {values}): {mend}"
+                f"rank 0 on {first_host} and rank {rank} on {host} have different {what} ({name}: {values}): {fix}"
             )

@@ -97,10 +97,8 @@ def _outcomes(pictures: Pictures, fit: Fit) -> Iterator[Outcome]:
                 "give the data a size, to which all are brought"
             ) from error
         except (OSError, MemoryError) as error:
-            if isinstance(error, MemoryError) or error.errno not in (
-                None,
-                *LEADS_NOWHERE,
-            ):  # Pillow's own have no number
+            # Pillow's own errors have no number.
+            if isinstance(error, MemoryError) or error.errno not in (None, *LEADS_NOWHERE):
                 raise ValueError(
                     f"{pictures.names[i]} could not be read ({error}), which says nothing of the picture: mend that "
                     "and start again"

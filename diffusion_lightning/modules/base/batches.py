@@ -152,17 +152,17 @@ def check_form(batch: Any, image: Any, what: str, shape: tuple[int, ...]) -> Non
     sizes, (channels, height, width) = list(image.shape), shape
     if sizes[1:] == list(shape) and sizes[0]:
         return
-    mend = "set the model's shape, and the network's channels and size, to the data's"
+    fix = "set the model's shape, and the network's channels and size, to the data's"
     if sizes[1:] == [height, width, channels]:
-        mend = "put the channels first, such as by permute(0, 3, 1, 2)"
+        fix = "put the channels first, such as by permute(0, 3, 1, 2)"
     elif sizes == list(shape):
-        mend = "let the loader make batches, by its batch_size"
+        fix = "let the loader make batches, by its batch_size"
     elif channels == 1 and sizes[1:] == [height, width]:
-        mend = "add the channel, such as by unsqueeze(1)"
+        fix = "add the channel, such as by unsqueeze(1)"
     elif 0 in sizes:
-        mend = "let no batch be empty"
+        fix = "let no batch be empty"
     model = f"[B, {channels}, {height}, {width}]"
-    raise ValueError(f"the images of {what} have shape {sizes}, but the model takes {model}: {mend}")
+    raise ValueError(f"the images of {what} have shape {sizes}, but the model takes {model}: {fix}")
 
 
 def check_values(image: Tensor, what: str, levels: int, certain: bool) -> None:
@@ -191,8 +191,8 @@ def check_values(image: Tensor, what: str, levels: int, certain: bool) -> None:
             )
     elif low < -1 - OVERSHOOT or high > 1 + OVERSHOOT:
         bytes_like = low >= 0 and high > 2
-        mend = "give x/127.5 - 1, or bytes (uint8)" if bytes_like else "scale them by fixed numbers, and clamp them"
-        raise ValueError(f"{span}, but the model takes [-1, 1]: {mend}")
+        fix = "give x/127.5 - 1, or bytes (uint8)" if bytes_like else "scale them by fixed numbers, and clamp them"
+        raise ValueError(f"{span}, but the model takes [-1, 1]: {fix}")
     elif low >= 0 and not certain:
         if low < DARK and low < high:
             raise ValueError(f"{span}, which is [0, 1], but the model takes [-1, 1]: give 2·x - 1")
