@@ -7,6 +7,7 @@ names no code beyond a table of known classes, and a module of the user's own on
 """
 
 import pickle
+import re
 import stat
 import zipfile
 from collections.abc import Collection, Iterator
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import known, records
+from .complaints import raised_in
 from .modules import Diffusion
 
 CONFIG = "config"
@@ -32,10 +34,16 @@ WANDB = "wandb_id"
 LIGHTNING = "pytorch-lightning_version"
 KINDS: dict[str, Any] = {
     "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
-    LIGHTNING: str, WANDB: str, CLASSES: list, THREADS: int, WORLD: int,
+    LIGHTNING: str, WANDB: str, CLASSES: list, THREADS: int, WORLD: int, IMPORTED: str,
 }  # fmt: skip
+NAME_OF_RUN = re.compile(r"(?!\.+$)[^/\\#?%:]{1,128}")  # in Weights & Biases; it names a folder here
+OPTIONAL = {WANDB, CLASSES, THREADS, WORLD}  # None is unknown
+COUNTS = {"ready", "started", "processed", "completed", "_batches_that_stepped"}  # what Lightning's loops keep
+TREES = {"total", "current", "optimizer", "step", "zero_grad"}
+KINDS_OF_LOOPS = {"is_last_batch": bool, "combined_loader": list}
 
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
+MOST = 2**48  # batches or steps that a run may have counted
 SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
 
 
@@ -76,14 +84,37 @@ def read(path: str | Path) -> dict[str, Any]:
 def _check_kinds(checkpoint: dict[str, Any], path: Path) -> None:
     """Raise ValueError if what Lightning and this package look for in a checkpoint is of another kind."""
     for key, kind in KINDS.items():
-        value = checkpoint.get(key)
-        if value is not None and (not isinstance(value, kind) or (kind is int and value < 0)):
-            shown = str(value)[:60]
-            raise ValueError(f"{key} in {path} is {shown}, but it is a {kind.__name__}: use another checkpoint")
+        if key not in checkpoint or (key in OPTIONAL and checkpoint[key] is None):
+            continue
+        value = checkpoint[key]
+        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value <= MOST)):
+            wanted = f"a whole number up to {MOST:,}" if kind is int else f"a {kind.__name__}"
+            raise ValueError(f"{key} in {path} is {str(value)[:60]}, but it is {wanted}: use another checkpoint")
+    name = checkpoint.get(WANDB)
+    if name is not None and not (NAME_OF_RUN.fullmatch(name) and name.isprintable()):
+        raise ValueError(f"{WANDB} in {path} is {name!r:.60}, which names no run: use another checkpoint")
+    ema = checkpoint.get("callbacks", {}).get("EMA", {})
+    if not isinstance(ema, dict) or not all(isinstance(ema.get(key, {}), dict) for key in ("average", "compensation")):
+        raise ValueError(f"the average in {path} is {str(ema)[:60]}, but it is one of weights: use another checkpoint")
     try:
         Version(checkpoint.get(LIGHTNING) or "2.0")
     except InvalidVersion as error:
         raise ValueError(f"{LIGHTNING} in {path} is no version ({error}): use another checkpoint") from error
+    _check_progress(checkpoint.get("loops") or {}, "loops", path)
+
+
+def _check_progress(loops: dict[Any, Any], where: str, path: Path) -> None:
+    """Raise ValueError if what Lightning's loops counted is no tree of whole numbers."""
+    for key, value in loops.items():
+        name = str(key)
+        counts = name in COUNTS
+        tree = name in TREES or name.endswith(("_loop", "progress", "state_dict"))
+        kind: Any = int if counts else dict if tree else KINDS_OF_LOOPS.get(name, object)
+        if not isinstance(value, kind) or (counts and (isinstance(value, bool) or not 0 <= value <= MOST)):
+            shown, wanted = str(value)[:60], f"a whole number up to {MOST:,}" if counts else f"a {kind.__name__}"
+            raise ValueError(f"{where}.{name} in {path} is {shown}, but it is {wanted}: use another checkpoint")
+        if isinstance(value, dict):
+            _check_progress(value, f"{where}.{name}", path)
 
 
 def check_archive(path: Path) -> None:
@@ -98,8 +129,11 @@ def check_archive(path: Path) -> None:
 
 
 def _check_tensors(checkpoint: dict[str, Any], path: Path) -> None:
-    for name, x in {**checkpoint["state_dict"], **averaged(checkpoint)}.items():
-        if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta:
+    every = (checkpoint["state_dict"], averaged(checkpoint), averaged(checkpoint, "compensation"))
+    for name, x in (item for tensors in every for item in tensors.items()):
+        if not isinstance(name, str):
+            raise ValueError(f"a tensor in {path} has the name {name!r}, which is no text: use another checkpoint")
+        if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta or x.is_quantized:
             raise ValueError(f"{name} in {path} is no tensor of numbers: use another checkpoint")
         if x.numel() * x.element_size() > x.untyped_storage().nbytes():
             raise ValueError(f"{name} in {path} says {x.numel():,} numbers and stores fewer: use another checkpoint")
@@ -127,10 +161,12 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
 
 def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """The average, if there is one, is of every parameter that is trained, so that it is never mixed with raw ones."""
-    average = averaged(checkpoint)
-    if average:
-        _compare({name: p for name, p in module.named_parameters() if p.requires_grad}, average, path, "average of ")
-    for kind, tensors in (("", checkpoint["state_dict"]), ("average of ", average)):
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    averages = {f"{kind} of ": averaged(checkpoint, kind) for kind in ("average", "compensation")}
+    for kind, tensors in averages.items():
+        if tensors:
+            _compare(trained, tensors, path, kind)
+    for kind, tensors in {"": checkpoint["state_dict"], **averages}.items():
         for name, x in tensors.items():
             if x.is_floating_point() and not x.isfinite().all():
                 raise ValueError(
@@ -147,14 +183,16 @@ def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path, k
                 f"the checkpoint {path} belongs to another model: its {kind}{name} is {there or 'missing'}, this "
                 f"model's is {here or 'missing'}; use the configuration it was trained with, or another checkpoint"
             )
+        if own[name].is_floating_point() != theirs[name].is_floating_point():
+            raise ValueError(
+                f"the checkpoint {path} holds {kind}{name} in {theirs[name].dtype}, but this model's is in "
+                f"{own[name].dtype}: use another checkpoint"
+            )
 
 
-def averaged(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The EMA's weights by the parameters' names; empty if the run kept none."""
-    found: Any = checkpoint
-    for key in ("callbacks", "EMA", "average"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+def averaged(checkpoint: dict[str, Any], what: str = "average") -> dict[str, Tensor]:
+    """The EMA's weights, or their `compensation`, by the parameters' names; empty if the run kept none."""
+    return checkpoint.get("callbacks", {}).get("EMA", {}).get(what, {})
 
 
 def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
@@ -243,7 +281,9 @@ def made_on_meta(part: records.Part, parameters: int, name: str) -> Any:
     try:
         with _at_most(parameters), torch.device("meta"):
             return part.make()
-    except (RuntimeError, TypeError, ArithmeticError, LookupError) as error:
+    except (RuntimeError, TypeError, ArithmeticError, LookupError, ValueError) as error:
+        if isinstance(error, ValueError) and raised_in(error) != "torch":  # it is a sentence
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
 

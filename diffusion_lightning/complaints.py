@@ -127,8 +127,13 @@ class Arguments(argparse.ArgumentParser):
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """One line on standard error, and the end."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(status)
+
+
+def printable(text: str) -> str:
+    """The text with escapes in the place of what a terminal would obey; it may hold words of a file."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
 
 
 def raised_in(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from . import checkpoints, known, processes, records, run, threads, training
 from .callbacks import BoundCurve, Preemption
 from .commands import COMMANDS
+from .complaints import printable
 from .loggers import MetricsFile
 from .parser import Parser
 from .records import Spec
@@ -120,12 +121,12 @@ def _evaluations(record: Spec, trust: Collection[str]) -> list[Callback]:
         top = name.partition(".")[0]
         if top == __package__ and name.rpartition(".")[2] in EVALUATIONS:
             made.append(records.read(spec, Callback, f"trainer.callbacks[{number}]", trust).make())
-        elif top not in (__package__, "lightning"):
+        elif top not in ("", __package__, "lightning"):
             others.append(name)
     if others:
         print(
-            f"note: the checkpoint's run had {', '.join(others)}, code outside of this package, which is left out: "
-            "name what you want of it by --trainer.callbacks",
+            f"note: the checkpoint's run had {printable(', '.join(others))}, code outside of this package, which is "
+            "left out: name what you want of it by --trainer.callbacks",
             file=sys.stderr,
         )
     return made

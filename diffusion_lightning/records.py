@@ -198,7 +198,7 @@ def _value(value: Any, kind: Any, where: str, trust: frozenset[str], depth: int)
         return _anything(value, where)
     if kind is float and type(value) is int:
         value = float(value)
-    if kind in (bool, float, str) and type(value) is kind:
+    if kind in (bool, float, str) and type(value) is kind and value == value:  # NaN is no setting
         return value
     if kind is int and type(value) is int:
         return _bounded(value, where)

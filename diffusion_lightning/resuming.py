@@ -1,5 +1,8 @@
 """Going on from a checkpoint: what it was trained with is held against the configuration before anything is touched."""
 
+import contextlib
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -10,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from . import changes, checkpoints, run
 from .callbacks import StatedAnew
 from .callbacks.checkpoint import VALIDATION
+from .complaints import raised_in
 from .modules.base.checks import check_rate
 
 
@@ -32,6 +36,11 @@ class Resumed:
         if checkpoints.IMPORTED in self.checkpoint:
             raise ValueError(
                 f"{path} holds imported weights and no training to go on with: start from them by --init_from"
+            )
+        if not self.checkpoint.get("optimizer_states"):
+            raise ValueError(
+                f"{path} holds weights, but no state of an optimizer to go on with: start from them by --init_from, or "
+                "use another checkpoint"
             )
         self.was: dict[str, Any] = {}
         self.now: dict[str, Any] = {}
@@ -83,14 +92,60 @@ class Resumed:
         found = self._checked(trainer.world_size)
         keys, kinds = {x.key for x in found}, {x.kind for x in found}
         anew = changes.OPTIMIZER in keys or changes.Kind.ANEW in kinds
-        if anew and (schedule := changes.rate_schedule(module)) is not None:
-            changes.check_stated_anew(schedule, self.path)
+        if (schedule := changes.rate_schedule(module)) is not None:
+            if anew:
+                changes.check_stated_anew(schedule, self.path)
+            else:
+                self._check_schedule(schedule)
         batches = not keys.isdisjoint((changes.BATCH, changes.ACCUMULATE))
         trainer.callbacks.insert(0, StatedAnew(anew, changes.OPTIMIZER in keys, batches))  # type: ignore[attr-defined]
         if found and trainer.is_global_zero:
             print(changes.table(found, self.path, self.step), flush=True)
 
+    def _check_schedule(self, schedule: Any) -> None:
+        """Raise ValueError if the state of the learning rate's schedule is none of this schedule's."""
+        kept = self.checkpoint.get("lr_schedulers")
+        if not kept:
+            raise ValueError(
+                f"{self.path} keeps no place in the learning rate's schedule, but this run has one: use another "
+                "checkpoint, or start from its weights by --init_from"
+            )
+        _check_alike(schedule.state_dict(), kept[0], "lr_schedulers.0", self.path)
+
 
 def check_length(trainer: Trainer, module: LightningModule) -> None:
     """Raise ValueError if the learning rate's schedule ends before the run does."""
     check_rate(getattr(changes.rate_schedule(module), "total_steps", None), trainer.max_steps)
+
+
+def _check_alike(own: Any, kept: Any, where: str, path: str) -> None:
+    """Raise ValueError if a state that was kept is of other kinds than one's own; numbers may differ, texts may not."""
+    number = isinstance(own, int | float) and not isinstance(own, bool)
+    kind: Any = (int, float) if number else type(own)
+    if own is not None and (not isinstance(kept, kind) or (isinstance(own, str) and own != kept)):
+        raise ValueError(
+            f"{where} in {path} is {str(kept)[:60]}, but this run's is {str(own)[:60]}: use another checkpoint"
+        )
+    if isinstance(own, dict):
+        for key in own.keys() & kept.keys():
+            _check_alike(own[key], kept[key], f"{where}.{key}", path)
+    elif isinstance(own, list):
+        for index, (mine, theirs) in enumerate(zip(own, kept, strict=False)):
+            _check_alike(mine, theirs, f"{where}.{index}", path)
+
+
+@contextlib.contextmanager
+def restoring(path: str | None) -> Iterator[None]:
+    """Turns what fails while Lightning restores a checkpoint into a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+        sentence = isinstance(error, ValueError) and raised_in(error) == __package__
+        if path is None or sentence or "lightning.pytorch.trainer.connectors.checkpoint_connector" not in modules:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"the checkpoint {path} holds no state of a training that can be restored ({reason}): use another, or "
+            f"start from its weights by --init_from {path}"
+        ) from error

@@ -71,8 +71,8 @@ def differs(then: int | None, now: int) -> str | None:
     if then is None or then == now:
         return None
     return (
-        f"the checkpoint was written by {then} thread{'s' * (then > 1)} a process, and this run has {now}: it differs "
-        f"from the undisturbed run by rounding; for the same bits set OMP_NUM_THREADS={then}"
+        f"the checkpoint was written with {then} thread{'s' * (then > 1)} per process, but this run has {now}: its "
+        f"results differ from the undisturbed run's by rounding; for the same bits set OMP_NUM_THREADS={then}"
     )
 
 

@@ -20,7 +20,7 @@ from .callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preem
 from .complaints import raised_in
 from .loggers import MetricsFile
 from .parser import Parser
-from .resuming import Resumed, check_length
+from .resuming import Resumed, check_length, restoring
 
 
 class CLI(LightningCLI):
@@ -120,7 +120,8 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Does it, unless there is nothing left to train."""
         if self.resumed is None or self.resumed.over is None:
-            with run.taken(self.trainer, subcommand), processes.ending_with(self.trainer):
+            path = None if self.resumed is None else self.resumed.path
+            with run.taken(self.trainer, subcommand), processes.ending_with(self.trainer), restoring(path):
                 if subcommand == "fit":  # what another run may have written since it was looked at
                     run.start(self.root, self._get(self.config, "ckpt_path"))
                 super()._run_subcommand(subcommand)

@@ -304,6 +304,8 @@ def test_a_module_of_ones_own_that_knows_no_seed(tmp_path: Path, monkeypatch: py
         (["--model.init_args.weighting", "MinSNR", "--model.init_args.weighting.gamma", "0"], "gamma is 0"),
         (["--model.init_args.vlb.class_path", "VLB", "--model.init_args.vlb.init_args.variance", "2"], "variance is 2"),
         (["--model.init_args.vlb_weight", "-1"], "vlb_weight is -1"),
+        (["--model.init_args.vlb_weight", ".inf"], "vlb_weight is inf"),
+        (["--data.init_args.num_workers", "-1"], "num_workers is -1"),
         (["--model.init_args.network.init_args.out_channels", "3"], "or 2 with the variance"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -1,6 +1,8 @@
 """Long complaints in one sentence."""
 
-from diffusion_lightning.complaints import sentence
+import pytest
+
+from diffusion_lightning.complaints import fail, sentence
 
 
 def test_an_argument_that_a_class_does_not_take() -> None:
@@ -55,3 +57,9 @@ def test_a_name_that_several_classes_have() -> None:
         "there are several classes Inception for extractor: give one by its full path, "
         "torchvision.models.googlenet.Inception or my.Inception"
     )
+
+
+def test_a_terminal_obeys_nothing_that_a_message_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fail("no class \x1b]0;owned\x07 in\tdie Straße\u202e")
+    assert capsys.readouterr().err == "error: no class \\x1b]0;owned\\x07 in die Straße\\u202e\n"

@@ -168,7 +168,7 @@ def test_a_resumed_run_that_has_another_number_of_threads_says_so(
     said = [str(warning.message) for warning in recwarn if "thread" in str(warning.message)]
     assert len(said) == (then == 1)
     if said:
-        assert f"written by {now + 1} threads a process, and this run has {now}: it differs from the" in said[0]
+        assert f"written with {now + 1} threads per process, but this run has {now}: its results differ" in said[0]
         assert said[0].endswith(f"set OMP_NUM_THREADS={now + 1}")
     assert read(last)["threads"] == now
 

@@ -167,7 +167,7 @@ class Checkpoint(CheckpointBase):
         """The best so far, unless it is the best of another metric; earlier versions kept no name with it."""
         own = {"monitor": self.monitor, "mode": self.mode}
         if all(state_dict.get(key, value) == value for key, value in own.items()):
-            self.best = state_dict["best"]
+            self.best = None if state_dict["best"] is None else float(state_dict["best"])
 
 
 def _give_name(file: Path, name: Path) -> None:

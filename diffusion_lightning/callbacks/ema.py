@@ -149,8 +149,14 @@ class EMA(Callback):
         return {"updates": self.updates, **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates, self.average = state_dict["updates"], dict(state_dict["average"])
-        self.compensation = dict(state_dict.get("compensation", {}))
+        self.updates = state_dict["updates"]
+        if type(self.updates) is not int or self.updates < 0:
+            raise ValueError(
+                f"the checkpoint's average had {self.updates} updates, which is no number of them: use another "
+                "checkpoint"
+            )
+        self.average = {name: x.float() for name, x in state_dict["average"].items()}
+        self.compensation = {name: x.float() for name, x in state_dict.get("compensation", {}).items()}
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint written in the middle of an evaluation has the two the right way round all the same."""

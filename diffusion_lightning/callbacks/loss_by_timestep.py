@@ -76,7 +76,7 @@ class LossByTimestep(Callback):
             checkpoint["callbacks"][self.state_key] = {"sums": _over_devices(trainer, self._sums).cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict["sums"]
+        self._restored = torch.as_tensor(state_dict["sums"], dtype=torch.float64)
 
     # Validation
 

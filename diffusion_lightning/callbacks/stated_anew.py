@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"}
+
 
 class StatedAnew(Callback):
     """Puts the optimizer's arguments, the schedule of the learning rate and the place in the epoch as configured.
@@ -42,6 +44,8 @@ class StatedAnew(Callback):
         self._arguments = [[{k: copy.copy(v) for k, v in g.items() if k != "params"} for g in gs] for gs in groups]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            _check_moments(optimizer)
         if self.rate:
             self._restate(trainer)
         if self.batches:
@@ -59,6 +63,21 @@ class StatedAnew(Callback):
                 done = trainer.global_step if config.interval == "step" else trainer.current_epoch
                 for _ in range(done // config.frequency):
                     config.scheduler.step()  # type: ignore[call-arg]
+
+
+def _check_moments(optimizer: Any) -> None:
+    """Raise ValueError if a restored mean over steps is not of its weights' shape; other state is the optimizer's own.
+
+    torch looks at none of it until a step fails.
+    """
+    for weights, state in optimizer.state.items():
+        for name in MOMENTS & state.keys():
+            kept = state[name]
+            if kept is not None and getattr(kept, "shape", None) != weights.shape:
+                raise ValueError(
+                    f"the checkpoint's {name} of the optimizer is {list(getattr(kept, 'shape', ()))}, but its weights "
+                    f"are {list(weights.shape)}: use another checkpoint, or start from its weights by --init_from"
+                )
 
 
 def _place(trainer: Trainer) -> None:

@@ -107,10 +107,10 @@ class Diffusion(LightningModule):
         self.compiles = compile
         self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
         self.vlb_weight = self._default_vlb_weight() if vlb_weight is None else vlb_weight
-        if self.vlb_weight < 0 or (self.vlb_weight == 0 and isinstance(self.weighting, Nothing)):
+        if not 0 <= self.vlb_weight < float("inf") or (self.vlb_weight == 0 and isinstance(self.weighting, Nothing)):
             raise ValueError(
                 f"vlb_weight is {self.vlb_weight} and the weighting {type(self.weighting).__name__}, which leaves "
-                "nothing to train by: give vlb_weight above 0, or another weighting"
+                "nothing to train by: give a finite vlb_weight above 0, or another weighting"
             )
         self._steps = 0
         self._feed = batches.Feed()

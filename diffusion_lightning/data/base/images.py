@@ -94,6 +94,8 @@ class Images(LightningDataModule, ABC):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, which is no batch: give at least 1")
+        if num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}, but processes are counted from 0: give at least 0")
         self.batch_size, self.flip, self.num_workers = batch_size, flip, num_workers
         self.seed = random.check_seed(seed, "the data's seed")
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
