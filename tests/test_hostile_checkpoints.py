@@ -557,7 +557,7 @@ SIZES: dict[str, Callable[[Config], Any]] = {
 
 @tried
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes_that_are_not_stored_are_refused_before_memory_is_taken(size: str, whole: Checkpoint) -> None:
+def test_sizes_that_are_not_stored_are_refused(size: str, whole: Checkpoint) -> None:
     config = copy.deepcopy(checkpoints.config(whole, ""))
     SIZES[size](config)
     with pytest.raises(ValueError, match=r"belongs to another model|past|more parameters|no image|holds .* numbers"):
