@@ -96,12 +96,13 @@ def oriented(kind: str, **options: Any) -> bytes:
     return saved(COLOUR, kind, exif=exif, **options)
 
 
-def with_transparent_palette() -> tuple[bytes, bytes, Values]:
-    """One colour of a palette transparent, and each by half; what the first shows."""
+def with_transparent_palette() -> tuple[bytes, bytes, Values, Values]:
+    """One colour of a palette transparent, and each by half; what the first shows, and what the second."""
     image = Image.fromarray(COLOUR).quantize(16)
     colours = np.array(image.getpalette()[:48], np.uint8).reshape(16, 3)  # type: ignore[index]
-    shown = np.where((np.asarray(image) == 3)[..., None], 255, colours[np.asarray(image)])
-    return saved(image, "PNG", transparency=3), saved(image, "PNG", transparency=bytes([128] * 16)), shown
+    pixels = colours[np.asarray(image)]
+    shown, mixed = np.where((np.asarray(image) == 3)[..., None], 255, pixels), over(pixels, np.full((6, 5, 1), 128))
+    return saved(image, "PNG", transparency=3), saved(image, "PNG", transparency=bytes([128] * 16)), shown, mixed
 
 
 def late_exif(data: bytes) -> bytes:
@@ -113,10 +114,9 @@ def late_exif(data: bytes) -> bytes:
     return rest[:-12] + exif + rest[-12:]
 
 
-PALETTE, HALF, SHOWN = with_transparent_palette()
+PALETTE, HALF, SHOWN, MIXED = with_transparent_palette()
 FRAMES = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
-LOSSY = 40
-ANY: Values = np.zeros((6, 5, 3))
+LOSSY = 4  # the best quality of JPEG and AVIF is off by 2 here
 
 # The file's name: its bytes, what is to be seen, and how far from it a level may be.
 ODD: dict[str, tuple[bytes, Values, float]] = {
@@ -127,8 +127,8 @@ ODD: dict[str, tuple[bytes, Values, float]] = {
     "plain.bmp": (saved(COLOUR, "BMP"), COLOUR, 0),
     "plain.tiff": (saved(COLOUR, "TIFF"), COLOUR, 0),
     "plain.ppm": (saved(COLOUR, "PPM"), COLOUR, 0),
-    "plain.gif": (saved(Image.fromarray(COLOUR).quantize(64), "GIF"), COLOUR, 60),
-    "plain.jp2": (saved(COLOUR, "JPEG2000"), COLOUR, 1),
+    "plain.gif": (saved(Image.fromarray(COLOUR).quantize(64), "GIF"), COLOUR, 0),
+    "plain.jp2": (saved(COLOUR, "JPEG2000"), COLOUR, 0),
     "plain.avif": (saved(COLOUR, "AVIF", quality=100, subsampling="4:4:4"), COLOUR, LOSSY),
     "plain.tga": (saved(COLOUR, "TGA"), COLOUR, 0),
     "capital.PNG": (saved(COLOUR, "PNG"), COLOUR, 0),
@@ -139,7 +139,7 @@ ODD: dict[str, tuple[bytes, Values, float]] = {
     "alpha.tga": (saved(np.dstack([COLOUR, ALPHA]), "TGA"), over(COLOUR, ALPHA), 1),
     "grey with alpha.png": (saved(np.dstack([GREY, ALPHA]), "PNG"), over(GREY, ALPHA), 1),
     "palette with a transparent colour.png": (PALETTE, SHOWN, 0),
-    "palette half transparent.png": (HALF, ANY, 255),
+    "palette half transparent.png": (HALF, MIXED, 1),
     "a transparent grey.png": (
         png(GREY, 0, chunk(b"tRNS", struct.pack(">H", int(GREY[2, 3, 0])))),
         np.where(GREY == GREY[2, 3], 255, GREY),
@@ -202,8 +202,12 @@ ODD: dict[str, tuple[bytes, Values, float]] = {
     "broken exif.webp": (saved(COLOUR, "WEBP", lossless=True, exif=b"nonsense"), COLOUR, 0),
     "broken exif.jpg": (saved(COLOUR, "JPEG", quality=100, subsampling=0, exif=b"Exif\0\0nons"), COLOUR, LOSSY),
     "pages.tif": (saved(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), COLOUR, 0),
-    "pages.mpo": (saved(FRAMES[0], "MPO", save_all=True, append_images=FRAMES[1:], quality=100), COLOUR, 255),
-    "animation.gif": (saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), COLOUR, 60),
+    "pages.mpo": (
+        saved(FRAMES[0], "MPO", save_all=True, append_images=FRAMES[1:], quality=100, subsampling=0),
+        COLOUR,
+        LOSSY,
+    ),
+    "animation.gif": (saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), COLOUR, 0),
     "animation.png": (saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), COLOUR, 0),
     "animation.webp": (
         saved(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True),
