@@ -130,3 +130,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     main(["fit", "--config", str(CONFIG), "--trainer.default_root_dir", str(folder)])
     return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one test, empty at its start."""
+    monkeypatch.setenv("DIFFUSION_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -30,13 +30,6 @@ BYTES = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), np.uint8)
 OLD = time.time() - 2 * files.STALE
 
 
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of one test."""
-    monkeypatch.setenv("DIFFUSION_LIGHTNING_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 class Making:
     """Makes the bytes, and counts how often."""
 
@@ -116,27 +109,26 @@ CASES = [("bytes", f) for f in DAMAGE] + [("json", f) for f in NOTES]
 @pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "mapped"])
 @pytest.mark.parametrize(("suffix", "harm"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_decoded_pictures_that_are_damaged_or_lost_their_notes_are_made_again_with_one_warning(
-    own: Path, suffix: str, harm: Callable[[Path], None], memory: float, recwarn: pytest.WarningsRecorder
+    own_cache: Path, suffix: str, harm: Callable[[Path], None], memory: float, recwarn: pytest.WarningsRecorder
 ) -> None:
     making = Making()
     taken(making, memory)
-    harm(the(own / "pictures", f"*.{suffix}"))
+    harm(the(own_cache / "pictures", f"*.{suffix}"))
     assert len(recwarn) == 0
     taken(making, memory)
     assert making.times == 2
-    assert [f"the decoded pictures in {own}/pictures/key.bytes are made again" in str(w.message) for w in recwarn] == [
-        True
-    ]
+    says = f"the decoded pictures in {own_cache}/pictures/key.bytes are made again"
+    assert [says in str(w.message) for w in recwarn] == [True]
     taken(making, memory)
     assert making.times == 2
     assert len(recwarn) == 1
 
 
 @tried
-def test_damaged_pictures_in_a_cache_that_cannot_be_written_are_made_in_memory(own: Path) -> None:
+def test_damaged_pictures_in_a_cache_that_cannot_be_written_are_made_in_memory(own_cache: Path) -> None:
     making = Making()
     taken(making)
-    flipped(the(own / "pictures", "*.bytes"))
+    flipped(the(own_cache / "pictures", "*.bytes"))
     replace, os.replace = os.replace, lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
     try:
         with pytest.warns(UserWarning, match="not kept for later runs"):
@@ -147,11 +139,11 @@ def test_damaged_pictures_in_a_cache_that_cannot_be_written_are_made_in_memory(o
 
 @tried
 def test_decoded_pictures_of_an_earlier_version_without_a_hash_are_made_again_silently(
-    own: Path, recwarn: pytest.WarningsRecorder
+    own_cache: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     making = Making()
     taken(making)
-    notes = the(own / "pictures", "*.json")
+    notes = the(own_cache / "pictures", "*.json")
     notes.write_text(json.dumps(json.loads(notes.read_text())["notes"]))
     taken(making)
     taken(making)
@@ -174,14 +166,14 @@ def test_the_hash_made_while_writing_is_the_one_found_by_reading(tmp_path: Path,
 
 @tried
 @pytest.mark.parametrize("name", [".key.bytes.0a1b.part", ".key.bytes.0a1b.notes", "moments.npz.71.part"])
-def test_unfinished_files_of_yesterday_are_swept_when_the_cache_is_used(own: Path, name: str) -> None:
-    place = own / ("references" if "npz" in name else "pictures")
+def test_unfinished_files_of_yesterday_are_swept_when_the_cache_is_used(own_cache: Path, name: str) -> None:
+    place = own_cache / ("references" if "npz" in name else "pictures")
     place.mkdir(parents=True)
     for file, age in ((place / name, OLD), (place / f".today{name}", time.time()), (place / "mine.txt", OLD)):
         file.write_text("")
         os.utime(file, (age, age))
     cached("key", SHAPE, Making(), 1.0)
-    Evaluation([], None, cache=own / "references")
+    Evaluation([], None, cache=own_cache / "references")
     assert not (place / name).exists()
     assert (place / f".today{name}").exists()
     assert (place / "mine.txt").exists()
@@ -313,10 +305,10 @@ def test_given_statistics_that_are_not_finite_are_refused(tmp_path: Path, name: 
 
 
 @tried
-def test_a_damaged_reference_is_found_when_fit_starts(run: Path, cache: Path, own: Path, tmp_path: Path) -> None:
+def test_a_damaged_reference_is_found_when_fit_starts(run: Path, cache: Path, own_cache: Path, tmp_path: Path) -> None:
     """Before the first step, though no evaluation follows here."""
-    shutil.copytree(cache / "references", own / "references")
-    for file in (own / "references").glob("moments-digits-*.npz"):
+    shutil.copytree(cache / "references", own_cache / "references")
+    for file in (own_cache / "references").glob("moments-digits-*.npz"):
         zeroed(file)
     changes = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "checkpoint.monitor": None}
     with pytest.warns(UserWarning, match=r"the reference .*moments-digits.*: it is made again"):
@@ -328,13 +320,13 @@ def test_a_damaged_reference_is_found_when_fit_starts(run: Path, cache: Path, ow
 
 @tried
 def test_the_command_lists_the_cache_with_sizes_and_clears_it_and_nothing_else(
-    own: Path, capsys: pytest.CaptureFixture[str]
+    own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached("key", SHAPE, Making(), 1.0)
-    scored(own / "references")
-    (own / "pictures/.key.bytes.0a1b.part").write_bytes(bytes(2048))
-    (own / "pictures/mine.txt").write_text("kept")
-    (own / "mine.npz").write_text("kept")
+    scored(own_cache / "references")
+    (own_cache / "pictures/.key.bytes.0a1b.part").write_bytes(bytes(2048))
+    (own_cache / "pictures/mine.txt").write_text("kept")
+    (own_cache / "mine.npz").write_text("kept")
     main(["cache"])
     out = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["pictures", "50", "of", "1x8x8", "3.3", "KiB", "new", "pictures/key.bytes"]
@@ -345,6 +337,6 @@ def test_the_command_lists_the_cache_with_sizes_and_clears_it_and_nothing_else(
     assert out[-1].startswith("5 entries, ")
     main(["cache", "--clear"])
     assert capsys.readouterr().out.startswith("removed 5 entries, ")
-    assert sorted(p.name for p in own.rglob("*") if p.is_file()) == ["mine.npz", "mine.txt"]
+    assert sorted(p.name for p in own_cache.rglob("*") if p.is_file()) == ["mine.npz", "mine.txt"]
     main(["cache"])
-    assert capsys.readouterr().out == f"0 entries, 0 bytes in {own}\n"
+    assert capsys.readouterr().out == f"0 entries, 0 bytes in {own_cache}\n"

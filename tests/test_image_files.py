@@ -24,17 +24,13 @@ from diffusion_lightning.image_files import Archive, Folder, archive, head, orig
 
 Values = NDArray[Any]
 TRIED = pytest.mark.tried("Pictures and archives")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 DRAW = np.random.default_rng(0)
 COLOUR: Values = DRAW.integers(0, 256, (6, 5, 3), np.uint8)
 GREY, ALPHA = COLOUR[..., :1], DRAW.integers(0, 256, (6, 5, 1), np.uint8)
 DEEP: Values = DRAW.integers(0, 65536, (6, 5, 4), np.uint16)
 TURNED = np.rot90(COLOUR, -1)  # what orientation 6 shows
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFUSION_LIGHTNING_CACHE", str(tmp_path / "cache"))
 
 
 def saved(pixels: Values | Image.Image, kind: str, **options: Any) -> bytes:

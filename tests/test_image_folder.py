@@ -17,12 +17,7 @@ from diffusion_lightning.data import ImageFolder
 from diffusion_lightning.data.base import Fit, store
 
 Pixels = NDArray[np.uint8]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIFFUSION_LIGHTNING_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def noise(*shape: int, seed: int = 0) -> Pixels:
