@@ -244,7 +244,9 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "open", refuse)
 
 
-def test_a_second_start_reads_no_picture(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_reads_no_picture_unless_the_folder_has_moved(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = nested(tmp_path / "f")
     first = ImageFolder(folder, size=8).read("train")[0]
     assert sorted(p.suffix for p in (own_cache / "pictures").iterdir()) == [".bytes", ".json"]
@@ -252,6 +254,9 @@ def test_a_second_start_reads_no_picture(tmp_path: Path, own_cache: Path, monkey
     with monkeypatch.context() as context:
         unread(context)
         assert torch.equal(ImageFolder(folder, size=8).read("train")[0], first)
+    folder = folder.rename(tmp_path / "g")  # which is another folder to the cache, with the same pictures
+    assert torch.equal(ImageFolder(folder, size=8).read("train")[0], first)
+    assert len(list((own_cache / "pictures").glob("*.bytes"))) == 2
     changed = folder / "a/0/000.png"  # the first, and so trained on
     Image.fromarray(noise(9, 9, 3, seed=99)).save(changed)
     assert not torch.equal(ImageFolder(folder, size=8).read("train")[0], first)
