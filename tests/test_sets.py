@@ -17,12 +17,18 @@ from diffusion_lightning.data.base import decode
 
 from .test_torchvision_data import celeba  # noqa: F401 a fixture
 
-datasets = pytest.importorskip("datasets")
+try:
+    import datasets
+except ImportError:  # an extra of the package, which folders and arrays do without
+    datasets = None
 TRIED = pytest.mark.tried("Folders and sets")
+HUB = pytest.mark.skipif(datasets is None, reason="needs the package datasets")
 
 
 @pytest.fixture(autouse=True)
 def own_hub(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if datasets is None:
+        return
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
     datasets.disable_progress_bars()
 
@@ -84,7 +90,7 @@ SETS: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], Any]]] = {
     "a set of picture files": (pictures, lambda folder: HuggingFace(str(folder), held_out=1)),
     "faces": (faces, lambda folder: CelebA(folder, size=8)),
 }
-EACH = pytest.mark.parametrize("name", SETS)
+EACH = pytest.mark.parametrize("name", [pytest.param(name, marks=HUB if "set" in name else ()) for name in SETS])
 
 
 def prepared(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
@@ -154,9 +160,13 @@ def sys_module(found: Any) -> Any:
 
 
 @TRIED
-@pytest.mark.parametrize("hub", [False, True], ids=["a folder", "a set of the hub"])
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("Train", "Val", "Test"), ("TRAIN", "VALIDATION", "TEST"), ("train", "Valid")]
+    "hub", [pytest.param(False, id="a folder"), pytest.param(True, id="a set of the hub", marks=HUB)]
+)
+@pytest.mark.parametrize(
+    "names",
+    [("train", "val", "test"), ("Train", "Val", "Test"), ("TRAIN", "VALIDATION", "TEST"), ("train", "Valid")],
+    ids=["small letters", "a capital", "capitals and VALIDATION", "without a test split"],
 )
 def test_splits_are_found_in_any_case_of_letters(names: tuple[str, ...], hub: bool, tmp_path: Path) -> None:
     sizes = dict(zip(names, (4, 3, 2), strict=False))
@@ -196,28 +206,39 @@ WRONG: dict[str, tuple[Any, str]] = {
     "texts": (["a", "b", "a", "b"], "holds <U1, but a label is the whole number of a class"),
     "floats": ([0.0, 1.0, 0.0, 1.5], r"holds float(64)?, but a label is the whole number of a class"),
     "below zero": ([-1, 0, 1, 1], "holds -1, but classes are numbered from 0"),
-    "truths": ([True, False, True, False], "holds bool, but a label is the whole number of a class"),
+    "true or false": ([True, False, True, False], "holds bool, but a label is the whole number of a class"),
 }
 
 
+def unsigned(name: str) -> Any:
+    """The type that alone holds such numbers."""
+    return np.uint64 if name == "numbers beyond 63 bits" else None
+
+
 @TRIED
+@HUB
 @pytest.mark.parametrize("name", WRONG)
-def test_labels_of_another_kind_are_refused_in_one_true_sentence(name: str, tmp_path: Path) -> None:
+def test_labels_of_another_kind_in_a_set_are_refused_in_one_true_sentence(name: str, tmp_path: Path) -> None:
     values, says = WRONG[name]
-    rows = {"image": [{"bytes": picture(i), "path": None} for i in range(4)], "label": values}
-    wide = name == "numbers beyond 63 bits"
-    part = datasets.Dataset.from_dict({**rows, "label": np.array(values, np.uint64)} if wide else rows)
+    labels = np.array(values, unsigned(name)) if unsigned(name) else values
+    rows = {"image": [{"bytes": picture(i), "path": None} for i in range(4)], "label": labels}
+    part = datasets.Dataset.from_dict(rows)
     part.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
     with pytest.raises(ValueError, match=says) as caught:
         HuggingFace(str(tmp_path / "set"), label="label").prepare_data()
     assert "\n" not in str(caught.value)
 
+
+@TRIED
+@pytest.mark.parametrize("name", WRONG)
+def test_labels_of_another_kind_in_an_array_are_refused_in_one_true_sentence(name: str, tmp_path: Path) -> None:
+    values, says = WRONG[name]
     labels: Any = np.zeros(4, [("a", "i4")])
     if name in ("lists", "gaps"):
         labels = np.array(values, object)
         says = "labels of .* holds Python objects, but a label is the whole number of a class"
     elif name != "records":
-        labels = np.array(values, np.uint64 if wide else None)
+        labels = np.array(values, unsigned(name))
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 6, 5), np.uint8), labels=labels)
     with pytest.raises(ValueError, match=says) as caught:
         Arrays(tmp_path / "a.npz").prepare_data()
@@ -248,6 +269,7 @@ def test_the_names_of_a_folders_classes_are_in_the_order_of_their_labels(tmp_pat
         assert ImageFolder(tmp_path / folder).class_names is None
 
 
+@HUB
 def test_the_names_of_a_sets_classes_are_the_sets_own(tmp_path: Path) -> None:
     rows = {"image": [{"bytes": picture(i), "path": None} for i in range(4)], "label": [0, 1] * 2, "number": [0, 1] * 2}
     kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"]), "number": datasets.Value("int64")}  # fmt: skip # noqa: E501
@@ -268,13 +290,24 @@ def test_a_path_from_the_home_folder_is_expanded(
     monkeypatch.chdir(tmp_path)
     pictures(tmp_path / "f", 0)
     array(tmp_path, 0)
-    saved_set(tmp_path / "set", 0)
-    for data in (ImageFolder(kind("~/f")), Arrays(kind("~/a.npy"), held_out=1), HuggingFace(str(kind("~/set")))):
+    for data in (ImageFolder(kind("~/f")), Arrays(kind("~/a.npy"), held_out=1)):
         data.prepare_data()
     assert ImageFolder(kind("~/f")).path == tmp_path / "f"
     assert Arrays(kind("~/a.npy")).path == tmp_path / "a.npy"
-    assert HuggingFace("~/set").set_name == str(tmp_path / "set")
     for make in (MNIST, CIFAR10, CelebA):
         assert make(kind("~/data")).root == tmp_path / "data"
     assert ImageFolder("a~b/~").path == Path("a~b/~")
+
+
+@TRIED
+@HUB
+def test_the_name_of_a_set_is_expanded_if_it_is_a_path_from_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    saved_set(tmp_path / "set", 0)
+    data = HuggingFace("~/set")
+    data.prepare_data()
+    assert data.set_name == str(tmp_path / "set")
     assert HuggingFace("someone/~set").set_name == "someone/~set"
