@@ -27,6 +27,7 @@ T, WIDTH, N = 20, 32, 4
 # What a type can tell: of an image in [-1, 1] no pixel is off by more than four times the distance from 1 to the next
 # number, and the mean pixel by half of it. Half precision has 2^-10, bfloat16 2^-7; double has float32's own images.
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
+PRECISIONS = {"16-true": "half", "bf16-true": "bfloat16", "64-true": "double"}  # of a trainer
 SAMPLERS: dict[str, Sampler] = {
     "Ancestral": Ancestral(5),
     "DDIM": DDIM(5),
@@ -133,7 +134,7 @@ def test_what_a_sampler_works_on_is_never_less_than_float32(name: str) -> None:
 @tried
 @pytest.mark.parametrize("cast", [*DTYPES, "float", "float64 and back", "the meta device and back"])
 @pytest.mark.parametrize("kind", Schedule.__subclasses__(), ids=lambda kind: kind.__name__)
-def test_no_cast_rounds_a_schedules_table(kind: type[Schedule], cast: str) -> None:
+def test_no_cast_rounds_the_table_of_a_schedule(kind: type[Schedule], cast: str) -> None:
     made = nn.Sequential(of_length(kind))
     exact = made[0].alpha_bar.clone()  # type: ignore[operator]
     if cast == "float64 and back":
@@ -161,7 +162,7 @@ def test_the_loss_of_a_cast_model_is_that_of_float32(name: str) -> None:
 
 @tried
 @pytest.mark.parametrize("network", NETWORKS)
-def test_in_float32_a_network_is_given_x_t_itself(network: str) -> None:
+def test_a_network_in_float32_is_given_its_input_uncopied(network: str) -> None:
     """Nothing is cast or copied, under autocast neither: training and validation are what they were, bit for bit."""
     made, seen = model(network, classes=True), []
     made.denoiser.network.register_forward_pre_hook(lambda _, given: seen.append((given[0], given[2])))
@@ -186,7 +187,9 @@ def test_times_are_embedded_in_float32_whatever_the_default_type(dtype: torch.dt
 
 
 @tried
-@pytest.mark.parametrize(("precision", "name"), [("16-true", "half"), ("bf16-true", "bfloat16"), ("64-true", "double")])
+@pytest.mark.parametrize(
+    ("precision", "name"), [pytest.param(word, name, id=word) for word, name in PRECISIONS.items()]
+)
 def test_a_trainers_true_precision_draws_the_images_of_float32(precision: Any, name: str) -> None:
     made = model("UNet", classes=True)
     given = [{"n": N, "sampler": SAMPLERS["Ancestral"], "y": torch.arange(N) % 3}]

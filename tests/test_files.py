@@ -64,7 +64,11 @@ def test_a_full_disk_leaves_the_earlier_file_and_is_named(
 
 
 @BROKEN
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError("of something else")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), KeyboardInterrupt(), OSError("of something else")],
+    ids=["an error", "Ctrl-C", "an error of the system"],
+)
 def test_a_block_that_raises_leaves_the_earlier_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"
     files.write_text(path, "earlier")

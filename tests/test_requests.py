@@ -70,7 +70,7 @@ def test_a_list_gives_each_sample_its_own_class() -> None:
 
 @tried
 @pytest.mark.parametrize("scale", [0, 0.0, 1, 2, 2.0, np.float32(2.0), torch.tensor(2.0)],
-                         ids=lambda s: f"{type(s).__name__} {float(s)}")  # fmt: skip
+                         ids=lambda s: f"{type(s).__name__} {s:g}")  # fmt: skip
 def test_the_scale_of_guidance_may_be_a_number(scale: Any) -> None:
     """Zero too, which is no condition at all and not no guidance."""
     model = conditional()
@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an int too large": (named, {"y": 4}, "a label is 4, but the model knows 3 classes: give labels 0 … 2, or 3"),
     "a negative int": (named, {"y": -1}, "a label is -1"),
     "a float": (named, {"y": 1.0}, "the labels are float32 of .*, but a class is one whole number"),
-    "a truth": (named, {"y": True}, "the labels are bool"),
+    "true or false": (named, {"y": True}, "the labels are bool"),
     "a list too short": (named, {"y": [1]}, r"y has shape \[1\], but there are 2 samples"),
     "an empty list": (named, {"y": []}, r"y has shape \[0\], but there are 2 samples"),
     "a negative scale": (named, {"guidance": -1.0}, "the scale of guidance is -1.0: give 0 or more"),

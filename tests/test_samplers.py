@@ -333,8 +333,8 @@ class Path(DDIM):
 
 
 @pytest.mark.tried("Numbers, precision and words")
-@pytest.mark.parametrize("resample", [1, 2, 10])
-@pytest.mark.parametrize("steps", [1, 3, 12])
+@pytest.mark.parametrize("resample", [1, 2, 10], ids=["once", "twice", "ten times"])
+@pytest.mark.parametrize("steps", [1, 3, 12], ids=["1 step", "3 steps", "12 steps"])
 def test_inpainting_takes_the_last_step_once_and_every_other_as_often_as_asked(steps: int, resample: int) -> None:
     """RePaint, algorithm 1: for t = T … 1, for u = 1 … U, and back up "if u < U and t > 1"."""
     schedule, sampler = Linear(T=12), Path(steps)
