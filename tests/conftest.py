@@ -137,3 +137,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of one test, empty at its start."""
     monkeypatch.setenv("DIFFUSION_LIGHTNING_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def with_a_flipped_bit(data: bytes) -> bytes:
+    """The data, in whose middle a bit is flipped, as a faulty disk does."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]

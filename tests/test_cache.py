@@ -22,7 +22,7 @@ from diffusion_lightning.evaluation import Evaluation
 from diffusion_lightning.metrics import ClassCoverage, FrechetDistance, PrecisionRecall
 from diffusion_lightning.references import read_statistics
 
-from .conftest import small_config
+from .conftest import small_config, with_a_flipped_bit
 
 tried = pytest.mark.tried("The cache")
 SHAPE = (1, 8, 8)
@@ -68,9 +68,7 @@ def lengthened(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
-    held = bytearray(path.read_bytes())
-    held[len(held) // 2] ^= 1
-    path.write_bytes(held)
+    path.write_bytes(with_a_flipped_bit(path.read_bytes()))
 
 
 def zeroed(path: Path) -> None:

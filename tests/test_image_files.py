@@ -22,6 +22,8 @@ from PIL import EpsImagePlugin, Image
 from diffusion_lightning.data import Arrays, ImageFolder
 from diffusion_lightning.image_files import Archive, Folder, archive, head, origin, walk, write_npz, write_png
 
+from .conftest import with_a_flipped_bit
+
 Values = NDArray[Any]
 TRIED = pytest.mark.tried("Pictures and archives")
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -469,10 +471,6 @@ def lying(data: bytes, size: int) -> bytes:
     return data[:at] + struct.pack("<I", size) + data[at + 4 :]
 
 
-def flipped(data: bytes, place: int) -> bytes:
-    return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
-
-
 def bombs_of_archives(path: Path) -> dict[str, bytes]:
     million = npy_header((10**12, 8, 8, 3))
     stored = archived(path, million, bytes(999)).read_bytes()
@@ -490,8 +488,8 @@ def bombs_of_archives(path: Path) -> dict[str, bytes]:
         ),
         "a header of 128 MB": archived(path, long, b"", zipfile.ZIP_DEFLATED).read_bytes(),
         "a shape below zero": archived(path, npy_header((-2, -8, 8, 3)), bytes(384)).read_bytes(),
-        "a flipped bit": flipped(whole, len(whole) // 2),
-        "a flipped bit, deflated": flipped(packed, len(packed) // 2),
+        "a flipped bit": with_a_flipped_bit(whole),
+        "a flipped bit, deflated": with_a_flipped_bit(packed),
         "cut short": whole[: len(whole) // 2],
         "compressed in another way": archived(path, npy_header((40, 8, 8, 3)), noise, zipfile.ZIP_LZMA).read_bytes(),
     }
