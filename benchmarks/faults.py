@@ -9,7 +9,6 @@ import torch
 
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
-from diffusion_lightning.evaluation import Evaluation
 from diffusion_lightning.metrics import (
     KID,
     ClassCoverage,
@@ -19,6 +18,7 @@ from diffusion_lightning.metrics import (
     NearestNeighbours,
     PrecisionRecall,
 )
+from diffusion_lightning.metrics.evaluation import Evaluation
 
 COLUMNS = {
     "fd_digits": "`fd_digits`",

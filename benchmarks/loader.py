@@ -25,7 +25,7 @@ import torchvision.datasets
 from lightning.pytorch import Callback, Trainer
 
 from diffusion_lightning.data import CIFAR10
-from diffusion_lightning.evaluation import hashed
+from diffusion_lightning.metrics.evaluation import hashed
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.schedules import Linear

@@ -20,7 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from diffusion_lightning import threads  # and nothing here that loads torch, before which the settings are made
+from diffusion_lightning.distributed import (
+    threads,  # and nothing here that loads torch, before which the settings are made
+)
 
 ROOT = Path(__file__).parent.parent
 SIDES = {"the command's": {}, "torch's own": {}, "one thread": {"OMP_NUM_THREADS": "1"}}

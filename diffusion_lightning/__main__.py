@@ -1,6 +1,6 @@
 """`python -m diffusion_lightning` is `diffusion-lightning`."""
 
-from .cli import main
+from .cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import known, records
-from .complaints import raised_in
 from .modules import Diffusion
 
 CONFIG = "config"
@@ -282,8 +281,6 @@ def made_on_meta(part: records.Part, parameters: int, name: str) -> Any:
         with _at_most(parameters), torch.device("meta"):
             return part.make()
     except (RuntimeError, TypeError, ArithmeticError, LookupError, ValueError) as error:
-        if isinstance(error, ValueError) and raised_in(error) != "torch":  # it is a sentence
-            raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
 

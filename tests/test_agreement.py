@@ -29,10 +29,10 @@ from diffusion_lightning.callbacks import Agreement, GenerativeMetrics
 from diffusion_lightning.callbacks.base import everywhere
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.cli.run_folder import check_ranks
 from diffusion_lightning.data import Digits
+from diffusion_lightning.distributed.timeouts import PARENT, _end, ending_with
 from diffusion_lightning.metrics import DigitsNet, FrechetDistance
-from diffusion_lightning.processes import PARENT, _end, ending_with
-from diffusion_lightning.run import check_ranks
 
 from .conftest import small_config
 from .test_faults import COMMAND, alive, descendants, rank, started, wait
@@ -285,7 +285,7 @@ def launched(*codes: str) -> Any:
 @pytest.mark.tried("Several processes")
 @pytest.mark.parametrize("way", ["stopped", "deaf to SIGTERM"])
 def test_no_process_outlives_the_one_that_started_it_and_failed(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion_lightning.processes.GRACE", 0.2)
+    monkeypatch.setattr("diffusion_lightning.distributed.timeouts.GRACE", 0.2)
     one = launched("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)", "pass")
     hung = one.strategy.launcher.procs[0]
     if way == "stopped":
@@ -310,7 +310,7 @@ def test_a_command_whose_other_process_fails_does_not_end_well(code: str, says: 
 @pytest.mark.tried("Several processes")
 def test_a_process_ends_if_the_one_that_started_it_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As NCCL's watchdog does, without a word to Python."""
-    monkeypatch.setattr("diffusion_lightning.processes.GRACE", 0.2)
+    monkeypatch.setattr("diffusion_lightning.distributed.timeouts.GRACE", 0.2)
     file, one = tmp_path / "pid", SimpleNamespace(strategy=SimpleNamespace(launcher=None))
 
     def first() -> None:
@@ -395,7 +395,7 @@ def child(rank: int, port: int, words: list[str], said: Path) -> None:
 def both(folder: Path, *words: list[str]) -> list[str]:
     """Runs the command of each rank, of which both fail; what they said."""
     context, port = multiprocessing.get_context("forkserver"), free_port()
-    context.set_forkserver_preload(["diffusion_lightning.training"])
+    context.set_forkserver_preload(["diffusion_lightning.cli.fit"])
     files = [folder / f"said{rank}" for rank in range(2)]
     processes = [context.Process(target=child, args=(k, port, words[k], files[k])) for k in range(2)]
     for process in processes:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from diffusion_lightning import files
 from diffusion_lightning.cli import main
 from diffusion_lightning.data.base import cached
-from diffusion_lightning.evaluation import Evaluation
 from diffusion_lightning.metrics import ClassCoverage, FrechetDistance, PrecisionRecall
-from diffusion_lightning.references import read_statistics
+from diffusion_lightning.metrics.evaluation import Evaluation
+from diffusion_lightning.metrics.statistics import read_statistics
 
 from .conftest import small_config, with_a_flipped_bit
 

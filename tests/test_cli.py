@@ -14,7 +14,7 @@ import diffusion_lightning
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
-from diffusion_lightning.evaluation import digest
+from diffusion_lightning.metrics.evaluation import digest
 from diffusion_lightning.samplers import DDIM
 
 from .conftest import small_config

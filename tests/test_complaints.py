@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_lightning.complaints import fail, sentence
+from diffusion_lightning.cli.errors import fail, sentence
 
 
 def test_an_argument_that_a_class_does_not_take() -> None:

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import diffusion_lightning
-from diffusion_lightning import training
 from diffusion_lightning.callbacks import EMA, Checkpoint, GenerativeMetrics, LossByTimestep, SampleGrid
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.cli.fit import CLI
 from diffusion_lightning.metrics import inception
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.networks.unet import Attention
+from diffusion_lightning.optim import LinearWarmup
 from diffusion_lightning.samplers import DDIM
-from diffusion_lightning.schedulers import LinearWarmup
 from diffusion_lightning.schedules import Linear, Schedule
 
 from .conftest import ROOT
@@ -124,7 +124,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Built:
         return x_t.new_zeros(len(x_t), self.leave.out_channels, *x_t.shape[2:])
 
     monkeypatch.setattr(Trainer, "_fit_impl", fit)
-    monkeypatch.setattr(training.CLI, "_check_trained", lambda cli: None)  # no step is
+    monkeypatch.setattr(CLI, "_check_trained", lambda cli: None)  # no step is
     monkeypatch.setattr(UNet, "forward", zeros)
     monkeypatch.setattr(inception, "_found_or_downloaded", lambda: Path("published"))
     monkeypatch.setattr(inception, "is_published", lambda path: True)

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from diffusion_lightning.data import Digits
 from diffusion_lightning.data.base import Bytes, Order, held_out
-from diffusion_lightning.evaluation import digest, hashed
+from diffusion_lightning.metrics.evaluation import digest, hashed
 
 
 def test_the_split_is_fixed_stratified_and_whole() -> None:

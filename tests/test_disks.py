@@ -17,11 +17,11 @@ from diffusion_lightning.callbacks.base import folder as callbacks_folder
 from diffusion_lightning.callbacks.base import save_picture, save_table
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
-from diffusion_lightning.commands import FORMATS
+from diffusion_lightning.cli.commands import FORMATS
+from diffusion_lightning.cli.run_folder import taken
 from diffusion_lightning.data import Digits
 from diffusion_lightning.loggers import MetricsFile
 from diffusion_lightning.modules import Diffusion
-from diffusion_lightning.run import taken
 from diffusion_lightning.schedules import Cosine
 
 from .conftest import small_config, tiny_unet

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lightning import checkpoints, evaluate, training
-from diffusion_lightning.cli import main
+from diffusion_lightning import checkpoints
+from diffusion_lightning.cli import evaluate, fit, main
 from diffusion_lightning.records import Spec
 
 RECORD = {
@@ -100,7 +100,7 @@ def test_the_users_config_is_there_afterwards(
     command: str, end: Callable[..., None], temporary: Path, monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
     shutil.copyfile(run / "config.yaml", temporary)
-    monkeypatch.setattr(training, "_cli", end)
+    monkeypatch.setattr(fit, "_cli", end)
     with contextlib.suppress(SystemExit, ValueError, KeyboardInterrupt):
         main([command, "--config", str(temporary)])
     assert temporary.read_bytes() == (run / "config.yaml").read_bytes()

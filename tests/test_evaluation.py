@@ -14,7 +14,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
-from diffusion_lightning.evaluation import Evaluation, fingerprint
 from diffusion_lightning.metrics import (
     KID,
     ClassCoverage,
@@ -24,6 +23,7 @@ from diffusion_lightning.metrics import (
     NearestNeighbours,
     PrecisionRecall,
 )
+from diffusion_lightning.metrics.evaluation import Evaluation, fingerprint
 
 from .test_loggers import rows
 

@@ -64,7 +64,7 @@ def child(arguments: list[str]) -> None:
 def fit(config: Path, root: Path, kill: Any = None) -> bool:
     """Runs `fit --ckpt_path last`, SIGKILLed when `kill(root, seconds)` says so; True where it ended by itself."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusion_lightning.training"])
+    context.set_forkserver_preload(["diffusion_lightning.cli.fit"])
     arguments = ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), "--ckpt_path", "last"]
     process = context.Process(target=child, args=(arguments,))
     process.start()

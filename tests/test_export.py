@@ -15,7 +15,7 @@ import diffusion_lightning
 from diffusion_lightning import random
 from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import log_variance
-from diffusion_lightning.export import check_pipeline, pipeline
+from diffusion_lightning.interop.export import check_pipeline, pipeline
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.records import read

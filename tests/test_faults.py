@@ -157,7 +157,7 @@ def test_torchrun_ends_when_a_rank_is_killed(victim: str, tmp_path: Path) -> Non
         wait(lambda: trained(tmp_path / "run") > 30, process, log)
         kill(process, victim, log)
     assert trained(tmp_path / "run") < STEPS
-    assert 'diffusion_lightning/cli.py", line' not in log.read_text()  # torchrun's own traceback is the only one
+    assert 'diffusion_lightning/cli/entry.py", line' not in log.read_text()  # torchrun's own traceback is the only one
 
 
 @pytest.mark.parametrize("victim", ["0", "1"])

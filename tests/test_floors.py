@@ -1,4 +1,4 @@
-"""The floors of the house: imports run strictly downwards, and Lightning is met on floor 4 and above."""
+"""The floors of the house: imports run strictly downwards, in the shell too, and the mathematics is below Lightning."""
 
 import ast
 from pathlib import Path
@@ -7,53 +7,24 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffusion_lightning"
 
-FLOORS = {
-    0: [
-        "files",
-        "job",
-        "threads",
-        "schedules",
-        "random",
-        "images",
-        "image_files",
-        "networks",
-        "conditioning",
-        "first_stages",
-    ],
-    1: ["denoising", "published", "references"],
-    2: ["objectives", "guidance", "likelihood", "schedulers"],
-    3: ["samplers"],
-    4: ["modules", "evaluation"],
-    5: ["data", "callbacks", "metrics", "loggers"],
-    6: [
-        "cache",
-        "cli",
-        "card",
-        "changes",
-        "checkpoints",
-        "commands",
-        "complaints",
-        "parser",
-        "export",
-        "importing",
-        "known",
-        "output",
-        "predict",
-        "processes",
-        "provenance",
-        "records",
-        "resuming",
-        "evaluate",
-        "run",
-        "score",
-        "selftest",
-        "training",
-        "__main__",
-    ],
-}
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-EVERYWHERE = {"files", "random"}
-DISPATCHED = set(FLOORS[6])
+# From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
+# three folders of the shell have no members of one kind, so each of their files has a place of its own.
+GROUND = [
+    "random", "files", "images", "image_files", "schedules", "denoising", "objectives", "likelihood", "conditioning",
+    "guidance", "networks", "samplers", "known", "records",
+]  # fmt: skip
+WITH_LIGHTNING = [
+    "distributed.preemption", "distributed.threads", "distributed.timeouts", "distributed.ranks", "distributed.fsdp",
+    "optim", "loggers", "modules", "metrics", "data", "callbacks", "checkpoints",
+    "interop.layout", "interop.diffusers", "interop.openai", "interop.dit", "interop.model_card", "interop.convert",
+    "interop.export",
+    "cli.errors", "cli.commands", "cli.output", "cli.parser", "cli.provenance", "cli.run_folder", "cli.changes",
+    "cli.resuming", "cli.fit", "cli.evaluate", "cli.predict", "cli.score", "cli.export", "cli.import_", "cli.cache",
+    "cli.selftest", "cli.entry", "__main__",
+]  # fmt: skip
+HOUSE = [*GROUND, *WITH_LIGHTNING]
+SHELL = ("cli", "distributed", "interop")
+MEETING = ("base", "embeddings", "statistics")  # where a family's members meet
 
 
 def modules() -> list[Path]:
@@ -61,36 +32,55 @@ def modules() -> list[Path]:
 
 
 def imports(path: Path) -> set[tuple[str, ...]]:
-    """What a file imports, as absolute dotted names: ("diffusion_lightning", "random"), ("lightning", "pytorch"), …"""
+    """The modules that a file imports: ("diffusion_lightning", "random"), ("lightning", "pytorch"), …"""
     here = ("diffusion_lightning", *path.relative_to(PACKAGE).with_suffix("").parts)
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = here[: -node.level] if node.level else ()
             base += tuple(node.module.split(".")) if node.module else ()
-            found |= {base} if node.module else {(*base, alias.name) for alias in node.names}
+            found |= {(*base, alias.name) if is_module((*base, alias.name)) else base for alias in node.names}
     return found
+
+
+def is_module(name: tuple[str, ...]) -> bool:
+    path = PACKAGE.joinpath(*name[1:])
+    return name[0] == "diffusion_lightning" and (path.is_dir() or path.with_suffix(".py").exists())
+
+
+def place(name: tuple[str, ...]) -> str:
+    """What stands in the house for a module of the package: a folder for a family, the file for all else."""
+    return ".".join(name[:2] if name[0] in SHELL else name[:1])
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_strictly_downwards(path: Path) -> None:
-    house = path.relative_to(PACKAGE).with_suffix("").parts
-    own, inside = house[0], house[1:]
-    assert own in FLOOR, f"{own} has no floor: give it one"
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    if here[0] in SHELL and here[1] == "__init__":  # says what is within
+        assert {name[1] for name in imports(path) if name[0] == "diffusion_lightning"} <= {here[0]}
+        return
+    own = place(here)
+    assert own in HOUSE, f"{own} has no place: give it one"
     for name in imports(path):
-        if name[0] == "lightning":
-            assert FLOOR[own] >= 4, f"{path} is below Lightning's floors"
+        assert name[0] != "lightning" or own in WITH_LIGHTNING, f"{path} is below Lightning"
         if name[0] != "diffusion_lightning":
             continue
         assert len(name) > 1, f"{path} imports the whole package"
-        other = name[1]
+        other = place(name[1:])
         if other == own:
-            if inside and inside[-1] != "__init__":  # a family's members meet in its base and its embeddings only
-                assert name[2:3] in {("base",), ("embeddings",)}, f"{path} imports its sibling {name}"
-        elif other not in EVERYWHERE and not (FLOOR[own] == 6 and other in DISPATCHED):
-            assert FLOOR[other] < FLOOR[own], f"{path} (floor {FLOOR[own]}) imports {other} (floor {FLOOR[other]})"
+            assert here[-1] == "__init__" or name[2:3] in {(meeting,) for meeting in MEETING}, (
+                f"{path} imports its sibling {name}"
+            )
+        else:
+            assert other in HOUSE, f"{path} imports {other}, which has no place"
+            assert HOUSE.index(other) < HOUSE.index(own), f"{path} imports {other}, which stands above it"
+
+
+def test_every_place_of_the_house_is_there() -> None:
+    there = {place(path.relative_to(PACKAGE).with_suffix("").parts) for path in modules()}
+    assert there - {f"{folder}.__init__" for folder in SHELL} == set(HOUSE)
 
 
 def test_the_package_imports_nothing_at_first() -> None:

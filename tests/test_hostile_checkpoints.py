@@ -16,8 +16,8 @@ import yaml
 
 from diffusion_lightning import checkpoints, known, load, records
 from diffusion_lightning.cli import main
-from diffusion_lightning.commands import COMMANDS
-from diffusion_lightning.complaints import raised_in
+from diffusion_lightning.cli.commands import COMMANDS
+from diffusion_lightning.cli.errors import raised_in
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.schedules import Cosine
@@ -80,7 +80,8 @@ EDITS: dict[str, Callable[[Config, Path], Any]] = {
     "a function as the learning rate's schedule":
         lambda c, flag: model(c).update(lr_scheduler=spec("torch.optim.lr_scheduler.LambdaLR", lr_lambda="evil.call")),
     "a path through what a module imports":
-        lambda c, flag: model(c).update(network=spec("diffusion_lightning.output.io.FileIO", file=str(flag), mode="w")),
+        lambda c, flag: model(c).update(network=spec("diffusion_lightning.cli.output.io.FileIO", file=str(flag),
+                                                     mode="w")),
     "a model of another kind":
         lambda c, flag: c.update(model=opened(flag)),
     "data in a file of the current folder":

@@ -16,11 +16,11 @@ import diffusion_lightning
 from diffusion_lightning.checkpoints import start_from
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels
+from diffusion_lightning.interop import Diffusers, OpenAI, ReleasedDiT
+from diffusion_lightning.interop.diffusers import unet_config
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import DiT, UNet
 from diffusion_lightning.objectives import LossAware
-from diffusion_lightning.published import Diffusers, OpenAI, ReleasedDiT
-from diffusion_lightning.published.diffusers import unet_config
 from diffusion_lightning.schedules import Linear
 
 from .conftest import small_config

@@ -12,8 +12,8 @@ import yaml
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from diffusion_lightning.evaluation import fingerprint
 from diffusion_lightning.metrics import InceptionV3, inception
+from diffusion_lightning.metrics.evaluation import fingerprint
 from diffusion_lightning.networks.base import products
 
 from .conftest import small_config

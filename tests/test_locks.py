@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from diffusion_lightning import files
-from diffusion_lightning import run as run_folder
 from diffusion_lightning.cli import main
+from diffusion_lightning.cli import run_folder as run_folder
 
 from .conftest import small_config
 from .test_cli import fails

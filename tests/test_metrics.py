@@ -13,7 +13,6 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
-from diffusion_lightning.evaluation import Evaluation
 from diffusion_lightning.metrics import (
     KID,
     ClassCoverage,
@@ -26,6 +25,7 @@ from diffusion_lightning.metrics import (
     frechet_distance,
 )
 from diffusion_lightning.metrics.base import FeatureMetric
+from diffusion_lightning.metrics.evaluation import Evaluation
 
 F64 = torch.float64
 

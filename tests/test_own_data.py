@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from diffusion_lightning.callbacks import FiniteLoss, LossByTimestep, Progress, Throughput
-from diffusion_lightning.cli import _explained, main
+from diffusion_lightning.cli import main
+from diffusion_lightning.cli.entry import _explained
 from diffusion_lightning.conditioning import ClassLabels, Conditioner
 from diffusion_lightning.data import Arrays, ImageFolder
 from diffusion_lightning.data.base import Images, Order

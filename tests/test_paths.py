@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from diffusion_lightning import cli, training
-from diffusion_lightning.cli import main
-from diffusion_lightning.commands import read
+from diffusion_lightning.cli import fit, main
+from diffusion_lightning.cli.commands import read
 
 from .conftest import small_config
 from .test_resuming import put
@@ -29,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not list((tmp_path / "here").iterdir())
 
 
-class Parsed(training.CLI):
+class Parsed(fit.CLI):
     """What the command line's own hooks are given."""
 
     def before_instantiate_classes(self) -> None:
@@ -71,7 +70,7 @@ def test_every_path_of_the_configuration_lies_under_the_home_folder(
         words = ["--config", str(tmp_path / "more.yaml")]
     for key in keys if "word" in spelling else []:
         words += [f"--{key}", "~/there"] if spelling == "a word" else [f"--{key}=~/there"]
-    parsed = training._cli(Parsed, ["fit", "--config", str(tmp_path / "small.yaml"), *words])
+    parsed = fit._cli(Parsed, ["fit", "--config", str(tmp_path / "small.yaml"), *words])
     keys.append("trainer.callbacks.2.init_args.metrics.0.init_args.reference")
     assert {key: str(under(parsed.given, key)) for key in keys} == dict.fromkeys(keys, str(home / "there"))
 
@@ -91,7 +90,7 @@ def test_a_path_of_a_command_of_its_own_lies_under_the_home_folder(
 ) -> None:
     """At what its `main` is called with."""
     given: list[Any] = []
-    monkeypatch.setattr(cli, "_work", lambda file, found: given.append(found))
+    monkeypatch.setattr("diffusion_lightning.cli.entry._work", lambda file, found: given.append(found))
     main(words)
     texts = str(vars(given[0]))
     assert "~" not in texts

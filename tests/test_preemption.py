@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lightning import job, run
 from diffusion_lightning.checkpoints import read
+from diffusion_lightning.cli import run_folder
+from diffusion_lightning.distributed import preemption
 
 from .conftest import small_config
 from .test_exact import EVERYTHING, child, same, state
@@ -25,7 +26,7 @@ When = Callable[[Path], bool]
 def fit(config: Path, root: Path, when: When | None = None, number: int = signal.SIGUSR1) -> int:
     """Runs `fit --ckpt_path last`, sent a signal once `when(root)` holds; its exit status."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusion_lightning.training"])
+    context.set_forkserver_preload(["diffusion_lightning.cli.fit"])
     words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), "--ckpt_path", "last"]
     process = context.Process(target=child, args=(words,))
     process.start()
@@ -82,10 +83,10 @@ def test_told_to_leave_at_every_kind_of_moment_it_goes_on_as_if_nothing_had_been
     assert fit(config, whole) == 0
     moments = [training, validating, writing, training, validating, writing, validating, training]
     for k, moment in enumerate(moments):
-        assert fit(config, broken, moment(broken), job.SIGNALS[k % 2]) == job.EXIT_CODE
+        assert fit(config, broken, moment(broken), preemption.SIGNALS[k % 2]) == preemption.EXIT_CODE
         last = broken / "checkpoints/last.ckpt"
         print(moment.__name__, "left at step", read(last)["global_step"])
-    while fit(config, broken, validating(broken)) == job.EXIT_CODE:
+    while fit(config, broken, validating(broken)) == preemption.EXIT_CODE:
         pass  # every validation is left in its middle, the last step's included
     assert len(pictures(broken)) == 6
     same(state(whole), state(broken))
@@ -122,7 +123,7 @@ def test_a_signal_during_the_start_is_answered_and_costs_nothing(tmp_path: Path)
         time.sleep(delay)
         process.send_signal(signal.SIGUSR1)
         _, said = process.communicate()
-        assert process.returncode == job.EXIT_CODE, said
+        assert process.returncode == preemption.EXIT_CODE, said
         assert "Traceback" not in said
         assert "stopped by SIGUSR1: nothing new is kept" in said or "stopped by SIGUSR1 at step" in said
         assert (root / "checkpoints/last.ckpt").exists() == ("SIGUSR1 at step" in said)
@@ -135,27 +136,27 @@ def test_a_requeued_job_goes_on_from_its_own_checkpoint_and_a_new_one_from_none(
     last.parent.mkdir()
     last.touch()
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    (tmp_path / run.JOB).write_text(job.name() or "")
+    (tmp_path / run_folder.JOB).write_text(preemption.name() or "")
     with pytest.raises(ValueError, match="already holds checkpoints"):  # its first start, in a used folder
-        run.start(tmp_path, None)
+        run_folder.start(tmp_path, None)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     for asked in (None, "last", "another/run.ckpt"):
-        assert run.start(tmp_path, asked) == str(last)
+        assert run_folder.start(tmp_path, asked) == str(last)
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     with pytest.raises(ValueError, match="already holds checkpoints"):
-        run.start(tmp_path, None)
-    assert run.start(tmp_path, "another/run.ckpt") == "another/run.ckpt"
-    assert run.start(tmp_path / "other", "last") is None
+        run_folder.start(tmp_path, None)
+    assert run_folder.start(tmp_path, "another/run.ckpt") == "another/run.ckpt"
+    assert run_folder.start(tmp_path / "other", "last") is None
 
 
 def test_the_checkpoint_of_lightnings_own_requeueing_is_never_taken(tmp_path: Path) -> None:
     (tmp_path / "hpc_ckpt_1.ckpt").touch()
     with pytest.raises(ValueError, match="without being asked: move it away"):
-        run.start(tmp_path, None)
+        run_folder.start(tmp_path, None)
 
 
 def test_the_tasks_of_an_array_are_jobs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "20")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "20")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert job.name() == "slurm  20_3"
+    assert preemption.name() == "slurm  20_3"

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from diffusion_lightning.processes import TIMEOUT, check_started, limit_waiting, lost, name_limit
+from diffusion_lightning.distributed.timeouts import TIMEOUT, check_started, limit_waiting, lost, name_limit
 
 WAIT = timedelta(seconds=2)
 

@@ -10,17 +10,17 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from torch.optim import lr_scheduler
 
-from diffusion_lightning import job
 from diffusion_lightning.callbacks import Checkpoint, StatedAnew
 from diffusion_lightning.callbacks.checkpoint import VALIDATION
-from diffusion_lightning.changes import check_stated_anew
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.cli.changes import check_stated_anew
+from diffusion_lightning.cli.resuming import Resumed
 from diffusion_lightning.data import Digits
+from diffusion_lightning.distributed import preemption
 from diffusion_lightning.loggers import MetricsFile
 from diffusion_lightning.modules import Diffusion
-from diffusion_lightning.resuming import Resumed
-from diffusion_lightning.schedulers import LinearWarmup
+from diffusion_lightning.optim import LinearWarmup
 from diffusion_lightning.schedules import Cosine
 
 from .conftest import tiny_unet
@@ -225,7 +225,7 @@ class Leaves(Callback):
 
     def leave(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
-            raise job.Preempted
+            raise preemption.Preempted
 
 
 @tried
@@ -237,7 +237,7 @@ class Leaves(Callback):
 def test_the_rows_of_a_preempted_run_are_those_of_an_undisturbed_one(
     tmp_path: Path, undisturbed: Any, hook: str, step: int
 ) -> None:
-    with pytest.raises(job.Preempted):
+    with pytest.raises(preemption.Preempted):
         labelled(tmp_path, [9], 5, Leaves(hook, step))
     rows, weights = labelled(tmp_path, [9], 5, resumed=True)
     assert rows == undisturbed[0]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
+from diffusion_lightning.interop import Diffusers, Layout, OpenAI, ReleasedDiT
+from diffusion_lightning.interop.diffusers import unet_arguments, unet_config
 from diffusion_lightning.networks import DiT, UNet
-from diffusion_lightning.published import Diffusers, Layout, OpenAI, ReleasedDiT
-from diffusion_lightning.published.diffusers import unet_arguments, unet_config
 
 SHAPES: dict[str, dict] = {
     "ddpm": {"size": 32, "channels": 32, "multipliers": (1, 2, 2, 2), "attention": (16,), "groups": 8},

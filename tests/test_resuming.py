@@ -10,11 +10,10 @@ import pytest
 import torch
 import yaml
 
-from diffusion_lightning import changes, run
 from diffusion_lightning.callbacks import Checkpoint
-from diffusion_lightning.changes import Kind, compared, global_batch
 from diffusion_lightning.checkpoints import read
-from diffusion_lightning.cli import main
+from diffusion_lightning.cli import changes, main, run_folder
+from diffusion_lightning.cli.changes import Kind, compared, global_batch
 from diffusion_lightning.loggers import weights_and_biases
 
 from .conftest import small_config
@@ -94,7 +93,7 @@ def test_where_last_ckpt_is_missing_the_newest_one_is_named_and_nothing_starts(
     for name in names:
         (folder / name).touch()
     with pytest.raises(ValueError, match=rf"--ckpt_path \S*{newest} or choose another folder by"):
-        run.start(tmp_path, asked)
+        run_folder.start(tmp_path, asked)
 
 
 @tried
@@ -103,14 +102,14 @@ def test_a_state_at_fault_alone_is_never_gone_on_from(tmp_path: Path, asked: str
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/nonfinite.ckpt").touch()
     with pytest.raises(ValueError, match=r"nonfinite\.ckpt.*move them away, since they are states at fault"):
-        run.start(tmp_path, asked)
+        run_folder.start(tmp_path, asked)
 
 
 @tried
 def test_half_a_checkpoint_alone_is_none(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.ckpt.part").touch()
-    assert run.start(tmp_path, "last") is None
+    assert run_folder.start(tmp_path, "last") is None
 
 
 @tried
@@ -132,7 +131,7 @@ def test_where_last_ckpt_is_damaged_the_whole_one_is_named(copied: Path, damage:
     (copied / "checkpoints/step=9.ckpt").write_bytes(whole[:-100])
     (copied / "checkpoints/nonfinite.ckpt").write_bytes(whole)
     with pytest.raises(ValueError, match=r"step=4\.ckpt is whole: go on from it by --ckpt_path \S*step=4\.ckpt"):
-        run.opened(str(last))
+        run_folder.opened(str(last))
 
 
 # With which configuration

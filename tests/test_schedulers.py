@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusion_lightning.schedulers import LinearWarmup
+from diffusion_lightning.optim import LinearWarmup
 
 
 def optimizer() -> torch.optim.Adam:

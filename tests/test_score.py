@@ -12,9 +12,9 @@ import torch_fidelity
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lightning import images, score
-from diffusion_lightning.cli import main
-from diffusion_lightning.commands import EXTRACTORS
+from diffusion_lightning import images
+from diffusion_lightning.cli import main, score
+from diffusion_lightning.cli.commands import EXTRACTORS
 from diffusion_lightning.data import Digits
 from diffusion_lightning.metrics import DigitsNet, InceptionV3, MNISTNet, frechet_distance
 

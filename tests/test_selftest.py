@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from diffusion_lightning import images, random
 from diffusion_lightning.cli import main
+from diffusion_lightning.cli.selftest import run
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM, Step
 from diffusion_lightning.schedules import Schedule
-from diffusion_lightning.selftest import run
 
 from .test_cli import fails
 

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from diffusion_lightning import export, importing, job, score, selftest
 from diffusion_lightning.callbacks import SampleWriter
 from diffusion_lightning.checkpoints import read
-from diffusion_lightning.cli import main
+from diffusion_lightning.cli import main, score, selftest
 from diffusion_lightning.data import Digits
+from diffusion_lightning.distributed import preemption
+from diffusion_lightning.interop import convert, model_card
 from diffusion_lightning.modules import Diffusion
 
 from .conftest import small_config
@@ -181,8 +182,8 @@ def test_what_makes_one_thing_keeps_nothing_and_says_so(
     out, ckpt = tmp_path / "out", str(run / "checkpoints/last.ckpt")
     place, name, words = {
         "score": (score, "_scores", [str(tmp_path), str(tmp_path), "--extractor", "digits", "--json", str(out)]),
-        "export": (export.card, "text", [ckpt, str(out), "--format", "weights"]),
-        "import": (importing, "_open", [ckpt, str(out)]),
+        "export": (model_card, "text", [ckpt, str(out), "--format", "weights"]),
+        "import": (convert, "_open", [ckpt, str(out)]),
         "selftest": (selftest, "checks", ["--device", "cpu"]),
     }[command]
     if command == "score":
@@ -198,9 +199,9 @@ def test_what_makes_one_thing_keeps_nothing_and_says_so(
 def test_what_was_ignored_at_the_start_stays_ignored(number: int) -> None:
     handler = signal.signal(number, signal.SIG_IGN)
     try:
-        with job.listening():
+        with preemption.listening():
             signal.raise_signal(number)
-            assert not job.asked()
+            assert not preemption.asked()
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, handler)
@@ -209,7 +210,7 @@ def test_what_was_ignored_at_the_start_stays_ignored(number: int) -> None:
 HELD = """
 import sys, time
 from pathlib import Path
-from diffusion_lightning import job
+from diffusion_lightning.distributed import preemption as job
 with job.listening():
     job.hold()
     print("held", flush=True)

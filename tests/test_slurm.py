@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from diffusion_lightning import job
 from diffusion_lightning.checkpoints import read
+from diffusion_lightning.distributed import preemption
 
 from .conftest import ROOT, small_config
 from .slurm import Slurm, missing
@@ -44,7 +44,7 @@ class Apart(Callback):
     """In the first validation one process waits for the other where no signal reaches it."""
 
     def on_validation_batch_start(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        if job.restarted() or trainer.sanity_checking:
+        if preemption.restarted() or trainer.sanity_checking:
             return
         if trainer.global_rank:
             Path("apart").touch()
@@ -148,7 +148,7 @@ def test_a_process_that_waits_for_one_which_has_left_does_not_keep_the_job_from_
     until((tmp_path / "apart").exists, slurm, number, tmp_path)
     time.sleep(1)  # the other one has come to its barrier
     slurm.signal(number)
-    until(lambda: restarts(slurm, number) == 1, slurm, number, tmp_path, 1.5 * job.TURN)
+    until(lambda: restarts(slurm, number) == 1, slurm, number, tmp_path, 1.5 * preemption.TURN)
     until(lambda: ended(slurm, number), slurm, number, tmp_path)
     said = log(tmp_path, number)
     assert slurm.show(number)["JobState"] == "COMPLETED", said

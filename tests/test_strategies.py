@@ -83,7 +83,7 @@ def two(words: list[str], folder: Path) -> Path:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusion_lightning.training"])
+    context.set_forkserver_preload(["diffusion_lightning.cli.fit"])
     folder.mkdir(parents=True, exist_ok=True)
     words = [*words, "--trainer.default_root_dir", str(folder)]
     processes = [context.Process(target=child, args=(rank, port, words, folder / "counted")) for rank in (0, 1)]

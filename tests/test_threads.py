@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_lightning import threads
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.distributed import threads
 
 from .conftest import small_config
 
@@ -182,10 +182,10 @@ PROBE = """
 import os, sys, types
 
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from diffusion_lightning import cli
+from diffusion_lightning.cli.entry import _work
 
-probe = types.ModuleType("diffusion_lightning.probe")
-sys.modules["diffusion_lightning.probe"] = probe
+probe = types.ModuleType("diffusion_lightning.cli.probe")
+sys.modules["diffusion_lightning.cli.probe"] = probe
 
 
 def main(given):
@@ -196,7 +196,7 @@ def main(given):
 
 
 probe.main = main
-cli._work("probe", None)
+_work("probe", None)
 """
 
 

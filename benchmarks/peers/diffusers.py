@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision import transforms
 from tqdm.auto import tqdm
 
+from diffusion_lightning.interop import diffusers as layout
 from diffusion_lightning.networks import UNet
-from diffusion_lightning.published import diffusers as layout
 
 from .base import Peer, Task
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
-from .. import job
+from ..distributed import preemption
 from ..files import written
 from .base import checkpoints_folder, validation_follows
 
@@ -152,7 +152,7 @@ class Checkpoint(CheckpointBase):
             return
         last = self.last(trainer)
         trainer.save_checkpoint(last, weights_only=False)
-        job.keeps(lambda: f"{last} is saved, and the same command with --ckpt_path last goes on")
+        preemption.keeps(lambda: f"{last} is saved, and the same command with --ckpt_path last goes on")
         if trainer.is_global_zero and self.keep != 0:
             numbered = last.with_name(f"step={self._saved}.ckpt")
             _give_name(last, numbered)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..modules.base.sharding import gathered, like_shards, local
+from ..distributed.fsdp import gathered, like_shards, local
 
 # Numbers that an update works on at a time on a CPU, so that what lies between its operations stays in a cache; on
 # other devices 32 times as many, so that few kernels are started.

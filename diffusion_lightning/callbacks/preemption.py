@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
-from .. import job
+from ..distributed import preemption
 from .base import validation_follows
 
 
@@ -50,7 +50,7 @@ class Preemption(CheckpointBase):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._step = trainer.global_step
-        job.hold()
+        preemption.hold()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,18 +70,18 @@ class Preemption(CheckpointBase):
             self._leave(trainer)
 
     def _leave(self, trainer: Trainer) -> NoReturn:
-        raise job.Preempted(f" at step {trainer.global_step}")
+        raise preemption.Preempted(f" at step {trainer.global_step}")
 
     def _any_asked(self) -> bool:
         """Whether a process had been told to leave by the step before."""
         if self._group is None:
-            return job.asked()
+            return preemption.asked()
         asked = False
         if self._sum is not None:
             total, work = self._sum
             work.wait()
             asked = bool(total)
-        total = torch.tensor(float(job.asked()))
+        total = torch.tensor(float(preemption.asked()))
         self._sum = total, dist.all_reduce(total, group=self._group, async_op=True)
         return asked
 
@@ -91,21 +91,21 @@ class Preemption(CheckpointBase):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             if self._agreed:
                 self._leave(trainer)
-            job.release()
+            preemption.release()
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         # Last of the callbacks, and before anything is logged.
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            job.hold()
+            preemption.hold()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._sum is not None:
             self._sum[1].wait()
-        job.finish()
+        preemption.finish()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        job.finish()
-        if isinstance(exception, job.Preempted):
+        preemption.finish()
+        if isinstance(exception, preemption.Preempted):
             for logger in trainer.loggers:
                 if hasattr(logger, "preempting") and trainer.state.fn == TrainerFn.FITTING:
                     logger.preempting(trainer.global_step)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..references import read_statistics
 from .base import FeatureMetric, Kept, Reference
+from .statistics import read_statistics
 
 BLOCKS = 10
 

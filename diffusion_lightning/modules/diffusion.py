@@ -23,13 +23,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from .. import random
 from ..conditioning import Asked, Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization
+from ..distributed import fsdp
 from ..guidance import ClassifierFree
 from ..likelihood import VLB, bits_per_dim
 from ..networks import UNet
 from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
 from ..samplers import Sampler
 from ..schedules import Schedule
-from .base import batches, checks, compiling, gradients, memory, sharding
+from .base import batches, checks, compiling, gradients, memory
 from .base.bound import PARTS, Bound
 
 # The bound as a loss: nothing is clipped, so that every error has a gradient.
@@ -115,7 +116,7 @@ class Diffusion(LightningModule):
         self._steps = 0
         self._feed = batches.Feed()
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._sharded: list[sharding.Sharded] = []
+        self._sharded: list[fsdp.Sharded] = []
 
     def _default_vlb_weight(self) -> float:
         if isinstance(self.weighting, Nothing):
@@ -386,8 +387,8 @@ class Diffusion(LightningModule):
     def configure_callbacks(self) -> list:
         """None; but of Lightning's hooks the only one before the processes meet."""
         checks.check_strategy(self.trainer)
-        if sharding.shards(self.trainer):
-            sharding.prepare(self.trainer)
+        if fsdp.shards(self.trainer):
+            fsdp.prepare(self.trainer)
         return []
 
     def setup(self, stage: str) -> None:
@@ -410,10 +411,10 @@ class Diffusion(LightningModule):
     def configure_model(self) -> None:
         """Compiles the network where asked for; shards the parameters where the strategy is FSDP2's, once."""
         if self.compiles:
-            device, sharded = self.trainer.strategy.root_device, sharding.shards(self.trainer)
+            device, sharded = self.trainer.strategy.root_device, fsdp.shards(self.trainer)
             # A recorded backward pass gives gradients that live until the next one, and cannot be added to.
             graphs = self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1
             compiling.compile_network(self.denoiser.network, device, sharded, graphs)
-        if sharding.shards(self.trainer) and not self._sharded:
+        if fsdp.shards(self.trainer) and not self._sharded:
             parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
-            self._sharded = sharding.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]
+            self._sharded = fsdp.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]

@@ -13,10 +13,10 @@ from torchmetrics import Metric
 from tqdm import tqdm
 
 from ... import random
-from ...evaluation import Block, Evaluation, Shared, digest, share
+from ...distributed.ranks import check_same
 from ...files import cache_folder
+from ...metrics.evaluation import Block, Evaluation, Shared, digest, share
 from ...samplers import Sampler
-from .ranks import check_same
 
 
 class Round(NamedTuple):

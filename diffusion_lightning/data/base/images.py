@@ -16,8 +16,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ... import job, random
-from ...evaluation import hashed
+from ... import random
+from ...distributed import preemption
+from ...metrics.evaluation import hashed
 from .order import Indices, Loader, Order, even
 
 RESIDENT = 0.25  # of a GPU's free memory, which a set of images may take
@@ -194,7 +195,7 @@ class Images(LightningDataModule, ABC):
             batch_size=None,
             sampler=order,
             num_workers=self.num_workers,
-            worker_init_fn=job.ignore,
+            worker_init_fn=preemption.ignore,
             # A forked worker shares the images; one that is started afresh is sent a copy of them.
             multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
             persistent_workers=self.num_workers > 0,

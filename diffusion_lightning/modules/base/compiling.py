@@ -9,14 +9,9 @@ import torch
 from torch import nn
 
 from ... import random
+from ...distributed.fsdp import blocks
 
 KINDS = 64  # of calls that code is made for: in training and not, and for every size of a batch
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """The members of a network's lists of modules that have parameters: a DiT's blocks, those of a U-Net's levels."""
-    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-    return [block for members in lists for block in members if any(True for _ in block.parameters())]
 
 
 def compile_network(network: nn.Module, device: torch.device, sharded: bool = False, graphs: bool = True) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from .sharding import whole
+from ...distributed.fsdp import whole
 
 
 def clip(

@@ -1,12 +1,13 @@
 """The model card of an exported model: what it is, what it was trained on, what was measured, how to draw from it."""
 
 import csv
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints
-from .conditioning import Unconditional
-from .modules import Diffusion
+from .. import checkpoints
+from ..conditioning import Unconditional
+from ..modules import Diffusion
 
 SAMPLING = {
     "pipeline": """from diffusers import DDIMPipeline, DDPMPipeline
@@ -45,7 +46,7 @@ A denoising diffusion model, trained with `diffusion_lightning`.
 """
 
 
-def text(model: Diffusion, checkpoint: dict[str, Any], ckpt: str, formats: list[str]) -> str:
+def text(model: Diffusion, checkpoint: dict[str, Any], ckpt: str, formats: Collection[str]) -> str:
     """The card, Markdown with the front matter that model hubs read."""
     config = checkpoints.config(checkpoint, ckpt)
     return CARD.format(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..networks.unet import Attention, Block, UNet
 from ..schedules import Schedule
-from .base import Layout, Pair, Weights, described_model, joined, parts
+from .layout import Layout, Pair, Weights, described_model, joined, parts
 
 # What the released codes differ in and no paper says.
 RELEASES: dict[str, dict[str, Any]] = {

@@ -15,17 +15,21 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 
-from . import checkpoints, known, processes, records, run, threads, training
-from .callbacks import BoundCurve, Preemption
+from .. import checkpoints, known, records
+from ..callbacks import BoundCurve, Preemption
+from ..distributed import threads, timeouts
+from ..loggers import MetricsFile
+from ..records import Spec
+from . import fit, run_folder
 from .commands import COMMANDS
-from .complaints import printable
-from .loggers import MetricsFile
+from .errors import printable
 from .parser import Parser
-from .records import Spec
 
 # Of the callbacks that a run had, those that say what its samples and losses are worth.
 EVALUATIONS = ("SampleGrid", "LossByTimestep", "GenerativeMetrics", "ReverseChain", "SamplerTable")
 CONFIG = {"--config", "-c", "--print_config"}
+
+PACKAGE = __package__.partition(".")[0]
 
 Override = tuple[str, list[str], Any]  # an option: `model` or `data`, the keys below it, the value
 
@@ -33,7 +37,7 @@ Override = tuple[str, list[str], Any]  # an option: `model` or `data`, the keys 
 def main(words: list[str]) -> None:
     """Runs `validate` or `test`, which the words begin with."""
     if CONFIG & {word.partition("=")[0] for word in words}:
-        return training.main(words)
+        return fit.main(words)
     command = words[0]
     overrides, rest = _split(words[1:])
     parser = Parser(prog=f"diffusion-lightning {command}", description=COMMANDS[command].does)
@@ -66,16 +70,16 @@ def main(words: list[str]) -> None:
     root = Path(config.trainer.default_root_dir or _root(path)).expanduser()
     callbacks = None if config.trainer.callbacks is not None else _evaluations(record, trust)
     trainer = _trainer(parser, config, root, command, callbacks)
-    with run.taken(trainer, command), processes.ending_with(trainer):
+    with run_folder.taken(trainer, command), timeouts.ending_with(trainer):
         getattr(trainer, command)(model, datamodule=data)
-        run.check_evaluated(trainer, command)
+        run_folder.check_evaluated(trainer, command)
     if trainer.is_global_zero:
         print(f"figures     {root / f'{command}.csv'}")
 
 
 def _trainer(parser: Parser, config: Any, root: Path, command: str, callbacks: list[Callback] | None) -> Trainer:
-    processes.name_limit(config.trainer.strategy)
-    run.place_loggers(config.trainer.logger, root, command)
+    timeouts.name_limit(config.trainer.strategy)
+    run_folder.place_loggers(config.trainer.logger, root, command)
     made = parser.instantiate(config).trainer
     named = made.logger if isinstance(made.logger, list) else [made.logger]
     chosen = [*(made.callbacks or []), *(callbacks or []), *([BoundCurve()] if command == "test" else [])]
@@ -83,8 +87,8 @@ def _trainer(parser: Parser, config: Any, root: Path, command: str, callbacks: l
     options = {**vars(made), "default_root_dir": str(root), "callbacks": chosen, "logger": loggers}
     trainer = Trainer(**options)
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
-    processes.limit_waiting(trainer)
-    processes.check_started(trainer)
+    timeouts.limit_waiting(trainer)
+    timeouts.check_started(trainer)
     threads.share(trainer.num_devices)
     return trainer
 
@@ -119,9 +123,9 @@ def _evaluations(record: Spec, trust: Collection[str]) -> list[Callback]:
     for number, spec in enumerate(listed if isinstance(listed, list) else []):
         name = str(spec.get("class_path")) if isinstance(spec, dict) else ""
         top = name.partition(".")[0]
-        if top == __package__ and name.rpartition(".")[2] in EVALUATIONS:
+        if top == PACKAGE and name.rpartition(".")[2] in EVALUATIONS:
             made.append(records.read(spec, Callback, f"trainer.callbacks[{number}]", trust).make())
-        elif top not in ("", __package__, "lightning"):
+        elif top not in ("", PACKAGE, "lightning"):
             others.append(name)
     if others:
         print(

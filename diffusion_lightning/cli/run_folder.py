@@ -16,8 +16,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from . import checkpoints, files, job, provenance, records, threads
-from .callbacks.base import check_same
+from .. import checkpoints, files, records
+from ..callbacks.base import check_same
+from ..distributed import preemption, threads
+from . import provenance
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed")
 PLACES = ("data.init_args.path", "data.init_args.root", "data.init_args.name")  # each machine may have its own copy
@@ -52,8 +54,8 @@ class Record(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / "config.yaml"
         files.write_text(path, self.text)
-        if job.name():
-            files.write_text(path.with_name(JOB), job.name() or "")
+        if preemption.name():
+            files.write_text(path.with_name(JOB), preemption.name() or "")
         for logger in trainer.loggers:
             logger.log_hyperparams({**yaml.safe_load(self.text), **self.origin})
 
@@ -121,9 +123,9 @@ def start(root: Path, ckpt_path: str | None) -> str | None:
         )
     if (
         last.exists()
-        and job.restarted()
+        and preemption.restarted()
         and (root / JOB).exists()
-        and (root / JOB).read_text(encoding="utf-8") == job.name()
+        and (root / JOB).read_text(encoding="utf-8") == preemption.name()
     ):
         return str(last)
     if not found or ckpt_path not in (None, "last"):
@@ -228,5 +230,5 @@ def wandb_id(root: Path, checkpoint: dict[str, Any] | None) -> str | None:
     """The run in Weights & Biases: the checkpoint's, else the job's, which may be requeued before its first."""
     if checkpoint:
         return checkpoint.get(checkpoints.WANDB)
-    of_job = f"{job.name()} {root.absolute()}".encode()
-    return hashlib.blake2b(of_job, digest_size=4).hexdigest() if job.name() else None
+    of_job = f"{preemption.name()} {root.absolute()}".encode()
+    return hashlib.blake2b(of_job, digest_size=4).hexdigest() if preemption.name() else None

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import images, random
-from .callbacks import EMA
-from .data.base import Order
-from .denoising import Epsilon, Prediction, log_variance
-from .likelihood import bits_per_dim, decoder, kl, prior
-from .metrics import frechet_distance
-from .modules import Diffusion
-from .networks import UNet
-from .objectives import MinSNR
-from .samplers import DDIM, Ancestral, DPMSolver, Heun, Leading, Sampler, Step
-from .schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
+from .. import images, random
+from ..callbacks import EMA
+from ..data.base import Order
+from ..denoising import Epsilon, Prediction, log_variance
+from ..likelihood import bits_per_dim, decoder, kl, prior
+from ..metrics import frechet_distance
+from ..modules import Diffusion
+from ..networks import UNet
+from ..objectives import MinSNR
+from ..samplers import DDIM, Ancestral, DPMSolver, Heun, Leading, Sampler, Step
+from ..schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
 
 EXACT = 1e-9  # relative: float64, and constants of at least ten digits
 

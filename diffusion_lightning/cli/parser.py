@@ -6,28 +6,12 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from .complaints import fail, sentence
-from .files import expanded
+from ..files import expanded
+from ..known import FAMILIES
+from .errors import fail, sentence
 
 # Imported for their names: a class known here can be written in a config without its module's path.
-FAMILIES = [
-    import_module(f"{__package__}.{name}")
-    for name in (
-        "callbacks",
-        "conditioning",
-        "data",
-        "denoising",
-        "likelihood",
-        "loggers",
-        "metrics",
-        "modules",
-        "networks",
-        "objectives",
-        "samplers",
-        "schedulers",
-        "schedules",
-    )
-]
+NAMED = [import_module(f"{__package__.partition('.')[0]}.{family}") for family in (*FAMILIES, "loggers", "optim")]
 
 
 class Parser(LightningArgumentParser):
@@ -45,7 +29,7 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
         options = {action.dest for parser in parsers for action in parser._actions}
-        classes = {name for family in FAMILIES for name, value in vars(family).items() if isinstance(value, type)}
+        classes = {name for family in NAMED for name, value in vars(family).items() if isinstance(value, type)}
         fail(sentence(message, sorted(options), sorted(classes)), 2)
 
 

@@ -1,4 +1,4 @@
-"""`diffusion-lightning export`: a checkpoint's averaged model for others to use, in a folder with its model card.
+"""A checkpoint's averaged model for others to use, in a folder with its model card.
 
 - `pipeline`: what `diffusers.DDPMPipeline.from_pretrained`, or `DDIMPipeline`'s, opens;
 - `weights`: `model.safetensors` under this package's names, and the configuration beside it;
@@ -8,7 +8,7 @@
 import io
 import json
 import os
-from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,27 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from . import card, checkpoints
-from .conditioning import Unconditional
-from .files import left, locked, sweep, write_text, written, written_folder
-from .modules import Diffusion
-from .networks import UNet
-from .published import Diffusers
-from .published.diffusers import PREDICTS, scheduler_config, unet_config
+from .. import checkpoints
+from ..conditioning import Unconditional
+from ..files import left, locked, sweep, write_text, written, written_folder
+from ..modules import Diffusion
+from ..networks import UNet
+from . import model_card
+from .diffusers import PREDICTS, Diffusers, scheduler_config, unet_config
 
 
-def main(given: Namespace) -> None:
-    """Writes the folder."""
-    folder = Path(given.dir)
+def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[str] = ()) -> None:
+    """Writes a folder whole.
+
+    Args:
+        ckpt: the checkpoint.
+        folder: empty, or not there yet.
+        formats: of `FORMATS`.
+        trust: see `load`.
+
+    Raises:
+        ValueError: if the folder is not empty, the checkpoint is not to be read, or its model has no such format.
+    """
     if os.path.lexists(folder) and not folder.is_dir():
         raise ValueError(f"{folder} exists already and is no folder: choose another place")
     with locked(folder, "wait until that has ended, or choose another place"):
@@ -37,16 +46,15 @@ def main(given: Namespace) -> None:
                 f"{folder} exists already and is not empty, and nothing is overwritten: choose another place"
             )
         sweep(folder, age=0)
-        checkpoint = checkpoints.read(given.ckpt)
-        config = checkpoints.config(checkpoint, given.ckpt)
-        model = checkpoints.restored(checkpoint, config, given.ckpt, given.trust)
-        if "pipeline" in given.format:
+        checkpoint = checkpoints.read(ckpt)
+        config = checkpoints.config(checkpoint, ckpt)
+        model = checkpoints.restored(checkpoint, config, ckpt, trust)
+        if "pipeline" in formats:
             check_pipeline(model)
         with written_folder(folder) as part:
-            for name in given.format:
-                globals()[name](model, config["model"], part)  # the functions below
-            write_text(part / "README.md", card.text(model, checkpoint, given.ckpt, given.format))
-    print("\n".join(f"wrote {path}" for path in sorted(folder.rglob("*")) if path.is_file()))
+            for name in formats:
+                FORMATS[name](model, config["model"], part)
+            write_text(part / "README.md", model_card.text(model, checkpoint, ckpt, formats))
 
 
 def check_pipeline(model: Diffusion) -> None:
@@ -139,3 +147,6 @@ def program(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     torch.export.save(exported, memory)
     with written(folder / "denoiser.pt2") as stream:
         stream.write(memory.getbuffer())
+
+
+FORMATS = {"pipeline": pipeline, "weights": weights, "program": program}

@@ -13,10 +13,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from . import job, output, threads
+from ..distributed import preemption, threads
+from ..files import expanded_word
+from . import output
 from .commands import COMMANDS, page, read
-from .complaints import fail, meant, of_the_system, raised_in
-from .files import expanded_word
+from .errors import fail, meant, of_the_system, raised_in
+
+PACKAGE = __package__.partition(".")[0]
 
 # What torch's default_collate says of pictures that are no tensors, or of several sizes.
 UNFIT = (
@@ -40,13 +43,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """The command line, or a list of its words."""
     output.begin()
     try:
-        with job.listening():
+        with preemption.listening():
             _answer([expanded_word(word) for word in (sys.argv[1:] if args is None else args)])
         output.end()
-    except job.Preempted as stop:
-        raise SystemExit(job.leave(stop)) from None
+    except preemption.Preempted as stop:
+        raise SystemExit(preemption.leave(stop)) from None
     except OSError as error:
-        fail("; ".join(filter(None, (of_the_system(error), job.kept()))))
+        fail("; ".join(filter(None, (of_the_system(error), preemption.kept()))))
     except Exception as error:
         if (sentence := _explained(error)) is None:
             raise
@@ -60,23 +63,23 @@ def _answer(words: list[str]) -> None:
     elif name in ("-h", "--help"):
         print(page())
     elif name == "--version":
-        print(__package__, version(__package__))
+        print(PACKAGE, version(PACKAGE))
     elif name is not None and name.startswith("-"):  # Lightning takes options before the subcommand too
-        _work("training", words)
+        _work("fit", words)
     else:
         wrong = "no subcommand is given" if name is None else f"there is no subcommand {name}{meant(name, COMMANDS)}"
         fail(f"{wrong}: give one of {', '.join(COMMANDS)}; --help says what they do", 2)
 
 
 def _work(file: str, given: Any) -> None:
-    """Imports a file of this package and lets its `main` do the work."""
+    """Imports a file of this folder and lets its `main` do the work."""
     threads.settle()  # before the import, which loads torch
     work = import_module(f".{file}", __package__)
     # After the imports: Lightning's sets the levels of its loggers, and a user's file must not pass for a library.
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     # Lightning's advice to use srun is for jobs, not for whoever sits before a cluster.
-    for harmless in (*NOISE, *([] if job.name() else [".*`srun` command is available.*"])):
+    for harmless in (*NOISE, *([] if preemption.name() else [".*`srun` command is available.*"])):
         warnings.filterwarnings("ignore", harmless)
     # A user's class in a file beside the config is found here, and last: no file there passes for a library.
     here = os.getcwd()
@@ -92,12 +95,12 @@ def _explained(error: Exception) -> str | None:
             "set LC_ALL to C.UTF-8, or PYTHONUTF8 to 1"
         )
     if isinstance(error, ValueError):
-        return str(error) if raised_in(error) == __package__ else None
+        return str(error) if raised_in(error) == PACKAGE else None
     # Not above: they take seconds, and can say nothing of what went wrong before the work was imported.
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from torch._dynamo.exc import BackendCompilerFailed
 
-    from . import processes
+    from ..distributed import timeouts
 
     if (unfit := re.search(UNFIT, str(error))) is not None:
         return (
@@ -108,4 +111,4 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, BackendCompilerFailed):
         reason = str(error).strip().splitlines()[0]
         return f"torch.compile could make no code of the network ({reason}): set model.init_args.compile to false"
-    return str(error) if isinstance(error, MisconfigurationException) else processes.lost(error)
+    return str(error) if isinstance(error, MisconfigurationException) else timeouts.lost(error)

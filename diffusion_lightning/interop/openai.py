@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..networks.unet import Attention, Block, Downsample, UNet, Upsample
-from .base import Layout, Pair, joined, parts
+from .layout import Layout, Pair, joined, parts
 
 
 class OpenAI(Layout):

@@ -19,7 +19,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .compiling import blocks
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The members of a network's lists of modules that have parameters: a DiT's blocks, those of a U-Net's levels."""
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    return [block for members in lists for block in members if any(True for _ in block.parameters())]
 
 
 def shards(trainer: Trainer) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..networks.dit import DiT
-from .base import Layout, Pair, Weights, described_model, parts
+from .layout import Layout, Pair, Weights, described_model, parts
 
 HEADS = {size["width"]: size["heads"] for size in (DiT.S, DiT.B, DiT.L, DiT.XL)}
 

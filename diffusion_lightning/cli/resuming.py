@@ -10,11 +10,12 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from . import changes, checkpoints, run
-from .callbacks import StatedAnew
-from .callbacks.checkpoint import VALIDATION
-from .complaints import raised_in
-from .modules.base.checks import check_rate
+from .. import checkpoints
+from ..callbacks import StatedAnew
+from ..callbacks.checkpoint import VALIDATION
+from ..modules.base.checks import check_rate
+from . import changes, run_folder
+from .errors import raised_in
 
 
 class Resumed:
@@ -30,7 +31,7 @@ class Resumed:
     """
 
     def __init__(self, path: str, config: Namespace, parser: LightningArgumentParser) -> None:
-        self.path, self.checkpoint = path, run.opened(path)
+        self.path, self.checkpoint = path, run_folder.opened(path)
         self.step = self.checkpoint.get("global_step", 0)
         self.allowed: list[str] = config.allow_changed or []
         if checkpoints.IMPORTED in self.checkpoint:
@@ -47,7 +48,7 @@ class Resumed:
         if checkpoints.CONFIG in self.checkpoint:
             was = checkpoints.config(self.checkpoint, path)
             config.init_from = was.get("init_from")
-            self.now = yaml.safe_load(run.Record(parser, config).text)
+            self.now = yaml.safe_load(run_folder.Record(parser, config).text)
             self.was = changes.shared(was, self.now)
         self._checked(None)
         self.over = self._over(config.trainer)
@@ -141,7 +142,7 @@ def restoring(path: str | None) -> Iterator[None]:
         yield
     except Exception as error:
         modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
-        sentence = isinstance(error, ValueError) and raised_in(error) == __package__
+        sentence = isinstance(error, ValueError) and raised_in(error) == __package__.partition(".")[0]
         if path is None or sentence or "lightning.pytorch.trainer.connectors.checkpoint_connector" not in modules:
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -15,10 +15,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import checkpoints, processes, records, run, threads
-from .callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
-from .complaints import raised_in
-from .loggers import MetricsFile
+from .. import checkpoints, records
+from ..callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
+from ..distributed import threads, timeouts
+from ..loggers import MetricsFile
+from . import run_folder
+from .errors import raised_in
 from .parser import Parser
 from .resuming import Resumed, check_length, restoring
 
@@ -56,18 +58,19 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         config.weights_only = True
-        processes.name_limit(config.trainer.strategy)
+        timeouts.name_limit(config.trainer.strategy)
         if self.subcommand == "fit":
             if "WANDB_SWEEP_ID" in os.environ:  # each trial of a sweep has a folder of its own
                 config.trainer.default_root_dir = str(self.root / os.environ["WANDB_RUN_ID"])
-            config.ckpt_path = run.start(self.root, config.ckpt_path)
+            config.ckpt_path = run_folder.start(self.root, config.ckpt_path)
             if config.ckpt_path is not None:
                 self.resumed = Resumed(config.ckpt_path, config, self._parser(self.subcommand))
         fits = self.subcommand == "fit"
-        run.place_loggers(config.trainer.logger, self.root, None if fits else self.subcommand)
-        for logger in run.described(config.trainer.logger) if fits else []:
-            if run.is_wandb(logger.class_path) and not logger.get("init_args.id"):
-                logger["init_args.id"] = run.wandb_id(self.root, self.resumed.checkpoint if self.resumed else None)
+        run_folder.place_loggers(config.trainer.logger, self.root, None if fits else self.subcommand)
+        for logger in run_folder.described(config.trainer.logger) if fits else []:
+            if run_folder.is_wandb(logger.class_path) and not logger.get("init_args.id"):
+                checkpoint = self.resumed.checkpoint if self.resumed else None
+                logger["init_args.id"] = run_folder.wandb_id(self.root, checkpoint)
                 logger["init_args.resume"] = "allow"
 
     def instantiate_classes(self) -> None:
@@ -95,10 +98,10 @@ class CLI(LightningCLI):
             config.callbacks = [*(config.callbacks or []), BoundCurve()]
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if (record := next((x for x in callbacks if isinstance(x, run.Record)), None)) is not None:
-            callbacks.insert(0, run.SameStart(record.text))
-        processes.limit_waiting(trainer)
-        processes.check_started(trainer)
+        if (record := next((x for x in callbacks if isinstance(x, run_folder.Record)), None)) is not None:
+            callbacks.insert(0, run_folder.SameStart(record.text))
+        timeouts.limit_waiting(trainer)
+        timeouts.check_started(trainer)
         threads.share(trainer.num_devices)
         saves = next(x for x in callbacks if isinstance(x, Checkpoint)) if self.subcommand == "fit" else None
         callbacks.append(Preemption(saves))
@@ -121,9 +124,9 @@ class CLI(LightningCLI):
         """Does it, unless there is nothing left to train."""
         if self.resumed is None or self.resumed.over is None:
             path = None if self.resumed is None else self.resumed.path
-            with run.taken(self.trainer, subcommand), processes.ending_with(self.trainer), restoring(path):
+            with run_folder.taken(self.trainer, subcommand), timeouts.ending_with(self.trainer), restoring(path):
                 if subcommand == "fit":  # what another run may have written since it was looked at
-                    run.start(self.root, self._get(self.config, "ckpt_path"))
+                    run_folder.start(self.root, self._get(self.config, "ckpt_path"))
                 super()._run_subcommand(subcommand)
             return
         checkpoints.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
@@ -134,7 +137,7 @@ class CLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Raise ValueError if there was nothing to evaluate."""
-        run.check_evaluated(self.trainer, str(self.subcommand))
+        run_folder.check_evaluated(self.trainer, str(self.subcommand))
 
     after_test = after_validate
 
@@ -182,7 +185,7 @@ class Description(CLI):
     """A configuration, read and checked; nothing is built."""
 
     def before_instantiate_classes(self) -> None:
-        self.text = run.Record(self.parser, self.config).text
+        self.text = run_folder.Record(self.parser, self.config).text
 
     def instantiate_classes(self) -> None: ...
 
@@ -216,7 +219,7 @@ def _cli(kind: type[AnyCLI], args: list[str], execute: bool = True) -> AnyCLI:
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        save_config_callback=run.Record,
+        save_config_callback=run_folder.Record,
         trainer_defaults={"default_root_dir": "runs/unnamed"},
         seed_everything_default=0,
         parser_class=Parser,

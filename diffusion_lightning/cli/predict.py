@@ -11,13 +11,14 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from . import checkpoints, files, job, processes, random, samplers, threads
-from .callbacks import Preemption, SampleWriter
+from .. import checkpoints, files, random, samplers
+from ..callbacks import Preemption, SampleWriter
+from ..conditioning import Unconditional, conditions
+from ..distributed import preemption, threads, timeouts
+from ..guidance import ClassifierFree
+from ..image_files import ORIGIN, contents, origin
+from ..modules import Diffusion
 from .commands import COMMANDS
-from .conditioning import Unconditional, conditions
-from .guidance import ClassifierFree
-from .image_files import ORIGIN, contents, origin
-from .modules import Diffusion
 from .parser import Parser
 
 Request = dict[str, Any]
@@ -95,7 +96,7 @@ def main(words: list[str]) -> None:
     threads.share(trainer.num_devices)
     with _alone(trainer, out):
         there = _there(out, made)
-        job.keeps(lambda: _kept(config.out, out, archive))
+        preemption.keeps(lambda: _kept(config.out, out, archive))
         bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
         requests: list[Request] = [
             {
@@ -112,7 +113,7 @@ def main(words: list[str]) -> None:
         ]
         kept = len(there.intersection(range(config.first, end)))
         if requests:
-            with processes.ending_with(trainer):
+            with timeouts.ending_with(trainer):
                 trainer.predict(model, datamodule=Requests(requests), return_predictions=False)
         elif archive is not None and trainer.is_global_zero:
             writer.pack()

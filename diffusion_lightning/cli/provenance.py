@@ -4,7 +4,7 @@ import hashlib
 import subprocess
 from typing import Any
 
-from .evaluation import digest
+from ..metrics.evaluation import digest
 
 
 def git_commit() -> str | None:

@@ -15,11 +15,9 @@ from torch import nn
 from torchmetrics import Metric
 from tqdm import tqdm
 
-from .commands import EXTRACTORS
-from .evaluation import Evaluation
-from .files import cache_folder, check_file, write_text, written
-from .image_files import SUFFIXES, Archive, Folder, contents, readable
-from .metrics import (
+from ..files import cache_folder, check_file, write_text, written
+from ..image_files import SUFFIXES, Archive, Folder, contents, readable
+from ..metrics import (
     KID,
     ClassCoverage,
     FrechetDistance,
@@ -29,7 +27,9 @@ from .metrics import (
     PrecisionRecall,
     frechet_distance,
 )
-from .references import read_statistics, write_arrays
+from ..metrics.evaluation import Evaluation
+from ..metrics.statistics import read_statistics, write_arrays
+from .commands import EXTRACTORS
 
 
 def main(options: Namespace) -> None:

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from . import images as pixels
-from .files import sweep
-from .references import keep, kept
+from .. import images as pixels
+from ..files import sweep
+from .statistics import keep, kept
 
 Block = tuple[int, int]  # the first number, and how many
 Watch = Callable[[str, list[Block]], Iterable[Block]]

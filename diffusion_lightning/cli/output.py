@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from .complaints import fail
+from .errors import fail
 
 
 class Lasting(io.RawIOBase):

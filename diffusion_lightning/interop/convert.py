@@ -1,4 +1,4 @@
-"""`diffusion-lightning import`: a checkpoint of another project as one of ours, weights alone.
+"""A checkpoint of another project as one of ours, weights alone.
 
 The network is ours, its weights theirs, so it gives what theirs gives. A folder of diffusers' and a file of DiT's say
 which network they are of; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
@@ -13,49 +13,57 @@ from typing import Any
 
 import lightning
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import checkpoints, records, training
-from .callbacks.checkpoint import AtomicIO
-from .files import check_file
-from .modules import Diffusion
-from .published import Diffusers, Layout, OpenAI, ReleasedDiT, diffusers, dit
+from .. import checkpoints, records
+from ..callbacks.checkpoint import AtomicIO
+from ..files import check_file
+from ..modules import Diffusion
+from . import diffusers, dit
+from .diffusers import Diffusers
+from .dit import ReleasedDiT
+from .layout import Layout
+from .openai import OpenAI
 
 Weights = dict[str, Tensor]
 
 
-def main(given: Namespace) -> None:
-    """Reads their checkpoint, writes ours."""
-    ckpt = Path(given.ckpt)
-    if ckpt.exists():
+def convert(
+    source: str, ckpt: str, config: dict[str, Any] | None = None, new_attention_order: bool = False
+) -> tuple[Diffusion, str]:
+    """Reads their checkpoint, writes ours; returns the model, and the name of the project that it is of.
+
+    Args:
+        source: a folder of diffusers', or a file of weights.
+        ckpt: the file to write, which is not there yet.
+        config: the configuration whose model it is, the user's own; needed where the source does not say.
+        new_attention_order: guided-diffusion's flag of this name.
+
+    Raises:
+        ValueError: if the source cannot be read, or is of another model than the configuration's.
+    """
+    if Path(ckpt).exists():
         raise ValueError(f"{ckpt} exists already, and nothing is overwritten: choose another name, or remove it")
-    check_file(ckpt)
-    weights, layout, description = _open(Path(given.source), given.new_attention_order)
-    if given.config:
-        config = yaml.safe_load(training.described(["--config", given.config, *given.options]))
-        trust = records.modules(config)  # of the user's own words
-    elif given.options:
-        raise ValueError(f"{given.options[0]} changes a configuration, but none is given: give one by --config")
-    elif description is None:
+    check_file(Path(ckpt))
+    weights, layout, description = _open(Path(source), new_attention_order)
+    if config is None and description is None:
         raise ValueError(
-            f"{given.source} holds weights and does not say of which network or schedule: give a configuration whose "
-            "model it is, such as --config configs/cifar10_iddpm.yaml"
+            f"{source} holds weights and does not say of which network or schedule: give a configuration whose model "
+            "it is, such as --config configs/cifar10_iddpm.yaml"
         )
-    else:
-        config, trust = {"model": description}, set()
-    part = records.read(config["model"], Diffusion, "model", trust)
-    if not given.config:  # the user's own words may ask for any size
-        _check_size(part, weights, given.source)
+    trust = set() if config is None else records.modules(config)  # of the user's own words
+    part = records.read(description if config is None else config["model"], Diffusion, "model", trust)
+    if config is None:  # the user's own words may ask for any size
+        _check_size(part, weights, source)
     model = part.make()
-    if given.config and description:
+    if config is not None and description:
         theirs = records.read(description, Diffusion, "model").arguments["schedule"].make()
-        _check_schedule(theirs.alpha_bar, model.schedule.alpha_bar, given.source)
+        _check_schedule(theirs.alpha_bar, model.schedule.alpha_bar, source)
     network = model.denoiser.network
     if not isinstance(network, layout.network):
         raise ValueError(
-            f"{given.source} holds a {layout.network.__name__} of {layout.name}, but the configuration's network is a "
+            f"{source} holds a {layout.network.__name__} of {layout.name}, but the configuration's network is a "
             f"{type(network).__name__}: give the configuration it belongs to"
         )
     table = weights.pop(layout.labels, None)
@@ -63,15 +71,14 @@ def main(given: Namespace) -> None:
     _give_labels(model, table, layout)
     checkpoint = {
         "state_dict": model.state_dict(),
-        checkpoints.CONFIG: records.text(config if given.config else {"model": part.spec()}),
-        checkpoints.IMPORTED: str(given.source),
+        checkpoints.CONFIG: records.text({"model": part.spec()} if config is None else config),
+        checkpoints.IMPORTED: source,
         "epoch": 0,
         "global_step": 0,
-        "pytorch-lightning_version": lightning.__version__,
+        checkpoints.LIGHTNING: lightning.__version__,
     }
     AtomicIO().save_checkpoint(checkpoint, ckpt)
-    total = sum(p.numel() for p in model.parameters())
-    print(f"wrote {ckpt}: {type(network).__name__} of {total:,} parameters from {layout.name}")
+    return model, layout.name
 
 
 def _open(source: Path, new_attention_order: bool) -> tuple[Weights, Layout, dict[str, Any] | None]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import cache_folder
+from ..files import cache_folder
 
 
 class Entry(NamedTuple):

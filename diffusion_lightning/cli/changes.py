@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .known import find, parameters
+from ..known import find, parameters
 
 MODEL, DATA = "model.init_args", "data.init_args"
 OPTIMIZER, RATE, BATCH = f"{MODEL}.optimizer", f"{MODEL}.lr_scheduler", f"{DATA}.batch_size"

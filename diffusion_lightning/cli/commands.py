@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .complaints import Arguments
+from .errors import Arguments
 
 # The extractors' short names, for `score --extractor`; any other is given by its class path.
 EXTRACTORS = {
@@ -15,7 +15,7 @@ EXTRACTORS = {
     "digits": "diffusion_lightning.metrics.DigitsNet",
     "mnist": "diffusion_lightning.metrics.MNISTNet",
 }
-FORMATS = ("pipeline", "weights", "program")  # of `export --format`: the functions of export.py that write them
+FORMATS = ("pipeline", "weights", "program")  # of `export --format`: those of interop/export.py
 
 
 def _score(parser: Arguments, words: list[str]) -> Namespace:
@@ -90,7 +90,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("Train a model, or go on with its training.", "training"),
+    "fit": Command("Train a model, or go on with its training.", "fit"),
     "validate": Command("Work out a checkpoint's loss and metrics on the validation images.", "evaluate"),
     "test": Command("Work out a checkpoint's bits/dim and metrics on the test images.", "evaluate"),
     "predict": Command("Draw samples from a checkpoint's averaged model.", "predict"),
@@ -98,7 +98,7 @@ COMMANDS = {
     "export": Command("Write a checkpoint's averaged model for others.", "export", _export),
     "import": Command(
         "Write another project's checkpoint as one that load, predict, validate and fit --init_from take.",
-        "importing",
+        "import_",
         _import,
     ),
     "cache": Command("List what is kept for later runs, or remove it.", "cache", _cache),

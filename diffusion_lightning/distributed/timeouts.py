@@ -26,7 +26,7 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import job
+from . import preemption
 
 TIMEOUT = timedelta(minutes=2)
 GRACE = 5.0  # seconds in which a process ends by itself, when the one that started it has met an error
@@ -151,7 +151,7 @@ def lost(error: BaseException) -> str | None:
                 rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
                 return (
                     f"rank {rank} of {world} on {platform.node()} lost the others ({words}): one died or hung, or the "
-                    f"link to it was cut; see what it printed last; {job.kept() or 'start it again'}"
+                    f"link to it was cut; see what it printed last; {preemption.kept() or 'start it again'}"
                 )
             return (
                 f"rank {getattr(rank_zero_only, 'rank', 0)} on {platform.node()} did not meet the others ({words}): "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import written
+from ..files import written
 
 Arrays = dict[str, Tensor]
 
