@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from diffusion_lightning import images, random
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import DigitsNet
+from diffusion_lightning.extractors import DigitsNet
 
 EPOCHS, BATCH, NOISE, SEED = 60, 100, 0.15, 0
 

@@ -9,10 +9,10 @@ import torch
 
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
+from diffusion_lightning.extractors import DigitsNet
 from diffusion_lightning.metrics import (
     KID,
     ClassCoverage,
-    DigitsNet,
     FrechetDistance,
     InceptionScore,
     NearestNeighbours,

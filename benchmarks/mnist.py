@@ -17,7 +17,8 @@ import yaml
 from diffusion_lightning import images
 from diffusion_lightning.cli import main as command
 from diffusion_lightning.data import MNIST
-from diffusion_lightning.metrics import FrechetDistance, MNISTNet
+from diffusion_lightning.extractors import MNISTNet
+from diffusion_lightning.metrics import FrechetDistance
 
 from .choices import last_row
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffusion_lightning import images, random
 from diffusion_lightning.data import MNIST
-from diffusion_lightning.metrics import MNISTNet
+from diffusion_lightning.extractors import MNISTNet
 
 EPOCHS, BATCH, NOISE, SEED = 4, 100, 0.2, 0
 

@@ -26,7 +26,8 @@ import diffusion_lightning
 from diffusion_lightning import images
 from diffusion_lightning.cli import main as command
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import DigitsNet, FrechetDistance
+from diffusion_lightning.extractors import DigitsNet
+from diffusion_lightning.metrics import FrechetDistance
 from diffusion_lightning.samplers import Ancestral
 
 from . import peers

@@ -11,7 +11,8 @@ import sys
 import diffusion_lightning
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import DigitsNet, FrechetDistance
+from diffusion_lightning.extractors import DigitsNet
+from diffusion_lightning.metrics import FrechetDistance
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, UniformLogSNR
 
 STEPS = (10, 20, 50, 100, None)

@@ -19,7 +19,8 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from diffusion_lightning.metrics import FrechetDistance, InceptionV3
+from diffusion_lightning.extractors import InceptionV3
+from diffusion_lightning.metrics import FrechetDistance
 from tests.test_inception import random_weights
 
 from .measure import interleaved, machine, options, report

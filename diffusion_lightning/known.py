@@ -12,7 +12,7 @@ from typing import Any
 # Where this package's classes are found by name, whatever folder or file an older record says.
 FAMILIES = (
     "modules", "networks", "schedules", "denoising", "conditioning", "objectives", "likelihood", "samplers", "metrics",
-    "data", "callbacks",
+    "extractors", "data", "callbacks", "loggers", "optim",
 )  # fmt: skip
 RENAMED = {"Inception": "InceptionV3"}  # permanent: what older records say
 LAYERS = (
@@ -47,6 +47,24 @@ def find(name: str, where: str, trust: Collection[str]) -> type:
         f"{where} is {name}, which is code outside of this package, and a file does not decide what runs: nothing of "
         f"it was loaded; if it is yours, trust its module by --trust {module}, or by trust=[{module!r}] in Python"
     )
+
+
+def current(path: str) -> str:
+    """The path by which this version knows a class of this package; every other text as it is.
+
+    Files that earlier versions wrote, and configurations that were written for them, name classes by the folders and
+    files in which they lay then. This is where such names go on working, for ever.
+    """
+    module, _, short = path.rpartition(".")
+    if not module.startswith(f"{__package__}.") or not all(part.isidentifier() for part in path.split(".")):
+        return path
+    try:
+        if hasattr(import_module(module), short):
+            return path
+    except ImportError:
+        pass
+    found = next((family for family in FAMILIES if public(family, RENAMED.get(short, short))), None)
+    return path if found is None else f"{__package__}.{found}.{RENAMED.get(short, short)}"
 
 
 def public(family: str, short: str) -> type | None:

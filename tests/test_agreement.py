@@ -32,7 +32,8 @@ from diffusion_lightning.cli import main
 from diffusion_lightning.cli.run_folder import check_ranks
 from diffusion_lightning.data import Digits
 from diffusion_lightning.distributed.timeouts import PARENT, _end, ending_with
-from diffusion_lightning.metrics import DigitsNet, FrechetDistance
+from diffusion_lightning.extractors import DigitsNet
+from diffusion_lightning.metrics import FrechetDistance
 
 from .conftest import small_config
 from .test_faults import COMMAND, alive, descendants, rank, started, wait

@@ -19,7 +19,7 @@ from diffusion_lightning.callbacks import EMA, Checkpoint, GenerativeMetrics, Lo
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.cli.fit import CLI
-from diffusion_lightning.metrics import inception
+from diffusion_lightning.extractors import inception
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.networks.unet import Attention
 from diffusion_lightning.optim import LinearWarmup

@@ -14,10 +14,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
+from diffusion_lightning.extractors import DigitsNet
 from diffusion_lightning.metrics import (
     KID,
     ClassCoverage,
-    DigitsNet,
     FrechetDistance,
     InceptionScore,
     NearestNeighbours,

@@ -14,7 +14,8 @@ from diffusion_lightning import images
 from diffusion_lightning.callbacks import GenerativeMetrics
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import KID, ClassCoverage, DigitsNet, FrechetDistance, InceptionScore, PrecisionRecall
+from diffusion_lightning.extractors import DigitsNet
+from diffusion_lightning.metrics import KID, ClassCoverage, FrechetDistance, InceptionScore, PrecisionRecall
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM, Ancestral
 

@@ -90,10 +90,10 @@ EDITS: dict[str, Callable[[Config, Path], Any]] = {
         lambda c, flag: c["trainer"]["callbacks"][2]["init_args"].update(metrics=[opened(flag)]),
     "an extractor with weights of its own":
         lambda c, flag: c["trainer"]["callbacks"][2]["init_args"]["metrics"][0]["init_args"].update(
-            extractor=spec("diffusion_lightning.metrics.InceptionV3", weights="weights.pth")),
+            extractor=spec("diffusion_lightning.extractors.InceptionV3", weights="weights.pth")),
     "an extractor of the hub":
         lambda c, flag: c["trainer"]["callbacks"][2]["init_args"]["metrics"][0]["init_args"].update(
-            extractor=spec("diffusion_lightning.metrics.CLIP", model="someone/unknown")),
+            extractor=spec("diffusion_lightning.extractors.CLIP", model="someone/unknown")),
     "a set of the hub":
         lambda c, flag: c.update(data=spec("diffusion_lightning.data.HuggingFace", name="someone/unknown")),
     "a set to be downloaded into a folder of others":

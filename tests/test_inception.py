@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from diffusion_lightning.metrics import InceptionV3, inception
+from diffusion_lightning.extractors import InceptionV3, inception
 from diffusion_lightning.metrics.evaluation import fingerprint
 from diffusion_lightning.networks.base import products
 
@@ -136,7 +136,7 @@ def test_a_run_without_weights_ends_before_it_starts(
     metrics = [
         {
             "class_path": "FrechetDistance",
-            "init_args": {"extractor": {"class_path": "diffusion_lightning.metrics.InceptionV3"}},
+            "init_args": {"extractor": {"class_path": "diffusion_lightning.extractors.InceptionV3"}},
         }
     ]
     config = small_config(tmp_path)

@@ -13,13 +13,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from diffusion_lightning import images
 from diffusion_lightning.data import Digits
+from diffusion_lightning.extractors import DigitsNet, MNISTNet
 from diffusion_lightning.metrics import (
     KID,
     ClassCoverage,
-    DigitsNet,
     FrechetDistance,
     InceptionScore,
-    MNISTNet,
     NearestNeighbours,
     PrecisionRecall,
     frechet_distance,

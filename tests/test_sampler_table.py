@@ -19,7 +19,8 @@ from diffusion_lightning import images
 from diffusion_lightning.callbacks.sampler_table import SamplerTable, _names
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import DigitsNet, FrechetDistance
+from diffusion_lightning.extractors import DigitsNet
+from diffusion_lightning.metrics import FrechetDistance
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Karras, UniformLogSNR
 
 from .test_cli import fails

@@ -16,7 +16,8 @@ from diffusion_lightning import images
 from diffusion_lightning.cli import main, score
 from diffusion_lightning.cli.commands import EXTRACTORS
 from diffusion_lightning.data import Digits
-from diffusion_lightning.metrics import DigitsNet, InceptionV3, MNISTNet, frechet_distance
+from diffusion_lightning.extractors import DigitsNet, InceptionV3, MNISTNet
+from diffusion_lightning.metrics import frechet_distance
 
 from .test_cli import fails
 from .test_inception import weights  # noqa: F401 a fixture

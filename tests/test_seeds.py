@@ -12,7 +12,8 @@ from diffusion_lightning import random
 from diffusion_lightning.callbacks import GenerativeMetrics, ReverseChain, SampleGrid, SamplerTable
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Arrays, Digits, ImageFolder
-from diffusion_lightning.metrics import KID, DigitsNet
+from diffusion_lightning.extractors import DigitsNet
+from diffusion_lightning.metrics import KID
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear

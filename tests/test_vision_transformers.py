@@ -9,7 +9,8 @@ import torch
 import transformers
 from torchvision.transforms import v2
 
-from diffusion_lightning.metrics import CLIP, DINOv2, FrechetDistance
+from diffusion_lightning.extractors import CLIP, DINOv2
+from diffusion_lightning.metrics import FrechetDistance
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 

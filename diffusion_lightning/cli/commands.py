@@ -11,9 +11,9 @@ from .errors import Arguments
 
 # The extractors' short names, for `score --extractor`; any other is given by its class path.
 EXTRACTORS = {
-    "inception": "diffusion_lightning.metrics.InceptionV3",
-    "digits": "diffusion_lightning.metrics.DigitsNet",
-    "mnist": "diffusion_lightning.metrics.MNISTNet",
+    "inception": "diffusion_lightning.extractors.InceptionV3",
+    "digits": "diffusion_lightning.extractors.DigitsNet",
+    "mnist": "diffusion_lightning.extractors.MNISTNet",
 }
 FORMATS = ("pipeline", "weights", "program")  # of `export --format`: those of interop/export.py
 

@@ -3,15 +3,16 @@
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ..files import expanded
-from ..known import FAMILIES
+from ..known import FAMILIES, current
 from .errors import fail, sentence
 
 # Imported for their names: a class known here can be written in a config without its module's path.
-NAMED = [import_module(f"{__package__.partition('.')[0]}.{family}") for family in (*FAMILIES, "loggers", "optim")]
+NAMED = [import_module(f"{__package__.partition('.')[0]}.{family}") for family in FAMILIES]
 
 
 class Parser(LightningArgumentParser):
@@ -20,9 +21,9 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:
         """The parsed configuration; whatever in it begins with `~/` lies under the home folder from here on."""
-        return _at_home(super().parse_args(*args, **kwargs))
+        return _at_home(super().parse_args(_current(args), *more, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -42,3 +43,19 @@ def _at_home(value: Any) -> Any:
     within = vars(value) if isinstance(value, Namespace) else value
     within.update({key: _at_home(x) for key, x in within.items()})
     return value
+
+
+def _current(value: Any) -> Any:
+    """The value, in which classes have the paths that this version knows them by."""
+    if isinstance(value, dict):
+        return {key: _current(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_current(x) for x in value]
+    if not isinstance(value, str):
+        return value
+    option, equals, path = value.rpartition("=")  # an option and its value in one word
+    return f"{option}{equals}{current(path)}"
+
+
+_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: _current(_yaml(text)), exceptions=(yaml.YAMLError,))

@@ -15,6 +15,7 @@ from torch import nn
 from torchmetrics import Metric
 from tqdm import tqdm
 
+from ..extractors import InceptionV3
 from ..files import cache_folder, check_file, write_text, written
 from ..image_files import SUFFIXES, Archive, Folder, contents, readable
 from ..metrics import (
@@ -22,7 +23,6 @@ from ..metrics import (
     ClassCoverage,
     FrechetDistance,
     InceptionScore,
-    InceptionV3,
     NearestNeighbours,
     PrecisionRecall,
     frechet_distance,

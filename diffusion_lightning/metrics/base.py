@@ -1,9 +1,5 @@
 """What metrics over a network's features share: `update(images, real)` over bytes, `compute()`, and a reference.
 
-An extractor is any `nn.Module` from bytes (B, C, H, W) to features (B, num_features), with the integer attribute
-`num_features` and, for the metrics' names, `name`; one that is a classifier too has `num_classes` and
-`classify(images) -> (features, logits)`.
-
 Nothing here grows with the number of images but what a metric says it keeps. Each image has a number within its set,
 of which alone it depends what is made of it: so a value is the same on any number of devices.
 """
@@ -11,18 +7,15 @@ of which alone it depends what is made of it: so a value is the same on any numb
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from .. import images as pixels
 from .. import random
 
 Reference = dict[str, Tensor]
@@ -197,54 +190,6 @@ def chosen(total: int | None, size: int, index: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _choice(total: int, size: int) -> Tensor:
     return random.permutation(total, 0, "metrics: kept", 0)[:size]
-
-
-class Shipped(nn.Module, ABC):
-    """A small classifier that ships with its weights: features for a Fréchet distance that needs no download.
-
-    They are the last convolution's, averaged over the pixels as Inception's pool3 is.
-    """
-
-    name: str
-    size: int  # height and width of its images
-    num_features: int
-    num_classes: int
-    channels = 1
-
-    def load(self) -> None:
-        """The weights that lie beside this file, and nothing to train any more."""
-        self.load_state_dict(load(self.weights().read_bytes()))
-        self.eval().requires_grad_(False)
-
-    @classmethod
-    def weights(cls) -> Path:
-        """The file of its weights."""
-        return Path(__file__).with_name(f"{cls.name}.safetensors")
-
-    @abstractmethod
-    def convolve(self, x: Tensor) -> Tensor:
-        """Floats in [-1, 1] (B, 1, H, W) to (B, num_features, h, w)."""
-
-    @abstractmethod
-    def logits(self, convolved: Tensor) -> Tensor:
-        """(B, num_features, h, w) to logits (B, num_classes)."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._convolved(images).mean((2, 3))
-
-    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The features (B, num_features) and the logits (B, num_classes) of byte images (B, 1, H, W)."""
-        convolved = self._convolved(images)
-        return convolved.mean((2, 3)), self.logits(convolved)
-
-    def _convolved(self, images: Tensor) -> Tensor:
-        shape = [self.channels, self.size, self.size]
-        if images.dtype != torch.uint8 or list(images.shape[1:]) != shape:
-            raise ValueError(
-                f"the {self.name} net was given {images.dtype} images of shape {list(images.shape[1:])}, but it knows "
-                f"bytes of shape {shape}: use it on what it was trained on, and another extractor elsewhere"
-            )
-        return self.convolve(pixels.from_uint8(images))
 
 
 class Kept:
