@@ -343,6 +343,23 @@ def test_the_current_folder_is_searched_last(flag: Path, monkeypatch: pytest.Mon
 
 
 @tried
+def test_a_file_here_with_the_name_of_a_library_is_named_in_the_refusal(
+    flag: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless PYTHONPATH names this folder, which is then searched where it stands."""
+    Path("tabnanny.py").write_text("class Net: ...")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(small_config(flag.parent)), "--model.network", "tabnanny.Net"])
+    said = capsys.readouterr().err
+    assert "an installed package is named tabnanny too (" in said
+    assert "so rename yours, name its folder by PYTHONPATH, or correct its class_path" in said
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.setattr(sys, "path", [os.getcwd(), *sys.path])
+    main(["cache"])
+    assert sys.path[0] == os.getcwd()
+
+
+@tried
 @pytest.mark.parametrize("key", [*checkpoints.KINDS])
 @pytest.mark.parametrize("reader", ["load", "fit --ckpt_path"])
 def test_a_checkpoint_whose_parts_are_of_another_kind_is_refused(

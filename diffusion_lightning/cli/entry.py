@@ -81,10 +81,18 @@ def _work(file: str, given: Any) -> None:
     # Lightning's advice to use srun is for jobs, not for whoever sits before a cluster.
     for harmless in (*NOISE, *([] if preemption.name() else [".*`srun` command is available.*"])):
         warnings.filterwarnings("ignore", harmless)
-    # A user's class in a file beside the config is found here, and last: no file there passes for a library.
-    here = os.getcwd()
-    sys.path[:] = [*(place for place in sys.path if place not in ("", here)), here]
+    _search_here_last()
     work.main(given)
+
+
+def _search_here_last() -> None:
+    """A user's class in a file beside the config is found here, but no file here passes for a library.
+
+    Unless PYTHONPATH names this folder: that is the user's word.
+    """
+    here = os.getcwd()
+    if here not in map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))):
+        sys.path[:] = [*(place for place in sys.path if place not in ("", here)), here]
 
 
 def _explained(error: Exception) -> str | None:

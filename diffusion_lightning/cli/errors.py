@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -44,7 +46,9 @@ def sentence(message: str, options: Iterable[str] = (), classes: Iterable[str] =
         return f"{found[1]} takes no {found[2]}{meant(found[2], takes)}: it takes {', '.join(takes)}"
     if found := re.search(r"class_path '([^']+)': (?:No module named|module '[^']+' has no attribute)", text):
         module, _, name = found[1].rpartition(".")
-        return f"there is no class {found[1]}{place}{meant(name, _names(module))}: correct its class_path"
+        return (
+            f"there is no class {found[1]}{place}{meant(name, _names(module))}: {_hidden(module)}correct its class_path"
+        )
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         return (
             f"there is no class {found[1]}{place}{meant(found[1], classes)}: give a class of this package by its "
@@ -76,6 +80,20 @@ def meant(name: str, among: Iterable[str]) -> str:
     near = get_close_matches(name, among, n=1, cutoff=0.7)
     near = near or [full for full in among if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _hidden(module: str) -> str:
+    """What to do if an installed package has the name of a file or folder here, which is searched last."""
+    top = module.partition(".")[0]
+    try:
+        found = find_spec(top)
+    except (ImportError, ValueError):
+        return ""
+    origin = Path((found and (found.origin or next(iter(found.submodule_search_locations or ()), ""))) or "")
+    if origin.is_relative_to(Path.cwd()) or not (Path(top).is_dir() or Path(f"{top}.py").is_file()):
+        return ""
+    fix = "so rename yours, name its folder by PYTHONPATH, or "
+    return f"an installed package is named {top} too ({origin.parent}), {fix}"
 
 
 def _parameters(class_path: str) -> list[str]:
