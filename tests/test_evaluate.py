@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,31 +75,28 @@ def test_callbacks_of_ones_own_are_left_out_and_named(
 
 # A configuration of the user's own is never removed
 
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """A folder for a file that lies directly in the system's temporary folder, where pytest's own do not."""
-    path = Path(tempfile.gettempdir(), "config of the user.yaml")
-    yield path
-    path.unlink(missing_ok=True)
-
-
-def interrupted(kind: Any, words: list[str]) -> None:
-    raise KeyboardInterrupt
-
-
-def failed(kind: Any, words: list[str]) -> None:
-    raise ValueError("it failed")
+ENDS = {"success": None, "error": ValueError("it failed"), "Ctrl-C": KeyboardInterrupt()}
 
 
 @pytest.mark.tried("Full disks and broken folders")
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
-@pytest.mark.parametrize("end", [lambda kind, words: None, failed, interrupted], ids=["success", "error", "Ctrl-C"])
-def test_the_users_config_is_there_afterwards(
-    command: str, end: Callable[..., None], temporary: Path, monkeypatch: pytest.MonkeyPatch, run: Path
+@pytest.mark.parametrize("end", ENDS)
+def test_a_config_of_the_user_outlives_the_command(
+    command: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
-    shutil.copyfile(run / "config.yaml", temporary)
-    monkeypatch.setattr(fit, "_cli", end)
-    with contextlib.suppress(SystemExit, ValueError, KeyboardInterrupt):
-        main([command, "--config", str(temporary)])
-    assert temporary.read_bytes() == (run / "config.yaml").read_bytes()
+    """Also one that lies directly in the system's temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = tmp_path / "user.yaml"
+    shutil.copyfile(run / "config.yaml", config)
+    given: list[list[str]] = []
+
+    def work(kind: Any, words: list[str]) -> None:
+        given.append(words)
+        if (error := ENDS[end]) is not None:
+            raise error
+
+    monkeypatch.setattr(fit, "_cli", work)
+    with contextlib.nullcontext() if ENDS[end] is None else pytest.raises((SystemExit, ValueError, KeyboardInterrupt)):
+        main([command, "--config", str(config)])
+    assert given == [[command, "--config", str(config)]]
+    assert config.read_bytes() == (run / "config.yaml").read_bytes()

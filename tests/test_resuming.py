@@ -77,7 +77,8 @@ LEFT = {
     "the best": (["best.ckpt"], "best.ckpt"),
     "a numbered one and the best": (["best.ckpt", "step=4.ckpt"], "step=4.ckpt"),
     "a numbered one and a state at fault": (["nonfinite.ckpt", "step=4.ckpt"], "step=4.ckpt"),
-    "a numbered one and half of the last": (["last.ckpt.part", "step=4.ckpt"], "step=4.ckpt"),
+    "a numbered one and half of the last": ([".last.ckpt.0a1b2c3d.part", "step=4.ckpt"], "step=4.ckpt"),
+    "a numbered one and half of an earlier version's": (["last.ckpt.part", "step=4.ckpt"], "step=4.ckpt"),
 }
 
 
@@ -106,9 +107,10 @@ def test_a_state_at_fault_alone_is_never_gone_on_from(tmp_path: Path, asked: str
 
 
 @tried
-def test_half_a_checkpoint_alone_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [".last.ckpt.0a1b2c3d.part", "last.ckpt.part"], ids=["this version's", "an earlier's"])
+def test_half_a_checkpoint_alone_is_not_gone_on_from(tmp_path: Path, half: str) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/last.ckpt.part").touch()
+    (tmp_path / "checkpoints" / half).touch()
     assert run_folder.start(tmp_path, "last") is None
 
 

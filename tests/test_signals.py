@@ -2,13 +2,14 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -207,6 +208,8 @@ def test_what_was_ignored_at_the_start_stays_ignored(number: int) -> None:
         signal.signal(number, handler)
 
 
+WAIT = 120  # seconds, of which a program here takes a few
+
 HELD = """
 import sys, time
 from pathlib import Path
@@ -216,7 +219,7 @@ with job.listening():
     print("held", flush=True)
     while not job.asked():
         time.sleep(0.001)
-    for _ in range(1000 if sys.argv[1] == "works on" else 3):
+    for _ in range(int(sys.argv[2])):
         print("a word", flush=True)
         time.sleep(0.01)
     Path(sys.argv[1]).touch()
@@ -224,65 +227,92 @@ with job.listening():
 
 
 @TRIED
-def test_a_second_ctrl_c_ends_it_at_once_and_the_first_says_so() -> None:
-    words = [sys.executable, "-c", HELD, "works on"]
+def test_a_second_ctrl_c_ends_it_at_once_and_the_first_says_so(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    words = [sys.executable, "-c", HELD, str(saved), "1000"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "a word\n"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate()
+        _, said = process.communicate(timeout=WAIT)
     assert process.returncode == -signal.SIGINT
     assert said.strip() == "Ctrl-C: saves after this step and leaves; press it again to end at once, unsaved"
+    assert not saved.exists()
+
+
+class Terminal:
+    """A program at a terminal of its own, killed at the end if it still runs."""
+
+    def __init__(self, *words: str) -> None:
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            try:
+                os.execve(words[0], words, {**os.environ, "OMP_NUM_THREADS": "1"})
+            finally:
+                os._exit(127)  # else a second pytest would go on here
+        self.said, self.end = b"", time.monotonic() + WAIT
+        self.status: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.status is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def read(self) -> bool:
+        """Whether there may be more to read, after a tenth of a second at most."""
+        assert time.monotonic() < self.end, self.said
+        if select.select([self.descriptor], [], [], 0.1)[0]:
+            try:
+                self.said += os.read(self.descriptor, 10_000)
+            except OSError:  # the last process closed it
+                return False
+        return True
+
+    def wait(self) -> int:
+        """The status with which the program ended."""
+        while self.status is None:
+            assert time.monotonic() < self.end + WAIT, self.said
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = status if ended else None
+            time.sleep(0.01)
+        return os.waitstatus_to_exitcode(self.status)
 
 
 @TRIED
 def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path: Path) -> None:
     """Whoever closes a terminal has no more use for words, but for the checkpoint."""
     saved = tmp_path / "saved"
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-c", HELD, str(saved)])
-    while b"held" not in os.read(terminal, 1000):
-        pass
-    os.close(terminal)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    with Terminal(sys.executable, "-c", HELD, str(saved), "3") as terminal:
+        while b"held" not in terminal.said:
+            terminal.read()
+        os.close(terminal.descriptor)
+        assert terminal.wait() == 0
     assert saved.exists()
 
 
 @TRIED
 @pytest.mark.slow
 def test_ctrl_c_at_a_terminal_reaches_all_processes_and_one_of_them_speaks(tmp_path: Path) -> None:
-    """Two processes on one machine, as Lightning starts them; then the same, closed in the middle."""
+    """Two processes on one machine, as Lightning starts them."""
     config = long_run(tmp_path, **{"trainer.max_steps": 50_000, "trainer.limit_val_batches": 0,
                                    "trainer.logger": False, "trainer.devices": 2, "trainer.strategy": "ddp",
                                    "checkpoint.every_n_train_steps": 5, "data.init_args.num_workers": 1,
                                    "model.init_args.lr_scheduler": None})  # fmt: skip
-    last = tmp_path / "run/checkpoints/last.ckpt"
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "diffusion_lightning", "fit", "--config", str(config),
-                                  "--trainer.callbacks", "[]"])  # fmt: skip
-    said, pressed = b"", False
-    while True:
-        os.set_blocking(terminal, False)
-        try:
-            read_now = os.read(terminal, 10_000)
-        except BlockingIOError:
-            read_now = b" "
-            time.sleep(0.05)
-        except OSError:  # the last process closed it
-            break
-        said += read_now.strip(b" ") or b""
-        if last.exists() and not pressed:
-            os.write(terminal, b"\x03")
-            pressed = True
-    _, status = os.waitpid(pid, 0)
-    text = said.decode()
-    assert os.waitstatus_to_exitcode(status) == 130, text
+    last, pressed = tmp_path / "run/checkpoints/last.ckpt", False
+    words = ["fit", "--config", str(config), "--trainer.callbacks", "[]"]
+    with Terminal(sys.executable, "-m", "diffusion_lightning", *words) as terminal:
+        while terminal.read():
+            if last.exists() and not pressed:
+                os.write(terminal.descriptor, b"\x03")
+                pressed = True
+        status = terminal.wait()
+    text = terminal.said.decode()
+    assert status == 130, text
     assert "Traceback" not in text
     assert text.count("stopped by Ctrl-C at step") == 1, text
     assert text.count("press it again") == 1, text
