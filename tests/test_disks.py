@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert str(tmp_path / "out") in said
     left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     if command == "predict into an archive":
-        assert left == [f"out.npz.parts/00000{k}.png" for k in range(len(left))]
+        assert left == [f"out.npz.parts/00000{k}.png" for k in range(3)]
         assert f"{len(left)} samples are kept in {tmp_path / 'out.npz.parts'}, and the same command goes on" in said
     else:
         assert left == []

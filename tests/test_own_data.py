@@ -1,5 +1,6 @@
 """A user's own loaders and sets: what a batch may look like, and what is refused, with a sentence, before training."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -378,10 +379,12 @@ def test_stratified_times_stay_in_their_part_where_an_epoch_ends_early(n: int, a
     """Of the last step: image i of m has its time in part i of m, as in every other step."""
     spy = Spy()
     trainer(tmp_path, spy, accumulate_grad_batches=accumulate).fit(model(timesteps=Stratified()), images(n, 4))
-    for outputs in (o for o in spy.train if int(o["step"]) == int(spy.train[-1]["step"])):
-        m = n % (4 * accumulate) or 4 * accumulate
+    m = n % (4 * accumulate) or 4 * accumulate
+    batches = spy.train[-math.ceil(m / 4) :]
+    assert torch.cat([outputs["sample"] for outputs in batches]).tolist() == list(range(m))
+    for outputs in batches:
         # Before the step's last batch comes, it is taken to be full.
-        parts = m if outputs is spy.train[-1] else -(-m // 4) * 4
+        parts = m if outputs is batches[-1] else math.ceil(m / 4) * 4
         t, i = outputs["t"] - 1, outputs["sample"]
         assert (50 * i // parts <= t).all()
         assert (t * parts < 50 * (i + 1)).all()

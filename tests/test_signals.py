@@ -182,15 +182,13 @@ def test_what_makes_one_thing_keeps_nothing_and_says_so(
 ) -> None:  # fmt: skip
     out, ckpt = tmp_path / "out", str(run / "checkpoints/last.ckpt")
     place, name, words = {
-        "score": (score, "_scores", [str(tmp_path), str(tmp_path), "--extractor", "digits", "--json", str(out)]),
+        "score": (score, "_Side", [str(tmp_path), str(tmp_path), "--extractor", "digits", "--json", str(out)]),
         "export": (model_card, "text", [ckpt, str(out), "--format", "weights"]),
         "import": (convert, "_open", [ckpt, str(out)]),
         "selftest": (selftest, "checks", ["--device", "cpu"]),
     }[command]
-    if command == "score":
-        before(monkeypatch, score, "_Side", number)
-    else:
-        before(monkeypatch, place, name, number)
+    monkeypatch.chdir(tmp_path)  # where a file of selftest's would be seen
+    before(monkeypatch, place, name, number)
     assert left(capsys, number, command, *words).endswith(NOTHING)
     assert list(tmp_path.iterdir()) == []
 
@@ -262,6 +260,12 @@ class Terminal:
         if self.status is None:
             os.killpg(self.pid, signal.SIGKILL)
             self.wait()
+        self.close()
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def read(self) -> bool:
         """Whether there may be more to read, after a tenth of a second at most."""
@@ -289,8 +293,8 @@ def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path: Path) -> None
     saved = tmp_path / "saved"
     with Terminal(sys.executable, "-c", HELD, str(saved), "3") as terminal:
         while b"held" not in terminal.said:
-            terminal.read()
-        os.close(terminal.descriptor)
+            assert terminal.read(), terminal.said
+        terminal.close()
         assert terminal.wait() == 0
     assert saved.exists()
 

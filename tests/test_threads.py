@@ -73,16 +73,6 @@ def test_the_number_of_threads_follows_affinity_and_the_containers_quota(
     assert threads.available(tmp_path) == count
 
 
-@tried
-def test_the_number_of_threads_is_the_same_while_another_process_works() -> None:
-    before = threads.available()
-    with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as busy:
-        try:
-            assert threads.available() == before <= len(os.sched_getaffinity(0))
-        finally:
-            busy.kill()
-
-
 def settled(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], loaded: bool = False) -> dict[str, str]:
     """The environment that `settle` leaves, before torch is loaded or after."""
     monkeypatch.setattr(os, "environ", dict(environment))
