@@ -4,7 +4,9 @@ import sys
 import warnings
 from importlib import import_module
 
-NAMES = ("train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start", "shared", "tried")
+NAMES = (
+    "train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start", "shared", "identical", "tried",
+)  # fmt: skip
 
 
 def main() -> None:
