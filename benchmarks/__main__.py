@@ -5,7 +5,8 @@ import warnings
 from importlib import import_module
 
 NAMES = (
-    "train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start", "shared", "identical", "tried",
+    "train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start", "shared", "identical",
+    "tried",
 )  # fmt: skip
 
 

@@ -55,9 +55,9 @@ class Step:
     ) -> None:
         self.net: UNet = network(size).to(device)
         if last is None:
-            self.net.lay_out(torch.device(device), reduced, compiled)
+            self.net.set_memory_format(torch.device(device), reduced, compiled)
         else:
-            self.net.lay_out(torch.device("cpu"), reduced=not last)
+            self.net.set_memory_format(torch.device("cpu"), reduced=not last)
         shape = recipe(size)["model"]["init_args"]["shape"]
         self.x_t, self.eps = (torch.randn(batch, *shape, device=device) for _ in range(2))
         self.index = torch.randint(0, 1000, (batch,), device=device)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from diffusion_lightning.callbacks.throughput import forward_flops
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.records import read
 
@@ -24,7 +23,7 @@ def row(path: Path) -> str:
     """A line of the table."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     model = read(config["model"], Diffusion, "model").make()
-    forward, T = forward_flops(model), model.schedule.T
+    forward, T = model.operations(), model.schedule.T
     parameters = sum(p.numel() for p in model.parameters())
     training = 3 * forward * config["data"]["init_args"]["batch_size"] * config["trainer"]["max_steps"]
     samples = 0

@@ -94,7 +94,7 @@ def whole(net: UNet, shape: tuple[int, int, int], n: int, who: list[str], rounds
 
     def side(reduced: bool, compiled: bool) -> Callable[[], Tensor]:
         copied = copy.deepcopy(net)
-        copied.lay_out(torch.device(device), reduced)
+        copied.set_memory_format(torch.device(device), reduced)
         module = Diffusion(copied, Cosine(1000), shape).to(device).eval()
         if compiled:
             module.compile()

@@ -30,8 +30,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from diffusion_lightning.callbacks.throughput import flops, peak
+from diffusion_lightning.callbacks.throughput import peak
 from diffusion_lightning.cli import main as command
+from diffusion_lightning.modules.base.shapes import operations
 from diffusion_lightning.networks import UNet
 
 from . import peers
@@ -94,7 +95,7 @@ def memory(device: str) -> int:
 
 
 def facts(net: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
-    return {"parameters": sum(p.numel() for p in net.parameters()), "operations": 3 * flops(net, shape)}
+    return {"parameters": sum(p.numel() for p in net.parameters()), "operations": 3 * operations(net, shape)}
 
 
 def write_images(size: str, root: Path) -> None:

@@ -15,6 +15,7 @@ class Conditioner(nn.Module, ABC):
     """y → c, the condition that says nothing, and how often training is given it."""
 
     dropout = 0.0
+    conditional = True  # whether the network is given anything
 
     @abstractmethod
     def forward(self, y: Tensor) -> Tensor | None:
@@ -26,6 +27,9 @@ class Conditioner(nn.Module, ABC):
         Raises:
             ValueError: names one that is not.
         """
+
+    def check_training(self, y: Tensor) -> None:
+        """Raise ValueError if a training set of these conditions (N,) teaches nothing about them."""
 
     @abstractmethod
     def default(self, number: Tensor) -> Tensor:
@@ -48,6 +52,8 @@ class Conditioner(nn.Module, ABC):
 
 class Unconditional(Conditioner):
     """c = None: the network sees the image and the time alone."""
+
+    conditional = False
 
     def forward(self, y: Tensor) -> None:
         return None
@@ -96,6 +102,13 @@ class ClassLabels(Conditioner):
             raise ValueError(
                 f"a label is {int(strays[0])}, but the model knows {self.classes} classes: give labels "
                 f"0 … {self.classes - 1}" + (f", or {self.classes} for no class" if rows > self.classes else "")
+            )
+
+    def check_training(self, y: Tensor) -> None:
+        if (y == y[0]).all():
+            raise ValueError(
+                f"the conditioner knows {self.classes} classes, but all training images are of class {int(y[0])}: let "
+                "the data tell the classes, or leave the conditioner out"
             )
 
     def default(self, number: Tensor) -> Tensor:

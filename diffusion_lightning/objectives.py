@@ -19,6 +19,8 @@ from .schedules import Schedule
 class Weighting(ABC):
     """How much each example's squared error counts."""
 
+    trains_mean = True  # whether it trains the mean at all
+
     @abstractmethod
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
         """(B,) float64 factors of ‖target - output‖² at times t (B,).
@@ -42,6 +44,8 @@ class Nothing(Weighting):
 
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, section 3.3.
     """
+
+    trains_mean = False
 
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
         return torch.zeros_like(schedule.snr(t))

@@ -1,6 +1,8 @@
 """The floors of the house: imports run strictly downwards, in the shell too, and the mathematics is below Lightning."""
 
 import ast
+import inspect
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,32 @@ def test_the_package_imports_nothing_at_first() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     eager = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert set(eager) <= {"importlib", "importlib.metadata", "typing"}
+
+
+FAMILIES = ("conditioning", "denoising", "extractors", "likelihood", "networks", "objectives", "samplers", "schedules")
+
+
+def members(family: str) -> set[str]:
+    """The concrete classes of a family."""
+    name = f"diffusion_lightning.{family}"
+    found = [kind for kind in vars(import_module(name)).values() if isinstance(kind, type)]
+    return {kind.__name__ for kind in found if kind.__module__.startswith(name) and not inspect.isabstract(kind)}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_object_is_asked_and_never_its_class(path: Path) -> None:
+    """No isinstance of a family's member outside of its file, so that a user's class gets the same treatment."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    concrete = set().union(*map(members, FAMILIES)) - {"Prediction"}  # a value, of which there are no others
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            asked = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            assert not asked & concrete - own, f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "callbacks").rglob("*.py")), ids=lambda path: path.name)
+def test_a_callback_knows_no_schedule_network_or_denoiser(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("schedule", "network", "denoiser", "conditioner"), f"{path}:{node.lineno}"

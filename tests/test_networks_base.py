@@ -63,8 +63,8 @@ def test_dropouts_gradient_is_its_mask() -> None:
 def test_a_u_nets_features_lie_as_its_weights_do(reduced: bool, layout: torch.memory_format) -> None:
     """All of them: one in another order, as the ambiguous strides of a 1×1 kernel bring about, costs copies."""
     network = UNet(1, 8, 32, (1, 2), 1, (8,), 0.0, 8)
-    network.lay_out(torch.device("cpu"), not reduced)
-    network.lay_out(torch.device("cpu"), reduced)
+    network.set_memory_format(torch.device("cpu"), not reduced)
+    network.set_memory_format(torch.device("cpu"), reduced)
     seen = []
 
     def look(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
@@ -85,7 +85,7 @@ def test_the_layout_changes_no_number() -> None:
         nn.init.normal_(p, std=0.1)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 900])
     first = network(x, t)
-    network.lay_out(torch.device("cpu"), reduced=True)
+    network.set_memory_format(torch.device("cpu"), reduced=True)
     torch.testing.assert_close(network(x, t), first)
 
 
@@ -93,7 +93,7 @@ def test_the_layout_changes_no_number() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_trained_compiled_on_a_gpu_the_weights_lie_as_gradients_come(device: str, compiled: bool) -> None:
     network = UNet(1, 8, 32, (1, 2), 1, (8,), 0.0, 8)
-    network.lay_out(torch.device(device), False, compiled)
+    network.set_memory_format(torch.device(device), False, compiled)
     last = not (device == "cuda" and compiled)
     assert network.leave.weight.is_contiguous(memory_format=torch.channels_last) == last
     assert all(p.is_contiguous() != last for p in network.parameters() if p.shape[2:] == (3, 3) and p.shape[1] > 1)

@@ -1,7 +1,6 @@
 """The chain's picture: what is in it, where it lies, and that it is the way of the very samples."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from diffusion_lightning import images
 from diffusion_lightning.callbacks.reverse_chain import ReverseChain
 from diffusion_lightning.callbacks.sample_grid import SampleGrid
 from diffusion_lightning.cli import main
+from diffusion_lightning.denoising import Velocity
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM, Ancestral, Heun, Karras, Leading, Sampler, Trailing, UniformLogSNR
 from diffusion_lightning.schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
@@ -77,7 +77,7 @@ def test_after_every_validation_the_way_of_the_samples_that_generate_gives(tmp_p
     chain = np.asarray(Image.open(tmp_path / "run/chains/step=6.png"))
     assert np.array_equal(chain, np.asarray(Album.pictures[-1][2]))
     assert chain.shape == (3 * 72 + 8, 4 * 72 + 8)
-    final, start = model.generate(3, sampler, seed=5), model.generate(3, start_only, seed=5)  # type: ignore[arg-type]
+    final, start = model.generate(3, sampler, seed=5), model.generate(3, start_only, seed=5)
     assert np.array_equal(chain[:, -80:], column(final))
     assert np.array_equal(chain[:, :80], column(start))
     grid = np.asarray(Image.open(tmp_path / "run/samples/step=6.png"))
@@ -119,7 +119,7 @@ def test_the_frames_are_even_in_what_there_is_to_see(schedule: Schedule, spacing
 def shown(sampler: Sampler, schedule: Schedule) -> tuple[ReverseChain, list[int], list[int]]:
     """A chain, the times that its sampler visits, and those that are shown, in their order."""
     chain = ReverseChain(sampler=sampler)
-    chain.setup(None, SimpleNamespace(schedule=schedule), "fit")  # type: ignore[arg-type]
+    chain.setup(None, Diffusion(tiny_unet(), schedule, (1, 8, 8), Velocity()), "fit")  # type: ignore[arg-type]
     visited = sampler.times(schedule)
     return chain, visited, [t for t in visited if t in chain._shown]
 

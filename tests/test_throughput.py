@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lightning.callbacks import throughput
-from diffusion_lightning.callbacks.throughput import Throughput, forward_flops
+from diffusion_lightning.callbacks.throughput import Throughput
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels
 from diffusion_lightning.modules import Diffusion
@@ -73,7 +73,7 @@ def by_layers(network: nn.Module, *given: Tensor) -> int:
     ids=["DDPM", "ADM"],
 )  # fmt: skip
 def test_the_u_nets_operations_layer_by_layer(network: UNet) -> None:
-    counted = forward_flops(model(network, 3, 32, 32))
+    counted = model(network, 3, 32, 32).operations()
     assert counted == by_layers(network, torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
 
 
@@ -83,11 +83,11 @@ def test_products_that_a_cpu_is_spared_are_counted() -> None:
     given = torch.zeros(1, 3, 64, 64), torch.zeros(1, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         network(*given)
-    assert counter.get_total_flops() < forward_flops(model(network, 3, 64, 64)) == by_layers(network, *given)
+    assert counter.get_total_flops() < model(network, 3, 64, 64).operations() == by_layers(network, *given)
 
 
 def test_the_cifar10_networks_operations() -> None:
-    assert forward_flops(model(UNet(), 3, 32, 32)) / 1e9 == pytest.approx(12.4, abs=0.05)
+    assert model(UNet(), 3, 32, 32).operations() / 1e9 == pytest.approx(12.4, abs=0.05)
 
 
 def test_the_transformers_operations_by_formula() -> None:
@@ -95,9 +95,9 @@ def test_the_transformers_operations_by_formula() -> None:
     network = DiT(in_channels=1, size=8, patch=2, width=width, depth=depth, heads=4)
     block = 6 * width**2 + tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width
     ends = 256 * width + width**2 + 2 * width**2 + tokens * 2 * 4 * width
-    assert forward_flops(model(network, 1, 8, 8)) == 2 * (depth * block + ends)
+    assert model(network, 1, 8, 8).operations() == 2 * (depth * block + ends)
     told = model(network, 1, 8, 8, conditioner=ClassLabels(10, width))
-    assert forward_flops(told) == 2 * (depth * block + ends)
+    assert told.operations() == 2 * (depth * block + ends)
 
 
 class Encoder(nn.Module):
@@ -115,15 +115,15 @@ class Encoder(nn.Module):
 
 def test_pytorchs_own_layers_do_not_hide() -> None:
     tokens, layer = 64, 64 * (4 * 16**2 + 2 * 16 * 32) + 2 * 64**2 * 16
-    assert forward_flops(model(Encoder(), 1, 8, 8)) == 2 * (2 * layer + 2 * tokens * 16)
+    assert model(Encoder(), 1, 8, 8).operations() == 2 * (2 * layer + 2 * tokens * 16)
 
 
 def test_counting_asks_the_weights_where_they_are() -> None:
     """Before it has moved a model, Lightning has it say that it is where it will be."""
     found = model(tiny_unet(), 1, 8, 8)
-    expected = forward_flops(found)
+    expected = found.operations()
     found._device = torch.device("cuda:0")
-    assert forward_flops(found) == expected > 0
+    assert found.operations() == expected > 0
 
 
 class Curious(nn.Module):
@@ -142,7 +142,7 @@ def test_counting_leaves_everything_as_it_was(network: nn.Module) -> None:
     found = model(network, 1, 8, 8)
     before = {name: x.clone() for name, x in found.state_dict().items()}
     noise = torch.get_rng_state()
-    counted = forward_flops(found)
+    counted = found.operations()
     assert torch.equal(noise, torch.get_rng_state())
     assert network.training
     assert all(torch.equal(x, before[name]) for name, x in found.state_dict().items())

@@ -1,13 +1,13 @@
 """The curve of the variational bound's terms over t, which says where the bits go."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ..modules.base.generative import generative
 from .base import save_picture, save_table
 
 
@@ -17,13 +17,13 @@ class BoundCurve(Callback):
     Entry t is the term L_{t-1}: the decoder's at t = 1, a KL at each other.
     """
 
-    def on_test_end(self, trainer: Trainer, module: Any) -> None:
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         bound = getattr(module, "bound", None)
         if bound is None or not trainer.is_global_zero:
             return
         rows = [(t, bits) for t, bits in enumerate(bound.tolist(), start=1) if bits == bits]  # measured at all
         save_table(Path(trainer.default_root_dir) / "bound.csv", [("t", "bits_per_dim"), *rows])
-        save_picture(trainer, "bound.png", draw(bound), "test/bound", module.steps_done)
+        save_picture(trainer, "bound.png", draw(bound), "test/bound", generative(module, self).steps_done)
 
 
 def draw(bound: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -10,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from tqdm import tqdm
 
+from ..modules.base.generative import generative
 from ..samplers import Ancestral, Sampler
 from .base import Round, Scoring, save_picture
 
@@ -53,9 +53,9 @@ class GenerativeMetrics(Scoring):
         self.protocol = {"val": (n, sampler or Ancestral()), "test": (test_n, test_sampler or Ancestral())}
         self._trained: tuple[int, float] | None = None  # the step and the moment at which training began
 
-    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         n, sampler = self.protocol["test" if stage == "test" else "val"]
-        sampler.times(module.schedule)
+        generative(module, self).check(sampler)
         self.check(trainer, n)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -68,7 +68,7 @@ class GenerativeMetrics(Scoring):
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._evaluate(trainer, module, "test")
 
-    def _evaluate(self, trainer: Trainer, module: Any, stage: str) -> None:
+    def _evaluate(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         began = time.monotonic()
         n, sampler = self.protocol[stage]
         done = self.round(trainer, module, stage, n, sampler, uncertainty=stage == "test")
@@ -77,7 +77,7 @@ class GenerativeMetrics(Scoring):
         module.log("cost/sampling_seconds", done.sampling, sync_dist=True)
         module.log("cost/scoring_seconds", done.scoring, sync_dist=True)
         if trainer.is_global_zero:
-            self._save_pictures(trainer, module.steps_done)
+            self._save_pictures(trainer, generative(module, self).steps_done)
             if self._trained is not None and trainer.state.fn == TrainerFn.FITTING:
                 step, since = self._trained
                 self._tell_cost(trainer, n, done, trainer.global_step - step, began - since)

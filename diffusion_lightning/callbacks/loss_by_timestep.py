@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ..modules.base.generative import generative
+
 
 class LossByTimestep(Callback):
     """Logs the mean loss of the examples whose t lies in each of some equal bands of 1 … T.
@@ -25,8 +27,13 @@ class LossByTimestep(Callback):
         self._sums: Tensor | None = None
         self._restored: Tensor | None = None
 
-    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
-        T = module.schedule.T
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        T = generative(module, self).T
+        if T is None:
+            raise ValueError(
+                f"LossByTimestep divides losses by their time, but those of {type(module).__name__} have none: leave "
+                "LossByTimestep out"
+            )
         bands = min(self.bands, T)
         starts = [1 + k * T // bands for k in range(bands + 1)]
         digits = len(str(T))

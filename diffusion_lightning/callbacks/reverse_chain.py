@@ -1,12 +1,12 @@
 """The way from noise to image after every validation: a few samples, each a strip of its x_t."""
 
 from functools import partial
-from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from ..modules.base.generative import Generative, generative
 from ..samplers import Sampler
 from ..samplers.base import nearest
 from .base import SamplePicture
@@ -39,16 +39,15 @@ class ReverseChain(SamplePicture):
             raise ValueError(f"a chain of {frames} frames has no way from noise to image: give frames ≥ 2")
         self.frames = frames
 
-    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
-        times = self.sampler.times(module.schedule)[::-1]  # rising from 0
-        signal, noise = module.schedule.roots(torch.tensor(times))
-        angle = torch.atan2(noise, signal).flatten().cpu()
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        angles = generative(module, self).angles(self.sampler)
+        times, angle = list(angles), torch.tensor(list(angles.values()), dtype=torch.float64)
         frames = min(self.frames, len(times))
         wanted = torch.linspace(0, float(angle[-1]), frames, dtype=torch.float64)
         self._shown = {times[i] for i in nearest(angle[1:], wanted[1:])}
         self.columns = frames
 
-    def make(self, module: Any, n: int, first: int) -> Tensor:
+    def make(self, module: Generative, n: int, first: int) -> Tensor:
         frames: list[Tensor] = []
 
         def watch(t: int, x_t: Tensor) -> None:

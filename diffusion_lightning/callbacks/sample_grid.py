@@ -1,9 +1,8 @@
 """A grid of samples after every validation: the same noise each time, so that one watches them form."""
 
-from typing import Any
-
 from torch import Tensor
 
+from ..modules.base.generative import Generative
 from ..samplers import Sampler
 from .base import SamplePicture
 
@@ -24,5 +23,5 @@ class SampleGrid(SamplePicture):
     def __init__(self, n: int = 64, sampler: Sampler | None = None, seed: int = 0) -> None:
         super().__init__(n, sampler, seed)
 
-    def make(self, module: Any, n: int, first: int) -> Tensor:
+    def make(self, module: Generative, n: int, first: int) -> Tensor:
         return module.generate(n, self.sampler, seed=self.seed, first=first)

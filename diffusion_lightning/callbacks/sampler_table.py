@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 
+from ..modules.base.generative import generative
 from ..samplers import Sampler
 from .base import Scoring, save_table
 
@@ -58,10 +59,10 @@ class SamplerTable(Scoring):
             for number in steps
         ]
 
-    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage == "test":
             for _, _, sampler in self.rows:
-                sampler.times(module.schedule)
+                generative(module, self).check(sampler)
             self.check(trainer, self.n)
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -80,9 +81,8 @@ class SamplerTable(Scoring):
             logger: Any
             for logger in trainer.loggers:
                 if hasattr(logger, "log_table"):
-                    logger.log_table(
-                        "samplers", list(table[0]), [list(row.values()) for row in table], step=module.steps_done
-                    )
+                    columns, lines = list(table[0]), [list(row.values()) for row in table]
+                    logger.log_table("samplers", columns, lines, step=generative(module, self).steps_done)
 
 
 def _with_steps(sampler: Sampler, steps: int) -> Sampler:

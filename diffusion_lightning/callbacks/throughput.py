@@ -2,18 +2,15 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..modules.base import batches
-from ..modules.base.shapes import without_memory
+from ..modules.base.generative import generative
 from ..networks.base import products
 from .base import now
 
@@ -47,7 +44,7 @@ class Throughput(Callback):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
-            self._forward = forward_flops(module)  # of the whole network, which later may be sharded
+            self._forward = generative(module, self).operations()  # of the whole network, which later may be sharded
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._step, self._images = trainer.global_step, 0
@@ -96,37 +93,6 @@ class Throughput(Callback):
             if (memory := _memory(module.device)) is not None:
                 module.log("throughput/memory_gib", memory / 2**30, rank_zero_only=True)
             self._begin(moment)
-
-
-def forward_flops(model: Any) -> int:
-    """Operations of a model's network on one image: two a multiplication and addition of products and convolutions.
-
-    Attention is counted, what is done to each number by itself is not. Nothing is computed where PyTorch can follow
-    the shapes alone.
-    """
-    index = torch.zeros(1, dtype=torch.long, device=next(model.parameters()).device)
-    return flops(model.denoiser.network, model.shape, model.conditioner(index))
-
-
-def flops(network: nn.Module, shape: Sequence[int], c: Tensor | None = None) -> int:
-    """Operations of a network on one image of `shape` (C, H, W), by its definition, however a device saves some."""
-    try:
-        return _counted(without_memory(network), torch.device("meta"), shape, c)
-    except Exception:  # whatever an operation raises that must see numbers
-        return _counted(network, next(network.parameters()).device, shape, c)
-
-
-def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: Tensor | None) -> int:
-    image, index = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
-    was_training = network.training
-    network.eval()
-    try:
-        # Gradients as in training: without, PyTorch's own layers of transformers are one operation that is not counted.
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            network.forward(image, index, c if c is None else c.to(device))  # not by a call, which may be compiled
-    finally:
-        network.train(was_training)
-    return counter.get_total_flops()
 
 
 def _dtype(precision: str) -> torch.dtype:

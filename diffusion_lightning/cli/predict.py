@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from .. import checkpoints, files, random, samplers
 from ..callbacks import Preemption, SampleWriter
-from ..conditioning import Unconditional, conditions
+from ..conditioning import conditions
 from ..distributed import preemption, threads, timeouts
 from ..guidance import ClassifierFree
 from ..image_files import ORIGIN, contents, origin
@@ -157,7 +157,7 @@ def _class(model: Diffusion, y: int | str | None) -> int | None:
             f"the model draws {model.shape[0]} channels, but a picture has 1 or 3: call generate of the loaded model, "
             "which gives tensors, and decode them"
         )
-    if y is not None and isinstance(model.conditioner, Unconditional):
+    if y is not None and not model.conditioner.conditional:
         raise ValueError(f"--y {y} asks for a class, but the model was trained without any: leave it out")
     if y is None:
         return None

@@ -61,7 +61,7 @@ def convert(
         theirs = records.read(description, Diffusion, "model").arguments["schedule"].make()
         _check_schedule(theirs.alpha_bar, model.schedule.alpha_bar, source)
     network = model.denoiser.network
-    if not isinstance(network, layout.network):
+    if not layout.stores(network):
         raise ValueError(
             f"{source} holds a {layout.network.__name__} of {layout.name}, but the configuration's network is a "
             f"{type(network).__name__}: give the configuration it belongs to"

@@ -18,10 +18,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..conditioning import Unconditional
 from ..files import left, locked, sweep, write_text, written, written_folder
 from ..modules import Diffusion
-from ..networks import UNet
 from . import model_card
 from .diffusers import PREDICTS, Diffusers, scheduler_config, unet_config
 
@@ -64,12 +62,12 @@ def check_pipeline(model: Diffusion) -> None:
         ValueError: names what they cannot.
     """
     instead = "export its weights or its program, by --format weights or --format program"
-    network = model.denoiser.network
-    if not isinstance(network, UNet) and type(network).__name__ != "UNet2DModel":
+    network: Any = model.denoiser.network
+    if not Diffusers().stores(network) and type(network).__name__ != "UNet2DModel":
         raise ValueError(
             f"the network is a {type(network).__name__}, but diffusers' DDPMPipeline takes a U-Net: {instead}"
         )
-    if not isinstance(model.conditioner, Unconditional):
+    if model.conditioner.conditional:
         raise ValueError(f"the model has a condition, but diffusers' DDPMPipeline has none: {instead}")
     predicts = type(model.denoiser.parameterization).__name__
     if predicts not in PREDICTS.values():
@@ -81,14 +79,14 @@ def check_pipeline(model: Diffusion) -> None:
             f"the network is fed 1000/T·(t - 1) with T = {model.schedule.T}, but diffusers' schedulers feed it whole "
             f"numbers: {instead}"
         )
-    if isinstance(network, UNet):
+    if Diffusers().stores(network):
         unet_config(network)
 
 
 def pipeline(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     """`model_index.json`, `unet/` and `scheduler/`."""
     network: Any = model.denoiser.network
-    if isinstance(network, UNet):
+    if Diffusers().stores(network):
         config, stored = unet_config(network), Diffusers().write(network, dict(network.named_parameters()))
     else:  # diffusers' own
         config = {"_class_name": "UNet2DModel"} | {k: v for k, v in network.config.items() if not k.startswith("_")}
@@ -136,7 +134,7 @@ class Program(nn.Module):
 def program(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     """`denoiser.pt2`, for batches of any size."""
     example: list[Any] = [torch.zeros(2, *model.shape), torch.ones(2, dtype=torch.long)]
-    if not isinstance(model.conditioner, Unconditional):
+    if model.conditioner.conditional:
         example.append(torch.zeros(2, dtype=torch.long))
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad():

@@ -59,11 +59,15 @@ class Layout(ABC):
     network: type[nn.Module]  # ours
     labels: str  # their table of the classes' embeddings, which here is the conditioner's
 
+    def stores(self, network: nn.Module) -> bool:
+        """Whether it is a layout of such a network."""
+        return isinstance(network, self.network)
+
     @abstractmethod
-    def pairs(self, network: nn.Module) -> Iterator[Pair]:
+    def pairs(self, network: Any) -> Iterator[Pair]:
         """One for each parameter of the network."""
 
-    def derived(self, network: nn.Module) -> Weights:
+    def derived(self, network: Any) -> Weights:
         """Tensors of theirs that hold no weights of ours: what is worked out anew here and not read."""
         return {}
 

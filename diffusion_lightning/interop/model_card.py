@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoints
-from ..conditioning import Unconditional
 from ..modules import Diffusion
 
 SAMPLING = {
@@ -51,7 +50,7 @@ def text(model: Diffusion, checkpoint: dict[str, Any], ckpt: str, formats: Colle
     config = checkpoints.config(checkpoint, ckpt)
     return CARD.format(
         library="diffusers" if "pipeline" in formats else "pytorch",
-        tags=f"ddpm, diffusion, {'un' if isinstance(model.conditioner, Unconditional) else 'class-'}conditional",
+        tags=f"ddpm, diffusion, {'class-' if model.conditioner.conditional else 'un'}conditional",
         title=_title(config, ckpt),
         facts=_table(_facts(model, checkpoint, config)),
         measured=_measured(checkpoint, Path(ckpt)),
@@ -65,7 +64,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _code(name: str, model: Diffusion) -> str:
     batch = ", ".join(map(str, (4, *model.shape)))
-    classes = "" if isinstance(model.conditioner, Unconditional) else ", torch.zeros(4, dtype=torch.long)"
+    classes = ", torch.zeros(4, dtype=torch.long)" if model.conditioner.conditional else ""
     code = SAMPLING[name].replace("BATCH", batch).replace("CLASS", classes)
     return code.replace("TIME", str(model.schedule.T))
 

@@ -1,3 +1,4 @@
-"""LightningModules, one per training objective."""
+"""LightningModules, one per training objective; what makes images is a `Generative`."""
 
+from .base.generative import Generative as Generative
 from .diffusion import Diffusion as Diffusion

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,18 +24,19 @@ from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
 from ..guidance import ClassifierFree
 from ..likelihood import VLB, bits_per_dim
-from ..networks import UNet
-from ..objectives import Nothing, Simple, TimestepSampler, Uniform, Weighting
-from ..samplers import Sampler
+from ..objectives import Simple, TimestepSampler, Uniform, Weighting
+from ..samplers import Ancestral, Sampler
 from ..schedules import Schedule
 from .base import batches, checks, compiling, gradients, memory
 from .base.bound import PARTS, Bound
+from .base.generative import Generative
+from .base.shapes import operations
 
 # The bound as a loss: nothing is clipped, so that every error has a gradient.
 TRAINED = VLB(clip=None)
 
 
-class Diffusion(LightningModule):
+class Diffusion(Generative):
     """A denoiser and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1], and others: `base.batches`.
 
     The loss of an example is w·‖target - output‖² + λ·T·L_{t-1}, the first a mean over the dimensions, the second in
@@ -70,8 +69,6 @@ class Diffusion(LightningModule):
     """
 
     denoiser: Denoiser
-    levels = 256  # values of a pixel, unless the data have others
-    class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
     keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
     bound: Tensor  # (T,) after a test: the terms L_0 … L_{T-1} of the bound in bits/dim
 
@@ -108,20 +105,24 @@ class Diffusion(LightningModule):
         self.compiles = compile
         self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
         self.vlb_weight = self._default_vlb_weight() if vlb_weight is None else vlb_weight
-        if not 0 <= self.vlb_weight < float("inf") or (self.vlb_weight == 0 and isinstance(self.weighting, Nothing)):
+        if not 0 <= self.vlb_weight < float("inf") or (self.vlb_weight == 0 and not self.weighting.trains_mean):
             raise ValueError(
                 f"vlb_weight is {self.vlb_weight} and the weighting {type(self.weighting).__name__}, which leaves "
                 "nothing to train by: give a finite vlb_weight above 0, or another weighting"
             )
-        self._steps = 0
         self._feed = batches.Feed()
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
         self._sharded: list[fsdp.Sharded] = []
 
     def _default_vlb_weight(self) -> float:
-        if isinstance(self.weighting, Nothing):
+        if not self.weighting.trains_mean:
             return 1.0
         return 0.001 if self.predicts_variance else 0.0
+
+    @property
+    def T(self) -> int:  # type: ignore[override]
+        """Of the schedule."""
+        return self.schedule.T
 
     @property
     def schedule(self) -> Schedule:
@@ -197,7 +198,7 @@ class Diffusion(LightningModule):
         losses = weight * error.flatten(1).mean(1)
         if self.vlb_weight == 0:
             return losses
-        mean = output if isinstance(self.weighting, Nothing) else output.detach()
+        mean = output.detach() if self.weighting.trains_mean else output
         prediction = parameterization.prediction(schedule, mean, x_t, t)._replace(var_mix=var_mix)
         bits = bits_per_dim(TRAINED.term(schedule, x_0, t, prediction, self.levels), x_0[0].numel())
         return losses + self.vlb_weight * schedule.T * bits
@@ -242,18 +243,6 @@ class Diffusion(LightningModule):
 
     on_predict_start, on_test_end, on_predict_end = on_validation_start, on_validation_end, on_validation_end
 
-    @property
-    def steps_done(self) -> int:
-        """Optimizer steps that the weights have seen, in training or by the checkpoint they came from.
-
-        This is where an evaluation's values, pictures and tables lie on the loggers' x-axis.
-        """
-        return self.global_step if self._fits else self._steps
-
-    @property
-    def _fits(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-
     def on_validation_epoch_end(self) -> None:
         self._feed.end("validation")
         if not self.trainer.sanity_checking:
@@ -292,13 +281,10 @@ class Diffusion(LightningModule):
         if (of := {"fit": "training", "validate": "validation", "test": "test"}.get(stage)) is not None:
             batches.check_loader(self.trainer, of)
 
-    def on_train_end(self) -> None:
-        self._steps = self.global_step
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps the schedule of the learning rate that it began with, unless `keeps_rate` is false."""
-        self._steps = checkpoint["global_step"]
-        if self._fits and self.keeps_rate and self.lr_scheduler is not None:
+        super().on_load_checkpoint(checkpoint)
+        if self.fits and self.keeps_rate and self.lr_scheduler is not None:
             for scheduler in checkpoint.get("lr_schedulers", []):
                 checks.check_rate(scheduler.get("total_steps"), self.trainer.max_steps)
 
@@ -325,7 +311,7 @@ class Diffusion(LightningModule):
     def generate(
         self,
         n: int,
-        sampler: Sampler,
+        sampler: Callable[..., Tensor] | None = None,
         y: Asked | None = None,
         guidance: float | Callable[[nn.Module], nn.Module] | None = None,
         seed: int = 0,
@@ -339,7 +325,7 @@ class Diffusion(LightningModule):
 
         Args:
             n: how many.
-            sampler: the reverse loop.
+            sampler: the reverse loop, a `Sampler` or what is called as one; None is `Ancestral()`.
             y: the samples' condition, or (n,) one for each: a class by its number, or by its name among `class_names`;
                 None is the conditioner's choice by the samples' numbers, each class in turn.
             guidance: the scale of `ClassifierFree`; or what wraps the denoiser, called with it; None is none.
@@ -355,6 +341,7 @@ class Diffusion(LightningModule):
         random.check_seed(seed)
         asked_for = checks.requested(n, first, y, self.conditioner, self.class_names)
         start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
+        sampler = sampler or Ancestral()
         denoise: nn.Module = self.denoiser
         if callable(guidance):
             denoise = guidance(denoise)
@@ -378,9 +365,17 @@ class Diffusion(LightningModule):
             self.denoiser.train(was_training)
         return torch.cat(blocks)[first - start : first - start + n].clamp(-1, 1)
 
-    def predict_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """A batch of `predict` is what to ask of `generate`."""
-        return self.generate(**batch)
+    def check(self, sampler: Sampler | None) -> None:
+        (sampler or Ancestral()).times(self.schedule)
+
+    def angles(self, sampler: Sampler) -> dict[int, float]:
+        times = sampler.times(self.schedule)[::-1]
+        signal, noise = self.schedule.roots(torch.tensor(times))
+        return dict(zip(times, torch.atan2(noise, signal).flatten().tolist(), strict=True))
+
+    def operations(self) -> int:
+        index = torch.zeros(1, dtype=torch.long, device=next(self.parameters()).device)
+        return operations(self.denoiser.network, self.shape, self.conditioner(index))
 
     # Before training starts
 
@@ -400,9 +395,9 @@ class Diffusion(LightningModule):
         device, network = self.trainer.strategy.root_device, self.denoiser.network
         if device.type == "cpu":
             memory.keep_freed()
-        if isinstance(network, UNet):
+        if (set_memory_format := getattr(network, "set_memory_format", None)) is not None:
             reduced = not str(self.trainer.precision).startswith(("32", "64"))
-            network.lay_out(device, reduced, self.compiles and stage == "fit")
+            set_memory_format(device, reduced, self.compiles and stage == "fit")
 
     def compile(self) -> None:
         """Has the network compiled for the device that it is on, for training and `generate` alike."""

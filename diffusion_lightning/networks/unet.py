@@ -156,9 +156,9 @@ class UNet(nn.Module):
             self._start_as_ddpm()
         else:
             self._start_as_iddpm()
-        self.lay_out(torch.device("cpu"), reduced=False)
+        self.set_memory_format(torch.device("cpu"), reduced=False)
 
-    def lay_out(self, device: torch.device, reduced: bool, compiled: bool = False) -> None:
+    def set_memory_format(self, device: torch.device, reduced: bool, compiled: bool = False) -> None:
         """Puts the weights, and with them the features, into the order that is fastest on a device.
 
         Channels last, the order in which convolutions are fastest; but not where a CPU computes in less than float32

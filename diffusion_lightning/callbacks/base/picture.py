@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ... import images, random
+from ...modules.base.generative import Generative, generative
 from ...samplers import Ancestral, Sampler
 from .folder import save_picture
 
@@ -32,22 +33,24 @@ class SamplePicture(Callback, ABC):
         self.seed = random.check_seed(seed, f"{type(self).__name__}'s seed")
 
     @abstractmethod
-    def make(self, module: Any, n: int, first: int) -> Tensor:
+    def make(self, module: Generative, n: int, first: int) -> Tensor:
         """Samples number `first` … `first + n - 1`, (n, C, H, W), or a row of images each, (n, columns, C, H, W)."""
 
-    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
-        self.sampler.times(module.schedule)
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        generative(module, self).check(self.sampler)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        module = generative(pl_module, self)
         share = -(-self.n // trainer.world_size)  # the same on every rank, so that none waits for another
-        made = images.to_uint8(self.make(pl_module, share, trainer.global_rank * share))
+        made = images.to_uint8(self.make(module, share, trainer.global_rank * share))
         if trainer.world_size > 1:
-            made = pl_module.all_gather(made).flatten(0, 1)
+            of_all: Any = module.all_gather(made)
+            made = of_all.flatten(0, 1)
         if trainer.is_global_zero:
             sheet = images.grid(made[: self.n].flatten(0, -4).cpu(), columns=self.columns)
-            step = pl_module.steps_done
+            step = module.steps_done
             save_picture(trainer, f"{self.folder}/step={step}.png", sheet, self.key, step)
 
     on_test_epoch_end = on_validation_epoch_end

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from ... import random
 from ...distributed.ranks import check_same
 from ...files import cache_folder
 from ...metrics.evaluation import Block, Evaluation, Shared, digest, share
+from ...modules.base.generative import generative
 from ...samplers import Sampler
 
 
@@ -76,10 +77,10 @@ class Scoring(Callback, ABC):
         self._evaluation.expect(n)
 
     def round(
-        self, trainer: Trainer, module: Any, name: str, n: int, sampler: Sampler, uncertainty: bool = False
+        self, trainer: Trainer, module: LightningModule, name: str, n: int, sampler: Sampler, uncertainty: bool = False
     ) -> Round:
         """Samples number 0 … n - 1 generated and scored; the name is that of the bars."""
-        began = time.monotonic()
+        began, maker = time.monotonic(), generative(module, self)
         evaluation = self._evaluation
         assert evaluation is not None
         evaluation.batch_size = size = min(self.batch_size, n)
@@ -88,7 +89,7 @@ class Scoring(Callback, ABC):
         blocks = list(evaluation.blocks(n))
         for first, count in _bar(trainer, f"{name}: samples", blocks):
             since = now(module.device)
-            samples = module.generate(count, sampler, seed=self.seed, first=first, batch_size=size)
+            samples = maker.generate(count, sampler, seed=self.seed, first=first, batch_size=size)
             sampling += now(module.device) - since
             evaluation.generated(samples, first)
 

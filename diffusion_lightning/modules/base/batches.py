@@ -12,8 +12,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ...conditioning import Unconditional
-
 IMAGE = ("image", "images", "pixel_values", "img", "x")  # the usual keys of a dict, the first that it has
 LABEL = ("label", "labels", "y", "class", "classes", "target", "targets")
 LOADERS = {"training": "train_dataloader", "validation": "val_dataloaders", "test": "test_dataloaders"}  # a trainer's
@@ -203,7 +201,7 @@ def check_values(image: Tensor, what: str, levels: int, certain: bool) -> None:
 
 def check_labels(batch: Any, image: Tensor, y: Any, what: str, conditioner: Any) -> None:
     """Raise ValueError if a model with a condition gets none, or not one for each image."""
-    if isinstance(conditioner, Unconditional):
+    if not conditioner.conditional:
         return
     kind = type(conditioner).__name__
     if y is None:

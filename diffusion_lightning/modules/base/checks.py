@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ... import random
-from ...conditioning import Asked, ClassLabels, Conditioner, Unconditional, conditions
+from ...conditioning import Asked, Conditioner, conditions
 from ...denoising import tensor_of, weights_dtype
 from .shapes import without_memory
 
@@ -75,7 +75,7 @@ def requested(
     Raises:
         ValueError: if such samples cannot be made.
     """
-    if y is not None and isinstance(conditioner, Unconditional):
+    if y is not None and not conditioner.conditional:
         raise ValueError("y was given, but this model was trained without a condition: leave y out")
     random.check_numbers(first, n)
     if y is None:
@@ -102,18 +102,15 @@ def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> N
             "set the model's shape, and the network's channels and size, to the data's"
         )
     asked = next((name for name in ("classes", "labels", "label") if getattr(data, name, None)), None)
-    if asked is not None and isinstance(conditioner, Unconditional):
+    if asked is not None and not conditioner.conditional:
         rank_zero_warn(
             f"the data's {asked} is {getattr(data, asked)}, but the model has no conditioner, so labels go unused: "
             f"give it one, such as --model.init_args.conditioner ClassLabels, or leave {asked} out"
         )
     for split, (_, y) in getattr(data, "splits", {}).items():
         conditioner.check(y)
-        if split == "train" and isinstance(conditioner, ClassLabels) and (y == y[0]).all():
-            raise ValueError(
-                f"the conditioner knows {conditioner.classes} classes, but all training images are of class "
-                f"{int(y[0])}: let the data tell the classes, or leave the conditioner out"
-            )
+        if split == "train":
+            conditioner.check_training(y)
 
 
 def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:

@@ -1,10 +1,12 @@
 """A network as shapes alone: what it returns and counts can be known without its memory."""
 
 import copy
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def without_memory(network: nn.Module) -> nn.Module:
@@ -15,3 +17,28 @@ def without_memory(network: nn.Module) -> nn.Module:
 def _empty(x: Tensor) -> Tensor:
     empty = torch.empty_like(x, device="meta")
     return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+
+
+def operations(network: nn.Module, shape: Sequence[int], c: Tensor | None = None) -> int:
+    """Operations of a network on one image of `shape` (C, H, W): matmuls and convolutions, two a multiply-add.
+
+    By its definition, however a device saves some. Attention is counted, what is done to each number by itself is not.
+    Nothing is computed where PyTorch can follow the shapes alone.
+    """
+    try:
+        return _counted(without_memory(network), torch.device("meta"), shape, c)
+    except Exception:  # whatever an operation raises that must see numbers
+        return _counted(network, next(network.parameters()).device, shape, c)
+
+
+def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: Tensor | None) -> int:
+    image, index = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    was_training = network.training
+    network.eval()
+    try:
+        # Gradients as in training: without, PyTorch's own layers of transformers are one operation that is not counted.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            network.forward(image, index, c if c is None else c.to(device))  # not by a call, which may be compiled
+    finally:
+        network.train(was_training)
+    return counter.get_total_flops()
