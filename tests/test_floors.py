@@ -26,7 +26,7 @@ WITH_LIGHTNING = [
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")
-MEETING = ("base", "embeddings", "statistics")  # where a family's members meet
+MEETING = ("base", "embeddings", "spacing", "statistics")  # where a family's members meet
 
 
 def modules() -> list[Path]:

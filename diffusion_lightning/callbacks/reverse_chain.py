@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..modules.base.generative import Generative, generative
 from ..samplers import Sampler
-from ..samplers.base import nearest
+from ..samplers.spacing import nearest
 from .base import SamplePicture
 
 

@@ -15,84 +15,10 @@ from torch import Tensor
 from .. import random
 from ..denoising import Prediction
 from ..schedules import Schedule, like
+from .spacing import Spacing, Trailing
 
 Denoise = Callable[[Tensor, int, Tensor | None], Prediction]
 Watch = Callable[[int, Tensor], None]
-
-
-class Spacing(ABC):
-    """Which of the schedule's times a sampler visits."""
-
-    @abstractmethod
-    def __call__(self, schedule: Schedule, steps: int) -> list[int]:
-        """`steps` falling times in 1 … T, then 0."""
-
-
-class Trailing(Spacing):
-    """T, T - T/n, …, T/n, 0, rounded: starts at pure noise."""
-
-    def __call__(self, schedule: Schedule, steps: int) -> list[int]:
-        return [round(schedule.T * k / steps) for k in range(steps, -1, -1)]
-
-
-class Leading(Spacing):
-    """1 + k·⌊T/n⌋ for k = n - 1 … 0, then 0: DDIM's own; it ends with the smallest step and starts below T.
-
-    Paper: Denoising diffusion implicit models. Song, Meng, Ermon, 2020, arXiv 2010.02502, appendix D.2, "linear".
-    """
-
-    def __call__(self, schedule: Schedule, steps: int) -> list[int]:
-        return [1 + k * (schedule.T // steps) for k in range(steps - 1, -1, -1)] + [0]
-
-
-class UniformLogSNR(Spacing):
-    """Times evenly spaced in the log-SNR: more of them at both ends of a cosine schedule, where it changes fastest.
-
-    From T (its log-SNR taken as at least -12, below which there is nothing to see of x_0) to 1; each time once, so
-    where many fall together they move to the nearest free ones.
-
-    Paper: DPM-Solver. Lu et al., 2022, arXiv 2206.00927, section 3.4, for its "uniform λ".
-    """
-
-    def __call__(self, schedule: Schedule, steps: int) -> list[int]:
-        log_snr = schedule.snr(torch.arange(1, schedule.T + 1)).log().clamp(min=-12).cpu()
-        return nearest(log_snr, torch.linspace(float(log_snr[0]), float(log_snr[-1]), steps, dtype=torch.float64))
-
-
-class Karras(Spacing):
-    """Times whose σ = √((1 - ᾱ_t)/ᾱ_t) are nearest to EDM's, evenly spaced in σ^(1/ρ): fewer where σ is large.
-
-    From T (its σ taken as at most 80) to 1; each time once.
-
-    Paper: Elucidating the design space of diffusion-based generative models. Karras et al., 2022, arXiv 2206.00364,
-    equation 5.
-
-    Args:
-        rho: ρ, above 0; the larger, the more of the steps are at small σ.
-    """
-
-    def __init__(self, rho: float = 7.0) -> None:
-        if rho <= 0:
-            raise ValueError(f"rho is {rho}, but σ^(1/ρ) is evenly spaced: give rho > 0")
-        self.rho = rho
-
-    def __call__(self, schedule: Schedule, steps: int) -> list[int]:
-        curve = schedule.snr(torch.arange(1, schedule.T + 1)).rsqrt().clamp(max=80).pow(1 / self.rho).cpu()
-        return nearest(curve, torch.linspace(float(curve[0]), float(curve[-1]), steps, dtype=torch.float64))
-
-
-def nearest(curve: Tensor, wanted: Tensor) -> list[int]:
-    """Falling times whose values on a curve over t = 1 … T are nearest to the wanted ones, then 0.
-
-    The curve and the wanted values run from 1 to T. Each time is taken once, so where many fall together they move to
-    the nearest free ones.
-    """
-    T, steps = len(curve), len(wanted)
-    times: list[int] = []
-    for k, t in enumerate(((curve - wanted[:, None]).abs().argmin(1) + 1).tolist()):
-        times.append(min(max(t, times[-1] + 1 if times else 1), T - (steps - 1 - k)))
-    times[-1] = T
-    return [*reversed(times), 0]
 
 
 class Step(NamedTuple):

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from .base import Sampler, Spacing, Step
+from .base import Sampler, Step
+from .spacing import Spacing
 
 
 class DDIM(Sampler):

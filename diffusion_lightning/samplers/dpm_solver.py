@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from ..schedules import Schedule
-from .base import Sampler, Spacing, Step
+from .base import Sampler, Step
+from .spacing import Spacing
 
 
 class DPMSolver(Sampler):

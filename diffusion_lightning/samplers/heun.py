@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from .base import Karras, Sampler, Spacing, Step
+from .base import Sampler, Step
+from .spacing import Karras, Spacing
 
 LARGEST = 80 * 1.001  # EDM's σ_max, and what rounding adds
 
