@@ -42,7 +42,10 @@ def test_a_network_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
 
-def test_every_file_it_names_exists() -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/security.md"])
+def test_every_file_it_names_exists(page: str) -> None:
     root = Path(__file__).parent.parent
-    for place in re.findall(r"(?:configs|benchmarks)/[\w./-]+\w", README):
+    named = re.findall(r"(?:configs|benchmarks|tests|diffusion_lightning)/[\w./-]+\w", (root / page).read_text())
+    assert named
+    for place in named:
         assert (root / place).exists(), place
