@@ -96,7 +96,7 @@ def compared(case: str, config: Path, at: Path, sides: dict[str, Path]) -> bool:
             [sys.executable, "-c", WORK, config, folder, out, *STEPS, *CASES[case]],
             cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        found.append(json.loads(out.read_text()))
+        found.append(json.loads(out.read_text(encoding="utf-8")))
     rows = [f"{name} {'the same' if found[0][name] == found[1][name] else 'DIFFERENT'}" for name in NAMES]
     print(f"{case}: {', '.join(rows)} (last row: {found[1]['last']})", flush=True)
     return all(found[0][name] == found[1][name] for name in NAMES)

@@ -75,7 +75,7 @@ def test_it_trains_with_averages_checkpoints_pictures_metrics_and_throughput(tmp
     assert module.steps_done == 12
     assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step=6.png", "step=12.png"}
     assert {"last.ckpt", "best.ckpt"} <= {p.name for p in (tmp_path / "checkpoints").iterdir()}
-    text = (tmp_path / "metrics.csv").read_text()
+    text = (tmp_path / "metrics.csv").read_text(encoding="utf-8")
     for key in ("val/loss", "val/fd_digits", "throughput/images_per_sec", "throughput/mfu"):
         assert key in text.splitlines()[0]
     # Sample number i does not depend on how many are asked for.

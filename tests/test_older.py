@@ -44,7 +44,7 @@ def test_every_other_text_stays(name: str) -> None:
 def test_a_configuration_of_an_earlier_version_is_read_by_words_and_by_file(tmp_path: Path) -> None:
     text = checkpoints.read(CKPT)["config"]
     assert "diffusion_lightning.metrics.DigitsNet" in text
-    (tmp_path / "older.yaml").write_text(text)
+    (tmp_path / "older.yaml").write_text(text, encoding="utf-8")
     words = [
         "--config",
         str(tmp_path / "older.yaml"),
@@ -62,7 +62,7 @@ def test_a_checkpoint_of_an_earlier_version_loads_draws_and_goes_on(tmp_path: Pa
     with np.load(OLDER / "expected.npz") as held:
         expected = {name: torch.from_numpy(held[name]) for name in held.files}
     torch.testing.assert_close(load(CKPT).generate(2, DDIM(4)), expected["samples"], atol=1e-5, rtol=0)
-    (tmp_path / "older.yaml").write_text(checkpoints.read(CKPT)["config"])
+    (tmp_path / "older.yaml").write_text(checkpoints.read(CKPT)["config"], encoding="utf-8")
     main(["fit", "--config", str(tmp_path / "older.yaml"), "--ckpt_path", str(CKPT), "--trainer.max_steps", "6",
           "--trainer.default_root_dir", str(tmp_path / "run")])  # fmt: skip
     last = checkpoints.read(tmp_path / "run/checkpoints/last.ckpt")

@@ -45,7 +45,9 @@ def test_a_network_and_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/security.md"])
 def test_every_file_it_names_exists(page: str) -> None:
     root = Path(__file__).parent.parent
-    named = re.findall(r"(?:configs|benchmarks|tests|diffusion_lightning)/[\w./-]+\w", (root / page).read_text())
+    named = re.findall(
+        r"(?:configs|benchmarks|tests|diffusion_lightning)/[\w./-]+\w", (root / page).read_text(encoding="utf-8")
+    )
     assert named
     for place in named:
         assert (root / place).exists(), place
