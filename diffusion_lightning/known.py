@@ -53,7 +53,7 @@ def current(path: str) -> str:
     """The path by which this version knows a class of this package; every other text as it is.
 
     Files that earlier versions wrote, and configurations that were written for them, name classes by the folders and
-    files in which they lay then. This is where such names go on working, for ever.
+    files in which they lay then. Such names keep working, permanently, through this function.
     """
     module, _, short = path.rpartition(".")
     if not module.startswith(f"{__package__}.") or not all(part.isidentifier() for part in path.split(".")):

@@ -103,5 +103,6 @@ class Classifier(LightningModule):
 @pytest.mark.parametrize("callback", [SampleGrid(), CHAIN, LossByTimestep(), TABLE], ids=lambda x: type(x).__name__)
 def test_a_module_that_makes_no_images_is_named(callback: Any) -> None:
     name = type(callback).__name__
-    with pytest.raises(ValueError, match=f"{name} looks at samples, but Classifier makes no images: leave {name} out"):
+    says = f"{name} needs a module that makes images, but Classifier makes none: leave {name} out"
+    with pytest.raises(ValueError, match=says):
         callback.setup(None, Classifier(), "test")

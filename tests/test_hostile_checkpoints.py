@@ -347,12 +347,21 @@ def test_a_file_here_with_the_name_of_a_library_is_named_in_the_refusal(
     flag: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless PYTHONPATH names this folder, which is then searched where it stands."""
-    Path("tabnanny.py").write_text("class Net: ...")
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", str(small_config(flag.parent)), "--model.network", "tabnanny.Net"])
-    said = capsys.readouterr().err
-    assert "an installed package is named tabnanny too (" in said
-    assert "so rename yours, name its folder by PYTHONPATH, or correct its class_path" in said
+    # In an environment that lies in this folder, as .venv does.
+    installed = Path(".venv/site-packages/hidden_by_a_library")
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(installed.parent.absolute()))
+    Path("hidden_by_a_library.py").write_text("class Net: ...")
+    Path("hidden_by_none.py").write_text("class Net: ...")
+    words = ["fit", "--config", str(small_config(flag.parent)), "--model.network"]
+    for name, hidden in (("hidden_by_a_library.Net", True), ("hidden_by_none.Other", False)):
+        with pytest.raises(SystemExit):
+            main([*words, name])
+        said = capsys.readouterr().err
+        assert f"there is no class {name} for model" in said
+        assert (f"an installed package is named {name[:-4]} too (" in said) == hidden
+        assert ("so rename yours, name its folder by PYTHONPATH, or correct its class_path" in said) == hidden
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.setattr(sys, "path", [os.getcwd(), *sys.path])
     main(["cache"])

@@ -90,7 +90,10 @@ def _hidden(module: str) -> str:
     except (ImportError, ValueError):
         return ""
     origin = Path((found and (found.origin or next(iter(found.submodule_search_locations or ()), ""))) or "")
-    if origin.is_relative_to(Path.cwd()) or not (Path(top).is_dir() or Path(f"{top}.py").is_file()):
+    # Not by whether it lies under this folder, where an environment such as .venv may lie too.
+    here = Path.cwd()
+    own = (here / f"{top}.py", here / top, here / top / "__init__.py")
+    if origin in own or not any(path.exists() for path in own[:2]):
         return ""
     fix = "so rename yours, name its folder by PYTHONPATH, or "
     return f"an installed package is named {top} too ({origin.parent}), {fix}"

@@ -98,14 +98,14 @@ def generative(module: LightningModule, asks: object) -> Generative:
 
     Args:
         module: of a run.
-        asks: who draws from it, such as a callback.
+        asks: who needs one, such as a callback.
 
     Raises:
         ValueError: if it makes none.
     """
     if not isinstance(module, Generative):
         raise ValueError(
-            f"{type(asks).__name__} looks at samples, but {type(module).__name__} makes no images: leave "
-            f"{type(asks).__name__} out, or let the module be a diffusion_lightning.modules.Generative"
+            f"{type(asks).__name__} needs a module that makes images, but {type(module).__name__} makes none: leave "
+            f"{type(asks).__name__} out, or derive the module from diffusion_lightning.modules.Generative"
         )
     return module
