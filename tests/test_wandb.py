@@ -28,20 +28,31 @@ BIN = Path(sys.executable).parent
 LOGGER = "diffusion_lightning.loggers.WeightsAndBiases"
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """All that wandb's files in a run's folder hold, file after file; a killed run's as far as it goes."""
-    files = (folder / "wandb").glob("*run-????????_??????-*/run-*.wandb")
-    found = []
-    for file in sorted(files, key=lambda path: path.parent.name.removeprefix("offline-")):
-        read = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(file)]
-        text = subprocess.run(read, capture_output=True, text=True, check=False).stdout
-        found += [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-    return found
+def inspected(file: Path) -> list[dict[str, Any]]:
+    """All that one file of wandb's holds; a killed run's as far as it goes."""
+    read = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(file)]
+    text = subprocess.run(read, capture_output=True, text=True, check=False).stdout
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
-def history(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Path, ended: bool = True) -> list[dict[str, Any]]:
+    """All that wandb's files in a run's folder hold, file after file.
+
+    wandb's process may write on for a moment after `finalize`: the last file is waited for, but where none `ended` it.
+    """
+    found = (folder / "wandb").glob("*run-????????_??????-*/run-*.wandb")
+    files = sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+    deadline = time.monotonic() + 60
+    while ended and not any("exit" in record for record in inspected(files[-1])):
+        assert time.monotonic() < deadline, f"{files[-1]} never got whole"
+        time.sleep(0.1)
+    return [record for file in files for record in inspected(file)]
+
+
+def history(folder: Path, ended: bool = True) -> list[dict[str, Any]]:
     """The rows, with their `_step`, in the order in which they were written."""
-    return [{**r["history"]["item"], "_step": r["history"]["step"]["num"]} for r in records(folder) if "history" in r]
+    rows = [record for record in records(folder, ended) if "history" in record]
+    return [{**row["history"]["item"], "_step": row["history"]["step"]["num"]} for row in rows]
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -192,9 +203,10 @@ def test_the_file_of_a_killed_run_is_read_as_far_as_it_goes(tmp_path: Path, recw
     for step in range(100):
         log.log_metrics({"a": float(step)}, step)
     log.finalize("success")
+    assert len(history(tmp_path)) == 100
     path = next((tmp_path / "wandb").glob("offline-run-*/run-r.wandb"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    kept = len(history(tmp_path))
+    kept = len(history(tmp_path, ended=False))
     assert 10 < kept < 90
     time.sleep(1.1)
     log = WeightsAndBiases(save_dir=str(tmp_path), id="r", offline=True)
