@@ -58,7 +58,7 @@ class Bare:
         if self.exact:
             random.seed_generator(device, random.state(0, "training: dropout", self.done, 0, 0))
             sample = torch.arange(b, device=device)
-            t, _ = self.module.timesteps(self.module.schedule, 0, "training: t", self.done, sample, b)
+            t, _ = self.module.timesteps(self.module.schedule, random.Draw(0, "training", self.done, sample), b)
             eps = random.normal(x_0.shape[1:], 0, "training: eps", self.done, sample)
         else:
             t, eps = torch.randint(1, 1001, (b,), device=device), torch.randn_like(x_0)

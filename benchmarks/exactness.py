@@ -25,7 +25,7 @@ def measure(name: str, module: Diffusion, batch: int, rounds: int) -> None:
 
     def draws() -> None:
         torch.manual_seed(random.state(0, "training: dropout", 1, 0, 0))
-        module.timesteps(module.schedule, 0, "training: t", 1, sample, batch)
+        module.timesteps(module.schedule, random.Draw(0, "training", 1, sample), batch)
         random.normal(x_0.shape[1:], 0, "training: eps", 1, sample)
 
     def step() -> None:

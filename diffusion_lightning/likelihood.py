@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import random
 from .denoising import Prediction, log_variance, log_variances
+from .random import Draw
 from .schedules import Schedule, like
 
 
@@ -124,18 +124,18 @@ class VLB:
         between = kl(schedule, x_0, t.clamp(min=2), prediction, self._share(None, prediction)) if schedule.T > 1 else 0
         return torch.where(t == 1, at_x_1, between)
 
-    def draws(self, schedule: Schedule, seed: int, sample: Tensor) -> Iterator[tuple[Tensor, float]]:
-        """The times (B,) to measure for samples of these numbers (B,), and what each term counts in the sum.
+    def draws(self, schedule: Schedule, draw: Draw) -> Iterator[tuple[Tensor, float]]:
+        """The times (B,) to measure for a draw's samples, and what each term counts in the sum.
 
         First t = 1, the decoder's; then all of 2 … T, or of each sample its own.
         """
-        yield torch.ones_like(sample), 1.0
+        yield torch.ones_like(draw.sample), 1.0
         count = schedule.T - 1 if self.times is None else min(self.times, schedule.T - 1)
         for k in range(count):
             if count == schedule.T - 1:
-                yield torch.full_like(sample, k + 2), 1.0
+                yield torch.full_like(draw.sample, k + 2), 1.0
             else:
-                u = random.fractions(seed, "bound: t", k, sample)
+                u = draw.at(k).fractions("t")
                 t = ((schedule.T - 1) * ((k + u) / count)).long().clamp(max=schedule.T - 2) + 2
                 yield t, (schedule.T - 1) / count
 

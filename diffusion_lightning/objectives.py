@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import random
 from .denoising import Parameterization
+from .random import Draw
 from .schedules import Schedule
 
 
@@ -108,11 +108,8 @@ class TimestepSampler(nn.Module, ABC):
         """Called once, before all else."""
 
     @abstractmethod
-    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
-        """Times for samples number `sample` (B,) of the step's global batch of `total`.
-
-        A function of the seed, the purpose, the step and each sample's number.
-        """
+    def forward(self, schedule: Schedule, draw: Draw, total: int) -> Times:
+        """Times for the samples of a draw (B,), which belong to a step's global batch of `total`."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Told each example's time and loss, (total,) each, in the samples' order; the same on every device."""
@@ -124,8 +121,8 @@ class Uniform(TimestepSampler):
     Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, algorithm 1, line 3.
     """
 
-    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
-        t = random.integers(1, schedule.T + 1, seed, purpose, step, sample)
+    def forward(self, schedule: Schedule, draw: Draw, total: int) -> Times:
+        t = draw.integers("t", 1, schedule.T + 1)
         return Times(t, torch.ones_like(t, dtype=torch.float32))
 
 
@@ -138,9 +135,9 @@ class Stratified(TimestepSampler):
     one u for all).
     """
 
-    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
-        u = random.fractions(seed, purpose, step, sample)
-        t = (schedule.T * ((sample + u) / total)).long().clamp(max=schedule.T - 1) + 1
+    def forward(self, schedule: Schedule, draw: Draw, total: int) -> Times:
+        u = draw.fractions("t")
+        t = (schedule.T * ((draw.sample + u) / total)).long().clamp(max=schedule.T - 1) + 1
         return Times(t, torch.ones_like(u))
 
 
@@ -181,9 +178,9 @@ class LossAware(TimestepSampler):
         known = (self.seen[1:] >= self.history).all() & (spread.sum() > 0)
         return torch.where(known, p, torch.full_like(p, 1 / len(p)))
 
-    def forward(self, schedule: Schedule, seed: int, purpose: str, step: int, sample: Tensor, total: int) -> Times:
+    def forward(self, schedule: Schedule, draw: Draw, total: int) -> Times:
         p = self.probability()
-        u = random.fractions(seed, purpose, step, sample)
+        u = draw.fractions("t")
         reach = p.cumsum(0)
         index = torch.searchsorted(reach, u.to(reach.device) * reach[-1], right=True).clamp(max=schedule.T - 1)
         return Times(index + 1, 1 / (schedule.T * p[index]))

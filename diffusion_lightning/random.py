@@ -18,6 +18,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ def integers(low: int, high: int, seed: int | Tensor, purpose: str, step: int, s
     return low + ((words(1, seed, purpose, step, sample)[:, 0] * (high - low)) >> 32)
 
 
-def fractions(seed: int, purpose: str, step: int, sample: Tensor) -> Tensor:
+def fractions(seed: int | Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
     """(B,) float64, uniform on (0, 1): (w + ½)/2³²."""
     return (words(1, seed, purpose, step, sample)[:, 0].double() + 0.5) * 2.0**-32
 
@@ -183,3 +184,35 @@ def permutation(n: int, seed: int, purpose: str, step: int) -> Tensor:
     """(n,) int64: the numbers 0 … n - 1 in an order that is a function of (seed, purpose, step)."""
     low, high = words(2, seed, purpose, step, torch.arange(n)).unbind(1)
     return torch.argsort(low | ((high >> 1) << 32), stable=True)
+
+
+class Draw(NamedTuple):
+    """Where a batch's draws lie; what each is for is said when it is made, as in `draw.normal("eps", like=x_0)`.
+
+    `sample` (B,) are the samples' numbers; `purpose`, such as `training`, is what all of the draws are for.
+    """
+
+    seed: int | Tensor
+    purpose: str
+    step: int
+    sample: Tensor
+
+    def of(self, what: str) -> tuple[int | Tensor, str, int, Tensor]:
+        """The arguments of the functions above, for one purpose."""
+        return self.seed, f"{self.purpose}: {what}", self.step, self.sample
+
+    def normal(self, what: str, like: Tensor) -> Tensor:
+        """Standard normals of the shape and type of a tensor (B, *), on its device."""
+        return normal(like.shape[1:], *self.of(what)).to(like)
+
+    def fractions(self, what: str) -> Tensor:
+        """(B,) float64, uniform on (0, 1)."""
+        return fractions(*self.of(what))
+
+    def integers(self, what: str, low: int, high: int) -> Tensor:
+        """(B,) int64, uniform on low … high - 1."""
+        return integers(low, high, *self.of(what))
+
+    def at(self, step: int) -> "Draw":
+        """The draws of another step."""
+        return self._replace(step=step)

@@ -233,7 +233,7 @@ def test_equal_weights_with_statistics_of_their_own_are_saved() -> None:
 class Noise(Generative):
     """Makes samples, as far as a metric sees a model."""
 
-    check = angles = operations = None  # type: ignore[assignment]
+    check = angles = operations = draw = None  # type: ignore[assignment]
 
     def generate(self, n: int, *more: Any, first: int = 0, **kwargs: Any) -> Tensor:
         return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(first)) * 2 - 1

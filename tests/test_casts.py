@@ -16,6 +16,7 @@ from diffusion_lightning.guidance import ClassifierFree
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import DiT
 from diffusion_lightning.networks.embeddings import sinusoidal
+from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler
 from diffusion_lightning.schedules import Linear, Schedule
 
@@ -155,8 +156,8 @@ def test_no_cast_rounds_the_table_of_a_schedule(kind: type[Schedule], cast: str)
 def test_the_loss_of_a_cast_model_is_that_of_float32(name: str) -> None:
     made, x = model("UNet"), torch.rand(8, 1, 8, 8) * 2 - 1
     t, sample = torch.arange(1, 9), torch.arange(8)
-    expected = made._losses(x, t, "evaluation", 0, sample)
-    found = getattr(made, name)()._losses(x, t, "evaluation", 0, sample)
+    expected = made._losses(x, t, Draw(made.seed, "evaluation", 0, sample))
+    found = getattr(made, name)()._losses(x, t, Draw(0, "evaluation", 0, sample))
     torch.testing.assert_close(found, expected, rtol=4 * torch.finfo(DTYPES[name]).eps + 1e-6, atol=0)
 
 

@@ -19,6 +19,7 @@ from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.modules.base.gradients import clip
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.objectives import LossAware, MinSNR, Nothing, Uniform
+from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM, Ancestral
 from diffusion_lightning.schedules import Cosine, Linear, Schedule
 
@@ -43,8 +44,8 @@ class Exact(nn.Module):
 
 def losses(module: Diffusion, x: Tensor, step: int, sample: Tensor) -> Tensor:
     """Of a training step with uniform times."""
-    t, _ = Uniform()(module.schedule, module.seed, "training: t", step, sample, len(x))
-    return module._losses(x, t, "training", step, sample)
+    t, _ = Uniform()(module.schedule, Draw(module.seed, "training", step, sample), len(x))
+    return module._losses(x, t, Draw(module.seed, "training", step, sample))
 
 
 def test_the_first_loss_is_one_in_expectation() -> None:
@@ -221,7 +222,7 @@ def gradients(module: Diffusion, t: int) -> tuple[float, float]:
     """How much the loss at a time moves what becomes the mean, and what becomes the variance."""
     module.zero_grad()
     x = torch.rand(4, 1, 8, 8) * 2 - 1
-    module._losses(x, torch.full((4,), t), "training", 0, torch.arange(4)).sum().backward()
+    module._losses(x, torch.full((4,), t), Draw(module.seed, "training", 0, torch.arange(4))).sum().backward()
     bias = module.denoiser.network.leave.bias.grad  # type: ignore[union-attr]
     return bias[0].abs().item(), bias[1].abs().item()  # type: ignore[index]
 
@@ -238,8 +239,8 @@ def test_the_hybrid_loss_is_the_simple_one_and_a_thousandth_of_the_bound() -> No
     assert module.predicts_variance
     assert module.vlb_weight == 0.001
     x, t, sample = torch.rand(20, 1, 8, 8) * 2 - 1, torch.arange(1, 21), torch.arange(20)
-    found = module._losses(x, t, "training", 0, sample)
-    eps = module._noise(x, "training: eps", 0, sample)
+    found = module._losses(x, t, Draw(module.seed, "training", 0, sample))
+    eps = Draw(module.seed, "training", 0, sample).normal("eps", x)
     x_t = module.schedule.q_sample(x, t, eps)
     prediction = module.denoiser(x_t, t)
     simple = (prediction.eps - eps).square().flatten(1).mean(1)
@@ -305,8 +306,8 @@ def test_importance_leaves_the_mean_loss_as_it_is() -> None:
     n = 4000
     x, sample = torch.rand(n, 1, 8, 8) * 2 - 1, torch.arange(n)
     with torch.no_grad():
-        t, importance = module.timesteps(module.schedule, 0, "training: t", 0, sample, n)
-        drawn = importance * module._losses(x, t, "training", 0, sample)
+        t, importance = module.timesteps(module.schedule, Draw(0, "training", 0, sample), n)
+        drawn = importance * module._losses(x, t, Draw(module.seed, "training", 0, sample))
         uniform = losses(module, x, 0, sample)
     spread = (drawn.var() / n + uniform.var() / n).sqrt()
     assert importance.std() > 0.3

@@ -19,6 +19,7 @@ from diffusion_lightning.callbacks import (
     SamplerTable,
     Throughput,
 )
+from diffusion_lightning.conditioning import Unconditional
 from diffusion_lightning.data import Digits
 from diffusion_lightning.extractors import DigitsNet
 from diffusion_lightning.loggers import MetricsFile
@@ -34,11 +35,12 @@ class Moments(Generative):
 
     def __init__(self) -> None:
         super().__init__()
+        self.conditioner = Unconditional()
         self.mean, self.log_std = nn.Parameter(torch.zeros(64)), nn.Parameter(torch.zeros(64))
 
-    def generate(self, n: int, *given: Any, seed: int = 0, first: int = 0, **more: Any) -> Tensor:
-        z = random.normal((64,), seed, "z", 0, torch.arange(first, first + n, device=self.device))
-        return (self.mean + self.log_std.exp() * z.float()).view(n, *self.shape).detach().clamp(-1, 1)
+    def draw(self, seeds: Tensor, *given: Any) -> Tensor:
+        z = random.normal((64,), seeds, "z", 0, torch.zeros_like(seeds))
+        return (self.mean + self.log_std.exp() * z.float()).view(-1, *self.shape)
 
     def check(self, sampler: Any) -> None: ...
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lightning.denoising import Epsilon, Prediction, log_variance
 from diffusion_lightning.likelihood import VLB, bits_per_dim, decoder, kl, prior
+from diffusion_lightning.random import Draw
 from diffusion_lightning.schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
 
 from .conftest import of_length
@@ -165,19 +166,19 @@ def test_a_term_is_the_decoder_at_one_and_a_kl_elsewhere() -> None:
 
 def test_draws_measure_every_time_or_an_unbiased_share() -> None:
     schedule, sample = Linear(T=20), torch.arange(4000)
-    whole = list(VLB().draws(schedule, 0, sample[:2]))
+    whole = list(VLB().draws(schedule, Draw(0, "bound", 0, sample[:2])))
     assert [int(t[0]) for t, _ in whole] == list(range(1, 21))
     assert {count for _, count in whole} == {1.0}
     value = torch.linspace(0, 3, 21, dtype=F64) ** 2
-    (first, one), *rest = VLB(times=5).draws(schedule, 0, sample)
+    (first, one), *rest = VLB(times=5).draws(schedule, Draw(0, "bound", 0, sample))
     assert (first == 1).all()
     assert one == 1
     assert len(rest) == 5
     estimate = sum(count * value[t] for t, count in rest)
     assert isinstance(estimate, Tensor)
     assert abs(estimate.mean() - value[2:].sum()) < 3 * estimate.std() / math.sqrt(len(sample))
-    assert len(list(VLB(times=100).draws(schedule, 0, sample[:1]))) == 20
-    assert len(list(VLB().draws(Linear(T=1), 0, sample[:1]))) == 1
+    assert len(list(VLB(times=100).draws(schedule, Draw(0, "bound", 0, sample[:1])))) == 20
+    assert len(list(VLB().draws(Linear(T=1), Draw(0, "bound", 0, sample[:1])))) == 1
 
 
 LEVELS = torch.linspace(-1, 1, 256, dtype=F64)

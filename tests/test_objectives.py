@@ -17,6 +17,7 @@ from diffusion_lightning.objectives import (
     Uniform,
     Weighting,
 )
+from diffusion_lightning.random import Draw
 from diffusion_lightning.schedules import Cosine, Linear, ZeroTerminalSNR
 
 F64 = torch.float64
@@ -26,7 +27,7 @@ F64 = torch.float64
 def test_times_are_uniform_and_count_alike_before_anything_is_learned(make: type[TimestepSampler]) -> None:
     schedule, n, sampler = Linear(T=1000), 100_000, make()
     sampler.prepare(schedule)
-    t, importance = sampler(schedule, 0, "t", 0, torch.arange(n), n)
+    t, importance = sampler(schedule, Draw(0, "", 0, torch.arange(n)), n)
     assert t.min() == 1
     assert t.max() == 1000
     assert abs(t.double().mean() - 500.5) < 3 * math.sqrt((1000**2 - 1) / 12 / n)
@@ -39,11 +40,11 @@ def test_times_are_uniform_and_count_alike_before_anything_is_learned(make: type
 def test_times_are_functions_of_step_and_sample(make: type[TimestepSampler]) -> None:
     schedule, sample, sampler = Linear(T=1000), torch.arange(64), make()
     sampler.prepare(schedule)
-    first, second = (sampler(schedule, 0, "t", step, sample, 64).t for step in (0, 1))
+    first, second = (sampler(schedule, Draw(0, "", step, sample), 64).t for step in (0, 1))
     assert not torch.equal(first, second)
-    assert torch.equal(first, sampler(schedule, 0, "t", 0, sample, 64).t)
-    assert not torch.equal(first, sampler(schedule, 1, "t", 0, sample, 64).t)
-    halves = [sampler(schedule, 0, "t", 0, half, 64).t for half in sample.split(32)]
+    assert torch.equal(first, sampler(schedule, Draw(0, "", 0, sample), 64).t)
+    assert not torch.equal(first, sampler(schedule, Draw(1, "", 0, sample), 64).t)
+    halves = [sampler(schedule, Draw(0, "", 0, half), 64).t for half in sample.split(32)]
     assert torch.equal(first, torch.cat(halves))
 
 
@@ -51,7 +52,7 @@ def test_times_are_functions_of_step_and_sample(make: type[TimestepSampler]) -> 
 def test_stratified_times_are_one_from_each_part_of_the_global_batch(T: int, total: int) -> None:
     schedule = Linear(T, 1e-4, 2e-2)
     for step in range(5):
-        t = Stratified()(schedule, 0, "t", step, torch.arange(total), total).t
+        t = Stratified()(schedule, Draw(0, "", step, torch.arange(total)), total).t
         assert ((t >= 1) & (t <= T)).all()
         low = torch.arange(total) * T / total
         assert (t - 1 >= low.floor()).all()
@@ -108,7 +109,7 @@ def test_loss_aware_draws_by_the_root_of_the_second_moment() -> None:
     expected = 0.9 * losses.double() / losses.double().sum() + 0.1 / 4
     torch.testing.assert_close(sampler.probability(), expected, rtol=1e-12, atol=0)
     n = 100_000
-    t, importance = sampler(Linear(T=4), 0, "t", 0, torch.arange(n), n)
+    t, importance = sampler(Linear(T=4), Draw(0, "", 0, torch.arange(n)), n)
     share = torch.bincount(t, minlength=5)[1:].double() / n
     assert ((share - expected).abs() < 3.5 * (expected * (1 - expected) / n).sqrt()).all()
     torch.testing.assert_close(importance, 1 / (4 * expected[t - 1]), rtol=1e-12, atol=0)
@@ -163,4 +164,4 @@ def test_impossible_objectives_are_refused(make, says: str) -> None:  # type: ig
 
 
 def test_uniform_is_algorithm_1s() -> None:
-    assert torch.equal(Uniform()(Linear(), 0, "t", 0, torch.arange(9), 9).importance, torch.ones(9))
+    assert torch.equal(Uniform()(Linear(), Draw(0, "", 0, torch.arange(9)), 9).importance, torch.ones(9))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffusion_lightning import images, random
 from diffusion_lightning.cli import main
 from diffusion_lightning.cli.selftest import run
-from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.modules.base import batches
 from diffusion_lightning.samplers import DDIM, Step
 from diffusion_lightning.schedules import Schedule
 
@@ -46,7 +46,7 @@ def half_pixel(x: Tensor, size: int) -> Tensor:
     return F.interpolate(x.float(), size=(size, size), mode="bilinear", align_corners=False)
 
 
-def blind_to_rank(self: Diffusion, position: int, full: int, size: int) -> Tensor:
+def blind_to_rank(position: int, full: int, size: int, world: int, rank: int, device: torch.device) -> Tensor:
     return torch.arange(position * full, position * full + size)
 
 
@@ -65,7 +65,7 @@ def raises(*args: object) -> Tensor:
         (images, "to_uint8", truncated, "grey levels"),
         (images, "resize_tf1", antialiased, "resize"),
         (images, "resize_tf1", half_pixel, "resize"),
-        (Diffusion, "_numbers", blind_to_rank, "noise that two devices"),
+        (batches, "in_blocks", blind_to_rank, "noise that two devices"),
         (Schedule, "_apply", nn.Module._apply, "half-precision"),
         (DDIM, "step", wrong_mean, "DDIM"),
         (random, "philox", raises, "Philox"),

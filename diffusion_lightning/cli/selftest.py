@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from ..data.base import Order
 from ..denoising import Epsilon, Prediction, log_variance
 from ..likelihood import bits_per_dim, decoder, kl, prior
 from ..metrics import frechet_distance
-from ..modules import Diffusion
+from ..modules.base import batches
 from ..networks import UNet
 from ..objectives import MinSNR
 from ..samplers import DDIM, Ancestral, DPMSolver, Heun, Leading, Sampler, Step
@@ -203,20 +202,12 @@ def _foreign_words(device: torch.device) -> Tensor:
     return (there != random.words(1000, 1, "selftest", 2, sample)).sum()
 
 
-class _Silent(nn.Module):
-    def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(x_t)
-
-
 def _shared_noise(device: torch.device) -> int:
     """Two devices of one run take the same training step: how many of their samples have the same noise."""
     seen = []
     for rank in (0, 1):
-        module = Diffusion(_Silent(), Linear(), (1, 4, 4)).to(device)
-        trainer: Any = SimpleNamespace(world_size=2, global_rank=rank)
-        module._trainer = trainer
-        sample = module._numbers(0, 32, 32)
-        seen.append(module._noise(torch.zeros(32, 1, 4, 4, device=device), "training: eps", 0, sample))
+        draw = random.Draw(0, "training", 0, batches.in_blocks(0, 32, 32, 2, rank, device))
+        seen.append(draw.normal("eps", torch.zeros(32, 1, 4, 4, device=device)))
     first, second = (noise.view(32, 1, -1) for noise in seen)
     return int((first == second.transpose(0, 1)).all(2).sum())
 

@@ -11,7 +11,7 @@ import copy
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -80,6 +80,24 @@ class Sharded:
     def release(self) -> None:
         """The part takes its place again."""
         vars(self.owner).pop(self.name, None)
+
+
+class WholeInEvaluations(Callback):
+    """Has evaluations run on whole weights, after callbacks have put in those that are to be evaluated."""
+
+    def __init__(self) -> None:
+        self.parts: list[Sharded] = []
+
+    def _gather(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for part in self.parts:
+            part.gather()
+
+    def _release(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for part in self.parts:
+            part.release()
+
+    on_validation_start = on_test_start = on_predict_start = _gather
+    on_validation_end = on_test_end = on_predict_end = _release
 
 
 def _layout(x: Tensor) -> torch.memory_format:

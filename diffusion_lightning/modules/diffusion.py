@@ -19,17 +19,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
-from ..conditioning import Asked, Conditioner, Unconditional
+from ..conditioning import Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
 from ..guidance import ClassifierFree
 from ..likelihood import VLB, bits_per_dim
 from ..objectives import Simple, TimestepSampler, Uniform, Weighting
+from ..random import Draw
 from ..samplers import Ancestral, Sampler
 from ..schedules import Schedule
 from .base import batches, checks, compiling, gradients, memory
 from .base.bound import PARTS, Bound
-from .base.generative import Generative
+from .base.generative import Generative, Guidance
 from .base.shapes import operations
 
 # The bound as a loss: nothing is clipped, so that every error has a gradient.
@@ -110,9 +111,8 @@ class Diffusion(Generative):
                 f"vlb_weight is {self.vlb_weight} and the weighting {type(self.weighting).__name__}, which leaves "
                 "nothing to train by: give a finite vlb_weight above 0, or another weighting"
             )
-        self._feed = batches.Feed()
+        self._feed, self._whole = batches.Feed(), fsdp.WholeInEvaluations()
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._sharded: list[fsdp.Sharded] = []
 
     def _default_vlb_weight(self) -> float:
         if not self.weighting.trains_mean:
@@ -138,32 +138,33 @@ class Diffusion(Generative):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and beside it each example's own, its t and its number in the global batch."""
         x_0, y = self._feed.take(self, batch, "training")
-        step, micro = self.global_step, batch_idx % self.trainer.accumulate_grad_batches
-        # Dropout draws from the device's generator: exact on resume, though not across numbers of devices.
-        place = random.state(self.seed, "training: dropout", step, micro, self.global_rank)
-        random.seed_generator(self.device, place)
-        sample, total, to_come = self._feed.in_step(self, batch_idx, len(x_0))
-        t, importance = self.timesteps(self.schedule, self.seed, "training: t", step, sample, total)
+        step = self._feed.in_step(self, batch_idx, len(x_0))
+        self._seed_dropout(step.micro)
+        t, importance = self.timesteps(self.schedule, step.draw, step.total)
         if self.conditioner.dropout:
-            u = random.fractions(self.seed, "training: label dropout", step, sample)
-            y = self.conditioner.dropped(y, u.to(y.device))
-        losses = self._losses(x_0, t, "training", step, sample, self.conditioner(y))
+            y = self.conditioner.dropped(y, step.draw.fractions("label dropout").to(y.device))
+        losses = self._losses(x_0, t, step.draw, self.conditioner(y))
         if self.timesteps.learns:
-            self._learn(micro, to_come, t, losses.detach(), sample)
+            self._learn(step, t, losses.detach())
         loss = (importance.to(losses) * losses).mean()
         if self._logs:
             self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
-        return {"loss": loss, "losses": losses.detach(), "t": t, "sample": sample}
+        return {"loss": loss, "losses": losses.detach(), "t": t, "sample": step.draw.sample}
+
+    def _seed_dropout(self, micro: int) -> None:
+        """Dropout draws from the device's generator: exact on resume, though not across numbers of devices."""
+        place = random.state(self.seed, "training: dropout", self.global_step, micro, self.global_rank)
+        random.seed_generator(self.device, place)
 
     @property
     def _logs(self) -> bool:
         """Whether what this step logs is written, so that no other step pays for it."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
-    def _learn(self, micro: int, to_come: int, t: Tensor, losses: Tensor, sample: Tensor) -> None:
+    def _learn(self, step: batches.Step, t: Tensor, losses: Tensor) -> None:
         """Tells the timestep sampler of the whole global batch, before any checkpoint of this step."""
-        self._recent = [*(self._recent if micro else []), (t, losses, sample)]
-        if to_come:
+        self._recent = [*(self._recent if step.micro else []), (t, losses, step.draw.sample)]
+        if step.to_come:
             return
         columns: list[Any] = [self.all_gather(torch.cat(column)) for column in zip(*self._recent, strict=True)]
         t, losses, sample = (column.flatten() for column in columns)
@@ -171,26 +172,10 @@ class Diffusion(Generative):
         order = sample.argsort()
         self.timesteps.update(t[order], losses[order])
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """The loss at uniform times, with draws that are the same in every round, so that rounds can be compared."""
-        x_0, y = self._feed.take(self, batch, "validation")
-        sample = self._feed.numbers(self, "validation", batch_idx, len(x_0))
-        t, _ = Uniform()(self.schedule, self.seed, "evaluation: t", 0, sample, len(sample))
-        losses = self._losses(x_0, t, "evaluation", 0, sample, self.conditioner(y))
-        self._log_mean("val/loss", losses)
-        return {"losses": losses, "t": t, "sample": sample}
-
-    def _log_mean(self, name: str, losses: Tensor) -> None:
-        """The mean over all examples of an evaluation, on whatever number of devices."""
-        # As a float: the devices' numbers are averaged, and Lightning rounds the average of whole numbers down.
-        self.log(name, losses.mean(), on_epoch=True, sync_dist=True, batch_size=float(len(losses)))  # type: ignore[arg-type]
-
-    def _losses(
-        self, x_0: Tensor, t: Tensor, purpose: str, step: int, sample: Tensor, c: Tensor | None = None
-    ) -> Tensor:
-        """(B,) each example's loss at times t (B,) given c, ε drawn for these sample numbers (B,)."""
+    def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, c: Tensor | None = None) -> Tensor:
+        """(B,) each example's loss at times t (B,) given c."""
         schedule, parameterization = self.schedule, self.denoiser.parameterization
-        eps = self._noise(x_0, f"{purpose}: eps", step, sample)
+        eps = draw.normal("eps", x_0)
         x_t = schedule.q_sample(x_0, t, eps)
         output, var_mix = self.denoiser.output(x_t, t, c)
         error = F.mse_loss(output, parameterization.target(schedule, x_0, eps, t), reduction="none")
@@ -203,21 +188,35 @@ class Diffusion(Generative):
         bits = bits_per_dim(TRAINED.term(schedule, x_0, t, prediction, self.levels), x_0[0].numel())
         return losses + self.vlb_weight * schedule.T * bits
 
-    def _noise(self, x: Tensor, purpose: str, step: int, sample: Tensor) -> Tensor:
-        return random.normal(x.shape[1:], self.seed, purpose, step, sample).to(x)
+    # Evaluation: the loss at uniform times, and of a test the variational bound, sharded over the devices
 
-    # Test: the variational bound, sharded over the devices
+    def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Tensor | None, Tensor, Draw]:
+        """x_0, c, t and the draw of a batch: the same in every round, so that rounds can be compared."""
+        x_0, y = self._feed.take(self, batch, stage)
+        sample = self._feed.numbers(self, stage, batch_idx, len(x_0))
+        draw = Draw(self.seed, "evaluation", 0, sample)
+        t, _ = Uniform()(self.schedule, draw, len(sample))
+        return x_0, self.conditioner(y), t, draw
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        x_0, c, t, draw = self._evaluated(batch, batch_idx, "validation")
+        losses = self._losses(x_0, t, draw, c)
+        self._log_mean("val/loss", losses)
+        return {"losses": losses, "t": t, "sample": draw.sample}
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.log("step", float(self.steps_done), rank_zero_only=True)  # the name of Lightning's own x-axis
+
+    def on_test_start(self) -> None:
+        self._bound = Bound(self.denoiser, self.vlb, self.levels)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        x_0, y = self._feed.take(self, batch, "test")
-        sample = self._feed.numbers(self, "test", batch_idx, len(x_0))
-        t, _ = Uniform()(self.schedule, self.seed, "evaluation: t", 0, sample, len(sample))
-        c = self.conditioner(y)
-        self._log_mean("test/loss", self._losses(x_0, t, "evaluation", 0, sample, c))
-        self._bound.add(x_0, c, sample, lambda k: self._noise(x_0, "bound: eps", k, sample))
+        x_0, c, t, draw = self._evaluated(batch, batch_idx, "test")
+        self._log_mean("test/loss", self._losses(x_0, t, draw, c))
+        self._bound.add(x_0, c, draw._replace(purpose="bound"))
 
     def on_test_epoch_end(self) -> None:
-        self._feed.end("test")
         self.log("step", float(self.steps_done), rank_zero_only=True)
         found = self._bound.found(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
         for part, value in zip(PARTS, found.mean, strict=True):
@@ -225,33 +224,10 @@ class Diffusion(Generative):
         self.log("test/bits_per_dim_error", found.error[0])
         self.bound = found.terms
 
-    # Evaluations run on whole weights, after callbacks have put in those that are to be evaluated
-
-    def on_validation_start(self) -> None:
-        self._feed.begin("validation")
-        for part in self._sharded:
-            part.gather()
-
-    def on_validation_end(self) -> None:
-        for part in self._sharded:
-            part.release()
-
-    def on_test_start(self) -> None:
-        self.on_validation_start()
-        self._feed.begin("test")
-        self._bound = Bound(self.denoiser, self.vlb, self.levels, self.seed)
-
-    on_predict_start, on_test_end, on_predict_end = on_validation_start, on_validation_end, on_validation_end
-
-    def on_validation_epoch_end(self) -> None:
-        self._feed.end("validation")
-        if not self.trainer.sanity_checking:
-            self.log("step", float(self.steps_done), rank_zero_only=True)  # the name of Lightning's own x-axis
-
-    def _numbers(self, position: int, full: int, size: int) -> Tensor:
-        """Numbers of this rank's samples when batches of `full` a device follow one another rank by rank."""
-        first = (position * self.trainer.world_size + self.global_rank) * full
-        return torch.arange(first, first + size, device=self.device)
+    def _log_mean(self, name: str, losses: Tensor) -> None:
+        """The mean over all examples of an evaluation, on whatever number of devices."""
+        # As a float: the devices' numbers are averaged, and Lightning rounds the average of whole numbers down.
+        self.log(name, losses.mean(), on_epoch=True, sync_dist=True, batch_size=float(len(losses)))  # type: ignore[arg-type]
 
     # The optimizer
 
@@ -263,23 +239,6 @@ class Diffusion(Generative):
         scheduler = self.lr_scheduler(optimizer)
         checks.check_rate(getattr(scheduler, "total_steps", None), self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # A loader without batches, which Lightning takes for a run that is done
-
-    def on_train_start(self) -> None:
-        batches.check_loader(self.trainer, "validation")
-        self._rest = self.global_step > 0  # the first epoch is the rest of one
-
-    def on_train_epoch_start(self) -> None:
-        self._feed.begin("training")
-
-    def on_train_epoch_end(self) -> None:
-        self._feed.end("training", allowed=self._rest)
-        self._rest = False
-
-    def teardown(self, stage: str) -> None:
-        if (of := {"fit": "training", "validate": "validation", "test": "test"}.get(stage)) is not None:
-            batches.check_loader(self.trainer, of)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps the schedule of the learning rate that it began with, unless `keeps_rate` is false."""
@@ -307,63 +266,16 @@ class Diffusion(Generative):
 
     # Sampling: algorithm 2, or any other
 
-    @torch.no_grad()
-    def generate(
-        self,
-        n: int,
-        sampler: Callable[..., Tensor] | None = None,
-        y: Asked | None = None,
-        guidance: float | Callable[[nn.Module], nn.Module] | None = None,
-        seed: int = 0,
-        first: int = 0,
-        batch_size: int | None = None,
-    ) -> Tensor:
-        """Samples number `first` … `first + n - 1` of a seed, (n, C, H, W) in [-1, 1], without dropout.
+    def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guidance) -> Tensor:
+        sampler, denoise = sampler or Ancestral(), self.guided(guidance)
+        x_T = random.normal(self.shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds)).to(self.denoiser.dtype)
+        return sampler(denoise, self.schedule, x_T, c=self.conditioner(y), seeds=seeds)
 
-        In float32, or in float64 if the network's weights are; the network itself computes in the type of its weights.
-        Sample number i depends on the seed and on i alone: bitwise at the same batch size, else to rounding.
-
-        Args:
-            n: how many.
-            sampler: the reverse loop, a `Sampler` or what is called as one; None is `Ancestral()`.
-            y: the samples' condition, or (n,) one for each: a class by its number, or by its name among `class_names`;
-                None is the conditioner's choice by the samples' numbers, each class in turn.
-            guidance: the scale of `ClassifierFree`; or what wraps the denoiser, called with it; None is none.
-            seed: of all the noise, x_T included.
-            first: the first sample's number.
-            batch_size: work in blocks of numbers aligned to it, each made whole and cut to what was asked for;
-                None makes the n samples in one batch.
-
-        Raises:
-            ValueError: if y is given to a model without condition, is not of n samples or no class of the model, if
-                guidance is not possible, or if there is no such seed, or are no such samples.
-        """
-        random.check_seed(seed)
-        asked_for = checks.requested(n, first, y, self.conditioner, self.class_names)
-        start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
-        sampler = sampler or Ancestral()
-        denoise: nn.Module = self.denoiser
+    def guided(self, guidance: Guidance) -> nn.Module:
+        """The denoiser under guidance: the scale of `ClassifierFree`, or what wraps a denoiser; None is none."""
         if callable(guidance):
-            denoise = guidance(denoise)
-        elif guidance is not None:
-            denoise = ClassifierFree(denoise, self.conditioner, float(guidance))
-        blocks = []
-        was_training = self.denoiser.training
-        self.denoiser.eval()
-        try:
-            for block in range(start, first + n, size):
-                number = torch.arange(block, block + size, device=self.device)
-                seeds = random.seeds(seed, "sample", number)
-                x_T = random.normal(self.shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds))
-                x_T = x_T.to(self.denoiser.dtype)
-                if asked_for is None:
-                    asked = self.conditioner.default(number)
-                else:  # what fills the block beside the samples asked for has any condition
-                    asked = asked_for.to(self.device)[(number - first).clamp(0, n - 1)]
-                blocks.append(sampler(denoise, self.schedule, x_T, c=self.conditioner(asked), seeds=seeds))
-        finally:
-            self.denoiser.train(was_training)
-        return torch.cat(blocks)[first - start : first - start + n].clamp(-1, 1)
+            return guidance(self.denoiser)
+        return self.denoiser if guidance is None else ClassifierFree(self.denoiser, self.conditioner, float(guidance))
 
     def check(self, sampler: Sampler | None) -> None:
         (sampler or Ancestral()).times(self.schedule)
@@ -380,14 +292,13 @@ class Diffusion(Generative):
     # Before training starts
 
     def configure_callbacks(self) -> list:
-        """None; but of Lightning's hooks the only one before the processes meet."""
+        """Of Lightning's hooks the only one before the processes meet."""
         checks.check_strategy(self.trainer)
         if fsdp.shards(self.trainer):
             fsdp.prepare(self.trainer)
-        return []
+        return [self._feed, self._whole]
 
     def setup(self, stage: str) -> None:
-        self._feed = batches.Feed()
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         self.class_names = getattr(data, "class_names", None) or self.class_names
@@ -410,6 +321,6 @@ class Diffusion(Generative):
             # A recorded backward pass gives gradients that live until the next one, and cannot be added to.
             graphs = self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1
             compiling.compile_network(self.denoiser.network, device, sharded, graphs)
-        if fsdp.shards(self.trainer) and not self._sharded:
+        if fsdp.shards(self.trainer) and not self._whole.parts:
             parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
-            self._sharded = fsdp.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]
+            self._whole.parts = fsdp.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]

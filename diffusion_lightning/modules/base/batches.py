@@ -6,11 +6,14 @@ whole numbers, (B,) or (B, 1).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from ... import random
 
 IMAGE = ("image", "images", "pixel_values", "img", "x")  # the usual keys of a dict, the first that it has
 LABEL = ("label", "labels", "y", "class", "classes", "target", "targets")
@@ -43,12 +46,64 @@ def block(loader: Any) -> int | None:
     return getattr(getattr(loader, "sampler", None), "batch_size", None)
 
 
-class Feed:
-    """The batches of one module, by stage: `training`, `validation` or `test`."""
+class Step(NamedTuple):
+    """A batch's place in its optimizer step.
+
+    `draw` is for its samples; it is batch number `micro` of those that a step takes, has `total` images with those of
+    all ranks, and `to_come` batches follow.
+    """
+
+    draw: random.Draw
+    micro: int
+    total: int
+    to_come: int
+
+
+class Feed(Callback):
+    """The batches of one module, by stage: `training`, `validation` or `test`; one that gives none is an error.
+
+    Lightning takes a loader without batches for a run that is done.
+    """
 
     def __init__(self) -> None:
         self._looked: set[str] = set()
         self._seen: dict[str, int] = {}
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._looked.clear()
+        self._seen.clear()
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        check_loader(trainer, "validation")
+        self._rest = trainer.global_step > 0  # the first epoch is the rest of one
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._seen["training"] = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check_seen("training", allowed=self._rest)
+        self._rest = False
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._seen["validation"] = 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check_seen("validation")
+
+    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._seen["test"] = 0
+
+    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check_seen("test")
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if (of := {"fit": "training", "validate": "validation", "test": "test"}.get(stage)) is not None:
+            check_loader(trainer, of)
+
+    def _check_seen(self, stage: str, allowed: bool = False) -> None:
+        """Raise ValueError if a stage had no batch; the rest of an epoch in which a run was stopped may have none."""
+        if not self._seen.get(stage, 0) and not allowed:
+            raise _empty(stage)
 
     def take(self, module: Any, batch: Any, stage: str) -> tuple[Tensor, Any]:
         """x_0 (B, C, H, W) and y of a batch, and a look at the first one of a stage, before anything is learned of it.
@@ -88,38 +143,28 @@ class Feed:
         self._seen[stage] = before + size
         full = block(getattr(module.trainer, LOADERS[stage]))
         if full is not None:
-            return module._numbers(position, full, size)
+            return in_blocks(position, full, size, module.trainer.world_size, module.global_rank, module.device)
         own = torch.arange(before, before + size, device=module.device)
         return own * module.trainer.world_size + module.global_rank
 
-    def in_step(self, module: Any, batch_idx: int, size: int) -> tuple[Tensor, int, int]:
-        """Of training batch number `batch_idx` of an epoch: `numbers`, images in its step, and batches to come in it.
+    def in_step(self, module: Any, batch_idx: int, size: int) -> Step:
+        """Of training batch number `batch_idx` of an epoch.
 
-        Those to come are taken to be as large as this one: of an epoch, only the last is smaller. An epoch that ends in
-        the middle of a step ends the step.
+        Batches to come are taken to be as large as this one: of an epoch, only the last is smaller. An epoch that ends
+        in the middle of a step ends the step.
         """
         trainer = module.trainer
         micro = batch_idx % trainer.accumulate_grad_batches
         to_come = int(min(trainer.accumulate_grad_batches - micro, trainer.num_training_batches - batch_idx)) - 1
         sample = self.numbers(module, "training", micro, size)
-        return sample, (self._seen["training"] + to_come * size) * trainer.world_size, to_come
+        total = (self._seen["training"] + to_come * size) * trainer.world_size
+        return Step(random.Draw(module.seed, "training", module.global_step, sample), micro, total, to_come)
 
-    def begin(self, stage: str) -> None:
-        """An epoch, or an evaluation."""
-        self._seen[stage] = 0
 
-    def end(self, stage: str, allowed: bool = False) -> None:
-        """An epoch, or an evaluation.
-
-        Args:
-            stage: of the batches.
-            allowed: whether it may have had no batch, as the rest of an epoch in which a run was stopped, this once.
-
-        Raises:
-            ValueError: if it had no batch.
-        """
-        if not self._seen.get(stage, 0) and not allowed:
-            raise _empty(stage)
+def in_blocks(position: int, full: int, size: int, world: int, rank: int, device: torch.device | str) -> Tensor:
+    """(size,) numbers of a rank's samples if batches of `full` a device follow one another rank by rank."""
+    first = (position * world + rank) * full
+    return torch.arange(first, first + size, device=device)
 
 
 def check_loader(trainer: Any, stage: str) -> None:

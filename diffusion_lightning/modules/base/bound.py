@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...denoising import Denoiser, Prediction
 from ...likelihood import VLB, bits_per_dim, prior
+from ...random import Draw
 
 PARTS = ("", "_prior", "_kl", "_decoder")  # of the bound: the whole first
 
@@ -27,29 +28,21 @@ class Bound:
         denoiser: and its schedule.
         vlb: which reverse process.
         levels: values of a pixel.
-        seed: of the times, where not all are measured.
     """
 
-    def __init__(self, denoiser: Denoiser, vlb: VLB, levels: int, seed: int) -> None:
-        self.denoiser, self.vlb, self.levels, self.seed = denoiser, vlb, levels, seed
+    def __init__(self, denoiser: Denoiser, vlb: VLB, levels: int) -> None:
+        self.denoiser, self.vlb, self.levels = denoiser, vlb, levels
         # Sums over the examples: their number; the value and the square of the whole and of its three parts, in
         # bits/dim; and for each t the terms' sum and number.
         table = denoiser.schedule.alpha_bar
         self._sums = [table.new_zeros(1), table.new_zeros(2, 4), table.new_zeros(2, denoiser.schedule.T)]
 
-    def add(self, x_0: Tensor, c: Tensor | None, sample: Tensor, noise: Callable[[int], Tensor]) -> None:
-        """Adds examples (B, C, H, W) under conditions c.
-
-        Args:
-            x_0: the examples.
-            c: (B, width), or None.
-            sample: (B,) their numbers.
-            noise: gives the ε (B, C, H, W) of the k-th time.
-        """
+    def add(self, x_0: Tensor, c: Tensor | None, draw: Draw) -> None:
+        """Adds examples x_0 (B, C, H, W) under conditions c (B, width), or None; `draw` is of their numbers."""
         of_prior = bits_per_dim(prior(self.denoiser.schedule, x_0), x_0[0].numel())
         of_kl, of_decoder = torch.zeros_like(of_prior), torch.zeros_like(of_prior)
         n, parts, terms = self._sums
-        for k, (t, count, bits) in enumerate(self._terms(x_0, c, sample, noise)):
+        for k, (t, count, bits) in enumerate(self._terms(x_0, c, draw)):
             terms.index_add_(1, t - 1, torch.stack([bits, torch.ones_like(bits)]))
             if k == 0:
                 of_decoder = bits
@@ -59,13 +52,11 @@ class Bound:
         n += len(x_0)
         parts += torch.stack([values, values.square()]).sum(1)
 
-    def _terms(
-        self, x_0: Tensor, c: Tensor | None, sample: Tensor, noise: Callable[[int], Tensor]
-    ) -> Iterator[tuple[Tensor, float, Tensor]]:
+    def _terms(self, x_0: Tensor, c: Tensor | None, draw: Draw) -> Iterator[tuple[Tensor, float, Tensor]]:
         """Times (B,), what they count in the sum, and their terms (B,) in bits/dim, in float64."""
         schedule, exact = self.denoiser.schedule, x_0.to(self.denoiser.schedule.alpha_bar)
-        for k, (t, count) in enumerate(self.vlb.draws(schedule, self.seed, sample)):
-            x_t = schedule.q_sample(x_0, t, noise(k))
+        for k, (t, count) in enumerate(self.vlb.draws(schedule, draw)):
+            x_t = schedule.q_sample(x_0, t, draw.at(k).normal("eps", x_0))
             x_hat, eps, var_mix = self.denoiser(x_t, t, c)
             prediction = Prediction(x_hat.to(exact), eps.to(exact), None if var_mix is None else var_mix.to(exact))
             t = t.to(exact.device)

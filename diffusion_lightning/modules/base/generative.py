@@ -4,12 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from ...conditioning import Asked
+from ... import random
+from ...conditioning import Asked, Conditioner
 from ...samplers import Sampler
+from . import checks
+
+Guidance = float | Callable[[nn.Module], nn.Module] | None  # its scale, or what wraps a denoiser
 
 
 class Generative(LightningModule, ABC):
@@ -20,6 +25,7 @@ class Generative(LightningModule, ABC):
     """
 
     shape: tuple[int, ...]  # (C, H, W) of one image
+    conditioner: Conditioner
     T: int | None = None
     levels = 256  # values of a pixel, unless the data have others
     class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
@@ -29,29 +35,57 @@ class Generative(LightningModule, ABC):
         self._steps = 0
 
     @abstractmethod
+    def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guidance) -> Tensor:
+        """Samples (B, C, H, W), each a function of its own seed (B,) and its condition y (B,), in eval mode."""
+
+    @torch.no_grad()
     def generate(
         self,
         n: int,
         sampler: Callable[..., Tensor] | None = None,
         y: Asked | None = None,
-        guidance: float | Callable[[nn.Module], nn.Module] | None = None,
+        guidance: Guidance = None,
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
     ) -> Tensor:
-        """Samples number `first` … `first + n - 1` of a seed, (n, C, H, W) in [-1, 1].
+        """Samples number `first` … `first + n - 1` of a seed, (n, C, H, W) in [-1, 1], without dropout.
 
+        In float32, or in float64 if the network's weights are; the network itself computes in the type of its weights.
         Sample number i depends on the seed and on i alone: bitwise at the same batch size, else to rounding.
 
         Args:
             n: how many.
             sampler: the reverse loop, a `Sampler` or what is called as one, if the module has one; None is its own.
-            y: the samples' condition, or (n,) one for each; None is the module's choice by the samples' numbers.
-            guidance: its scale, or what wraps the denoiser; None is none.
-            seed: of all the noise.
+            y: the samples' condition, or (n,) one for each: a class by its number, or by its name among `class_names`;
+                None is the conditioner's choice by the samples' numbers, each class in turn.
+            guidance: the scale of `ClassifierFree`; or what wraps the denoiser, called with it; None is none.
+            seed: of all the noise, x_T included.
             first: the first sample's number.
-            batch_size: work in blocks of numbers aligned to it; None makes the n samples in one batch.
+            batch_size: work in blocks of numbers aligned to it, each made whole and cut to what was asked for;
+                None makes the n samples in one batch.
+
+        Raises:
+            ValueError: if y is given to a model without condition, is not of n samples or no class of the model, if
+                guidance is not possible, or if there is no such seed, or are no such samples.
         """
+        random.check_seed(seed)
+        asked = checks.requested(n, first, y, self.conditioner, self.class_names)
+        start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
+        blocks, training = [], [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            for block in range(start, first + n, size):
+                number = torch.arange(block, block + size, device=self.device)
+                if asked is None:
+                    of_block = self.conditioner.default(number)
+                else:  # what fills the block beside the samples asked for has any condition
+                    of_block = asked.to(self.device)[(number - first).clamp(0, n - 1)]
+                blocks.append(self.draw(random.seeds(seed, "sample", number), of_block, sampler, guidance))
+        finally:
+            for module in training:
+                module.training = True
+        return torch.cat(blocks)[first - start : first - start + n].clamp(-1, 1)
 
     @abstractmethod
     def check(self, sampler: Sampler | None) -> None:
