@@ -29,8 +29,8 @@ def measure(name: str, module: Diffusion, batch: int, rounds: int) -> None:
         random.normal(x_0.shape[1:], 0, "training: eps", 1, sample)
 
     def step() -> None:
-        output, _ = module.denoiser.output(module.schedule.q_sample(x_0, t, eps), t)
-        (output - eps).square().mean().backward()
+        prediction = module.denoiser(module.schedule.q_sample(x_0, t, eps), t)
+        (prediction.output - eps).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -112,8 +112,8 @@ def share(root: Path, batch: int, rounds: int) -> dict[str, Any]:
     def step() -> None:
         x_0, _ = taken[0]
         t, eps = torch.randint(1, 1001, (batch,)), torch.randn_like(x_0)
-        output, _ = module.denoiser.output(module.schedule.q_sample(x_0, t, eps), t)
-        (output - eps).square().mean().backward()
+        prediction = module.denoiser(module.schedule.q_sample(x_0, t, eps), t)
+        (prediction.output - eps).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
+from .random import Draw
+
 Asked = int | str | Sequence[int | str] | Tensor  # one condition for all samples, or one for each
 SHOWN = 10  # names of classes in a sentence
 
@@ -35,8 +37,8 @@ class Conditioner(nn.Module, ABC):
     def default(self, number: Tensor) -> Tensor:
         """(B,) the condition of samples of these numbers (B,) for which none is asked."""
 
-    def dropped(self, y: Tensor, u: Tensor) -> Tensor:
-        """(B,) conditions of which the null one takes the place where u, uniform on [0, 1), is below `dropout`."""
+    def dropped(self, y: Tensor, draw: Draw) -> Tensor:
+        """(B,) conditions of a draw's samples, a share `dropout` of which are replaced by the null condition."""
         return y
 
     def null(self, n: int) -> Tensor:
@@ -115,8 +117,10 @@ class ClassLabels(Conditioner):
         """Each class in turn, so that many samples have all alike."""
         return number % self.classes
 
-    def dropped(self, y: Tensor, u: Tensor) -> Tensor:
-        return torch.where(u < self.dropout, self.classes, y)
+    def dropped(self, y: Tensor, draw: Draw) -> Tensor:
+        if not self.dropout:
+            return y
+        return torch.where(draw.fractions("label dropout").to(y.device) < self.dropout, self.classes, y)
 
     def null(self, n: int) -> Tensor:
         if self.dropout == 0:

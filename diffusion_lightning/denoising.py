@@ -19,12 +19,14 @@ from .schedules import Schedule, like
 class Prediction(NamedTuple):
     """What a denoiser knows of x_t: the clean image, the noise, and its share m of the larger log-variance.
 
-    All of x_t's shape (B, C, H, W); `var_mix`, nominally in [0, 1], is None where no variance is predicted.
+    All of x_t's shape (B, C, H, W); `var_mix`, nominally in [0, 1], is None where no variance is predicted. `output` is
+    what the network put out, in the parameterisation that it is trained in: a loss compares it with the target.
     """
 
     x_0: Tensor
     eps: Tensor
     var_mix: Tensor | None = None
+    output: Tensor | None = None
 
 
 class Parameterization(ABC):
@@ -137,11 +139,8 @@ class Denoiser(nn.Module):
         """The type of x_t in a sampler: float32, or float64 if the network's weights are. It is never less."""
         return torch.promote_types(torch.float32, weights_dtype(self.network) or torch.float32)
 
-    def output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The network's raw output at x_t (B, C, H, W), in x_t's type, and m where it predicts the variance.
-
-        t is an int in 1 … T or a tensor (B,). The network computes in the type of its weights, whatever x_t's is.
-        """
+    def _output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The network's raw output, in x_t's type, and m where it predicts the variance."""
         if not isinstance(t, Tensor):
             if not 1 <= t <= self.schedule.T:
                 raise ValueError(f"t = {t} is not among the times 1 … {self.schedule.T} that have noise: give one")
@@ -161,9 +160,13 @@ class Denoiser(nn.Module):
         return x_t.to(dtype), index, c.to(dtype) if c is not None and c.is_floating_point() else c
 
     def forward(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> Prediction:
-        """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,)."""
-        output, var_mix = self.output(x_t, t, c)
-        return self.parameterization.prediction(self.schedule, output, x_t, t)._replace(var_mix=var_mix)
+        """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,).
+
+        The network computes in the type of its weights, whatever x_t's is.
+        """
+        output, var_mix = self._output(x_t, t, c)
+        prediction = self.parameterization.prediction(self.schedule, output, x_t, t)
+        return prediction._replace(var_mix=var_mix, output=output)
 
 
 def weights_dtype(network: nn.Module) -> torch.dtype | None:

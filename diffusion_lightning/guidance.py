@@ -39,9 +39,9 @@ class ClassifierFree(nn.Module):
             return self.denoiser(x_t, t, c)
         both = torch.cat([c, self.null.expand_as(c)])
         times = torch.cat([t, t]) if isinstance(t, Tensor) else t
-        x_0, eps, var_mix = self.denoiser(torch.cat([x_t, x_t]), times, both)
-        var_mix = None if var_mix is None else var_mix[: len(x_t)]
-        return Prediction(self._guided(x_0), self._guided(eps), var_mix)
+        found = self.denoiser(torch.cat([x_t, x_t]), times, both)
+        var_mix = None if found.var_mix is None else found.var_mix[: len(x_t)]
+        return Prediction(self._guided(found.x_0), self._guided(found.eps), var_mix)
 
     def _guided(self, of_both: Tensor) -> Tensor:
         with_c, without = of_both.chunk(2)

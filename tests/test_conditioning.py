@@ -29,7 +29,7 @@ def conditional(dropout: float = 0.1) -> Diffusion:
 def test_no_condition_is_none() -> None:
     y = torch.arange(4)
     assert Unconditional()(y) is None
-    assert torch.equal(Unconditional().dropped(y, torch.zeros(4)), y)
+    assert torch.equal(Unconditional().dropped(y, Draw(0, "training", 0, y)), y)
 
 
 def test_rows_of_the_table() -> None:
@@ -40,11 +40,13 @@ def test_rows_of_the_table() -> None:
 
 
 def test_labels_are_dropped_as_often_as_asked() -> None:
-    labels, u = ClassLabels(3, 8, dropout=0.25), torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-    y = torch.ones(1000, dtype=torch.long)
-    dropped = labels.dropped(y, u)
-    assert (dropped == 3).sum() == 250
-    assert (dropped[250:] == 1).all()
+    labels, draw = ClassLabels(3, 8, dropout=0.25), Draw(0, "training", 0, torch.arange(4000))
+    y = torch.ones(4000, dtype=torch.long)
+    dropped = labels.dropped(y, draw)
+    assert torch.equal(dropped == 3, draw.fractions("label dropout") < 0.25)
+    assert (dropped[dropped != 3] == 1).all()
+    assert abs((dropped == 3).double().mean() - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
+    assert torch.equal(ClassLabels(3, 8, dropout=0.0).dropped(y, draw), y)
 
 
 def test_a_condition_changes_the_image_and_the_default_takes_each_class_in_turn() -> None:

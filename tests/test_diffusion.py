@@ -237,7 +237,7 @@ def test_the_hybrid_loss_is_the_simple_one_and_a_thousandth_of_the_bound() -> No
     """L_simple + 0.001·T·L_{t-1} in bits/dim, each by hand from the same noise."""
     module = learned()
     assert module.predicts_variance
-    assert module.vlb_weight == 0.001
+    assert module.loss.vlb_weight == 0.001
     x, t, sample = torch.rand(20, 1, 8, 8) * 2 - 1, torch.arange(1, 21), torch.arange(20)
     found = module._losses(x, t, Draw(module.seed, "training", 0, sample))
     eps = Draw(module.seed, "training", 0, sample).normal("eps", x)
@@ -260,7 +260,7 @@ def test_the_bound_leaves_the_mean_to_the_simple_loss(t: int) -> None:
     torch.manual_seed(0)
     assert gradients(simple, t) == (pytest.approx(mean, rel=1e-5), 0)
     assert variance > 0
-    assert pure.vlb_weight == 1
+    assert pure.loss.vlb_weight == 1
     assert min(gradients(pure, t)) > 0
 
 

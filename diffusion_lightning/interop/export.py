@@ -128,7 +128,7 @@ class Program(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
         found = self.denoiser(x_t, t, None if y is None else self.conditioner(y))
-        return tuple(x for x in found if x is not None)
+        return tuple(x for x in found[:3] if x is not None)
 
 
 def program(model: Diffusion, record: dict[str, Any], folder: Path) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,18 +21,16 @@ from ..conditioning import Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
 from ..guidance import ClassifierFree
-from ..likelihood import VLB, bits_per_dim
+from ..likelihood import VLB
 from ..objectives import Simple, TimestepSampler, Uniform, Weighting
 from ..random import Draw
 from ..samplers import Ancestral, Sampler
 from ..schedules import Schedule
-from .base import batches, checks, compiling, gradients, memory
-from .base.bound import PARTS, Bound
+from .base import batches, checks, compiling, device, optimizers
+from .base.bound import Bound
 from .base.generative import Generative, Guidance
+from .base.loss import Loss
 from .base.shapes import operations
-
-# The bound as a loss: nothing is clipped, so that every error has a gradient.
-TRAINED = VLB(clip=None)
 
 
 class Diffusion(Generative):
@@ -98,26 +94,14 @@ class Diffusion(Generative):
         self.conditioner = conditioner or Unconditional()
         self.timesteps = timesteps or Uniform()
         self.timesteps.prepare(schedule)
-        self.weighting = weighting or Simple()
         self.vlb = vlb or VLB()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = random.check_seed(seed, "the model's seed")
         self.compiles = compile
         self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
-        self.vlb_weight = self._default_vlb_weight() if vlb_weight is None else vlb_weight
-        if not 0 <= self.vlb_weight < float("inf") or (self.vlb_weight == 0 and not self.weighting.trains_mean):
-            raise ValueError(
-                f"vlb_weight is {self.vlb_weight} and the weighting {type(self.weighting).__name__}, which leaves "
-                "nothing to train by: give a finite vlb_weight above 0, or another weighting"
-            )
-        self._feed, self._whole = batches.Feed(), fsdp.WholeInEvaluations()
-        self._recent: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def _default_vlb_weight(self) -> float:
-        if not self.weighting.trains_mean:
-            return 1.0
-        return 0.001 if self.predicts_variance else 0.0
+        self.loss = Loss(weighting or Simple(), vlb_weight, self.predicts_variance)
+        self.feed, self.whole = batches.Feed(), fsdp.WholeInEvaluations()
 
     @property
     def T(self) -> int:  # type: ignore[override]
@@ -137,63 +121,35 @@ class Diffusion(Generative):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and beside it each example's own, its t and its number in the global batch."""
-        x_0, y = self._feed.take(self, batch, "training")
-        step = self._feed.in_step(self, batch_idx, len(x_0))
-        self._seed_dropout(step.micro)
+        x_0, y = self.feed.take(self, batch, "training")
+        step = self.feed.in_step(self, batch_idx, len(x_0))
         t, importance = self.timesteps(self.schedule, step.draw, step.total)
-        if self.conditioner.dropout:
-            y = self.conditioner.dropped(y, step.draw.fractions("label dropout").to(y.device))
-        losses = self._losses(x_0, t, step.draw, self.conditioner(y))
-        if self.timesteps.learns:
-            self._learn(step, t, losses.detach())
+        losses = self._losses(x_0, t, step.draw, self.conditioner(self.conditioner.dropped(y, step.draw)))
+        if self.timesteps.learns and (of_all := self.feed.whole_step(self, step, t, losses.detach())):
+            self.timesteps.update(*of_all)
         loss = (importance.to(losses) * losses).mean()
         if self._logs:
             self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
         return {"loss": loss, "losses": losses.detach(), "t": t, "sample": step.draw.sample}
 
-    def _seed_dropout(self, micro: int) -> None:
-        """Dropout draws from the device's generator: exact on resume, though not across numbers of devices."""
-        place = random.state(self.seed, "training: dropout", self.global_step, micro, self.global_rank)
-        random.seed_generator(self.device, place)
+    def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, c: Tensor | None = None) -> Tensor:
+        """(B,) each example's loss at times t (B,) given c."""
+        eps = draw.normal("eps", x_0)
+        x_t = self.schedule.q_sample(x_0, t, eps)
+        prediction = self.denoiser(x_t, t, c)
+        return self.loss(self.denoiser, x_0, eps, t, prediction, self.levels)
 
     @property
     def _logs(self) -> bool:
         """Whether what this step logs is written, so that no other step pays for it."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
-    def _learn(self, step: batches.Step, t: Tensor, losses: Tensor) -> None:
-        """Tells the timestep sampler of the whole global batch, before any checkpoint of this step."""
-        self._recent = [*(self._recent if step.micro else []), (t, losses, step.draw.sample)]
-        if step.to_come:
-            return
-        columns: list[Any] = [self.all_gather(torch.cat(column)) for column in zip(*self._recent, strict=True)]
-        t, losses, sample = (column.flatten() for column in columns)
-        self._recent = []
-        order = sample.argsort()
-        self.timesteps.update(t[order], losses[order])
-
-    def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, c: Tensor | None = None) -> Tensor:
-        """(B,) each example's loss at times t (B,) given c."""
-        schedule, parameterization = self.schedule, self.denoiser.parameterization
-        eps = draw.normal("eps", x_0)
-        x_t = schedule.q_sample(x_0, t, eps)
-        output, var_mix = self.denoiser.output(x_t, t, c)
-        error = F.mse_loss(output, parameterization.target(schedule, x_0, eps, t), reduction="none")
-        weight = self.weighting(schedule, parameterization, t).to(error)
-        losses = weight * error.flatten(1).mean(1)
-        if self.vlb_weight == 0:
-            return losses
-        mean = output.detach() if self.weighting.trains_mean else output
-        prediction = parameterization.prediction(schedule, mean, x_t, t)._replace(var_mix=var_mix)
-        bits = bits_per_dim(TRAINED.term(schedule, x_0, t, prediction, self.levels), x_0[0].numel())
-        return losses + self.vlb_weight * schedule.T * bits
-
     # Evaluation: the loss at uniform times, and of a test the variational bound, sharded over the devices
 
     def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Tensor | None, Tensor, Draw]:
         """x_0, c, t and the draw of a batch: the same in every round, so that rounds can be compared."""
-        x_0, y = self._feed.take(self, batch, stage)
-        sample = self._feed.numbers(self, stage, batch_idx, len(x_0))
+        x_0, y = self.feed.take(self, batch, stage)
+        sample = self.feed.numbers(self, stage, batch_idx, len(x_0))
         draw = Draw(self.seed, "evaluation", 0, sample)
         t, _ = Uniform()(self.schedule, draw, len(sample))
         return x_0, self.conditioner(y), t, draw
@@ -218,11 +174,7 @@ class Diffusion(Generative):
 
     def on_test_epoch_end(self) -> None:
         self.log("step", float(self.steps_done), rank_zero_only=True)
-        found = self._bound.found(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
-        for part, value in zip(PARTS, found.mean, strict=True):
-            self.log(f"test/bits_per_dim{part}", value)
-        self.log("test/bits_per_dim_error", found.error[0])
-        self.bound = found.terms
+        self.bound = self._bound.log(self)
 
     def _log_mean(self, name: str, losses: Tensor) -> None:
         """The mean over all examples of an evaluation, on whatever number of devices."""
@@ -231,14 +183,13 @@ class Diffusion(Generative):
 
     # The optimizer
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.parameters())
-        checks.check_optimizer(optimizer, self.trainer)
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        checks.check_rate(getattr(scheduler, "total_steps", None), self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def configure_optimizers(self) -> Any:
+        return optimizers.configured(self)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        optimizers.clipped(self, optimizer, gradient_clip_val, gradient_clip_algorithm, self._logs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps the schedule of the learning rate that it began with, unless `keeps_rate` is false."""
@@ -246,23 +197,6 @@ class Diffusion(Generative):
         if self.fits and self.keeps_rate and self.lr_scheduler is not None:
             for scheduler in checkpoint.get("lr_schedulers", []):
                 checks.check_rate(scheduler.get("total_steps"), self.trainer.max_steps)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips as Lightning does; logs the step's learning rate and the gradients' norm before the clip.
-
-        Once an optimizer step, also where batches are accumulated. Lightning's own clip refuses a fused optimizer in
-        bf16 too, where nothing is scaled.
-        """
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, self._logs, scaler)
-        if self._logs and norm is not None:
-            self.log("train/lr", optimizer.param_groups[0]["lr"], rank_zero_only=True)
-            self.log("train/grad_norm", norm, rank_zero_only=True)
 
     # Sampling: algorithm 2, or any other
 
@@ -296,31 +230,19 @@ class Diffusion(Generative):
         checks.check_strategy(self.trainer)
         if fsdp.shards(self.trainer):
             fsdp.prepare(self.trainer)
-        return [self._feed, self._whole]
+        return [self.feed, self.whole]
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         self.class_names = getattr(data, "class_names", None) or self.class_names
         checks.check_data(data, self.shape, self.conditioner)
-        device, network = self.trainer.strategy.root_device, self.denoiser.network
-        if device.type == "cpu":
-            memory.keep_freed()
-        if (set_memory_format := getattr(network, "set_memory_format", None)) is not None:
-            reduced = not str(self.trainer.precision).startswith(("32", "64"))
-            set_memory_format(device, reduced, self.compiles and stage == "fit")
+        device.prepare(self.denoiser.network, self.trainer, self.compiles and stage == "fit")
 
     def compile(self) -> None:
         """Has the network compiled for the device that it is on, for training and `generate` alike."""
         compiling.compile_network(self.denoiser.network, self.device)
 
     def configure_model(self) -> None:
-        """Compiles the network where asked for; shards the parameters where the strategy is FSDP2's, once."""
-        if self.compiles:
-            device, sharded = self.trainer.strategy.root_device, fsdp.shards(self.trainer)
-            # A recorded backward pass gives gradients that live until the next one, and cannot be added to.
-            graphs = self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1
-            compiling.compile_network(self.denoiser.network, device, sharded, graphs)
-        if fsdp.shards(self.trainer) and not self._whole.parts:
-            parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
-            self._whole.parts = fsdp.shard(self, parts, self.device_mesh["data_parallel"])  # type: ignore[index]
+        parts: list[tuple[nn.Module, str]] = [(self.denoiser, "network"), (self, "conditioner")]
+        device.configure(self, self.denoiser.network, parts, self.compiles)

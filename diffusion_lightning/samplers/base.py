@@ -214,7 +214,8 @@ class Sampler(ABC):
 
         def predict(x_t: Tensor, t: int) -> Prediction:
             if t > 0:
-                return self._clipped(schedule, x_t, t, denoise(x_t, t, c))
+                # Without the raw output, which no step looks at: held, a GPU could not write the next one there.
+                return self._clipped(schedule, x_t, t, denoise(x_t, t, c)._replace(output=None))
             # Clean already; only an inversion asks, and for the noise: that of the least noisy time, t = 1.
             return Prediction(x_t, denoise(x_t, 1, c).eps)
 

@@ -68,6 +68,7 @@ class Feed(Callback):
     def __init__(self) -> None:
         self._looked: set[str] = set()
         self._seen: dict[str, int] = {}
+        self._recent: list[tuple[Tensor, ...]] = []  # of the step's earlier batches
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._looked.clear()
@@ -147,15 +148,32 @@ class Feed(Callback):
         own = torch.arange(before, before + size, device=module.device)
         return own * module.trainer.world_size + module.global_rank
 
-    def in_step(self, module: Any, batch_idx: int, size: int) -> Step:
-        """Of training batch number `batch_idx` of an epoch.
+    def whole_step(self, module: Any, step: Step, *columns: Tensor) -> list[Tensor] | None:
+        """Each example's values (B,) put together over a step's batches and ranks, in the order of the samples.
 
-        Batches to come are taken to be as large as this one: of an epoch, only the last is smaller. An epoch that ends
-        in the middle of a step ends the step.
+        None until the step's last batch; a collective call then.
+        """
+        self._recent = [*(self._recent if step.micro else []), (step.draw.sample, *columns)]
+        if step.to_come:
+            return None
+        gathered: list[Any] = [module.all_gather(torch.cat(column)) for column in zip(*self._recent, strict=True)]
+        sample, *found = (column.flatten() for column in gathered)
+        self._recent = []
+        order = sample.argsort()
+        return [column[order] for column in found]
+
+    def in_step(self, module: Any, batch_idx: int, size: int) -> Step:
+        """Of training batch number `batch_idx` of an epoch, whose dropout masks are drawn from here on.
+
+        Dropout draws from the device's generator: exact on resume, though not across numbers of devices. Batches to
+        come are taken to be as large as this one: of an epoch, only the last is smaller. An epoch that ends in the
+        middle of a step ends the step.
         """
         trainer = module.trainer
         micro = batch_idx % trainer.accumulate_grad_batches
         to_come = int(min(trainer.accumulate_grad_batches - micro, trainer.num_training_batches - batch_idx)) - 1
+        place = random.state(module.seed, "training: dropout", module.global_step, micro, module.global_rank)
+        random.seed_generator(module.device, place)
         sample = self.numbers(module, "training", micro, size)
         total = (self._seen["training"] + to_come * size) * trainer.world_size
         return Step(random.Draw(module.seed, "training", module.global_step, sample), micro, total, to_come)

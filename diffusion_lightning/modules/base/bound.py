@@ -1,7 +1,7 @@
 """The variational bound of a test set: sums over its examples, made on each device and put together at the end."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Bound:
         schedule, exact = self.denoiser.schedule, x_0.to(self.denoiser.schedule.alpha_bar)
         for k, (t, count) in enumerate(self.vlb.draws(schedule, draw)):
             x_t = schedule.q_sample(x_0, t, draw.at(k).normal("eps", x_0))
-            x_hat, eps, var_mix = self.denoiser(x_t, t, c)
+            x_hat, eps, var_mix, _ = self.denoiser(x_t, t, c)
             prediction = Prediction(x_hat.to(exact), eps.to(exact), None if var_mix is None else var_mix.to(exact))
             t = t.to(exact.device)
             nats = self.vlb.term(schedule, exact, t, prediction, self.levels)
@@ -69,3 +69,11 @@ class Bound:
         mean, square = parts / n
         error = ((square - mean.square()).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
         return Found(mean, error, terms[0] / terms[1])
+
+    def log(self, module: Any) -> Tensor:
+        """Logs the means over all devices as `test/bits_per_dim…`; returns the terms (T,)."""
+        found = self.found(lambda sums: module.trainer.strategy.reduce(sums, reduce_op="sum"))
+        for part, value in zip(PARTS, found.mean, strict=True):
+            module.log(f"test/bits_per_dim{part}", value)
+        module.log("test/bits_per_dim_error", found.error[0])
+        return found.terms

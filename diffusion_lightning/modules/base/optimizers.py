@@ -1,0 +1,35 @@
+"""The optimizer of a module that trains, and its learning rate, checked before the first step."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from . import checks, gradients
+
+
+def configured(module: Any) -> Any:
+    """What Lightning's `configure_optimizers` returns of `module.optimizer` and `module.lr_scheduler`.
+
+    Raises:
+        ValueError: if the gradients cannot be clipped as is asked, or the rate's schedule ends before the run.
+    """
+    optimizer = module.optimizer(module.parameters())
+    checks.check_optimizer(optimizer, module.trainer)
+    if module.lr_scheduler is None:
+        return optimizer
+    scheduler = module.lr_scheduler(optimizer)
+    checks.check_rate(getattr(scheduler, "total_steps", None), module.trainer.max_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def clipped(module: Any, optimizer: Optimizer, limit: float | None, algorithm: str | None, logs: bool) -> None:
+    """Clips as Lightning does; logs the step's learning rate and the gradients' norm before the clip.
+
+    Once an optimizer step, also where batches are accumulated. Lightning's own clip refuses a fused optimizer in bf16
+    too, where nothing is scaled.
+    """
+    scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+    norm = gradients.clip(optimizer, limit, algorithm, logs, scaler)
+    if logs and norm is not None:
+        module.log("train/lr", optimizer.param_groups[0]["lr"], rank_zero_only=True)
+        module.log("train/grad_norm", norm, rank_zero_only=True)
