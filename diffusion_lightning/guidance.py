@@ -1,5 +1,6 @@
 """Guidance: a denoiser made of another, whose samples show their condition more clearly."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,3 +47,13 @@ class ClassifierFree(nn.Module):
     def _guided(self, of_both: Tensor) -> Tensor:
         with_c, without = of_both.chunk(2)
         return torch.lerp(without, with_c, self.scale)
+
+
+Guidance = float | Callable[[nn.Module], nn.Module] | None  # the scale of `ClassifierFree`, or what wraps a denoiser
+
+
+def guided(denoiser: nn.Module, conditioner: Conditioner, guidance: Guidance) -> nn.Module:
+    """A denoiser under guidance; None is none."""
+    if callable(guidance):
+        return guidance(denoiser)
+    return denoiser if guidance is None else ClassifierFree(denoiser, conditioner, float(guidance))

@@ -20,7 +20,7 @@ from .. import random
 from ..conditioning import Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
-from ..guidance import ClassifierFree
+from ..guidance import Guidance, guided
 from ..likelihood import VLB
 from ..objectives import Simple, TimestepSampler, Uniform, Weighting
 from ..random import Draw
@@ -28,7 +28,7 @@ from ..samplers import Ancestral, Sampler
 from ..schedules import Schedule
 from .base import batches, checks, compiling, device, optimizers
 from .base.bound import Bound
-from .base.generative import Generative, Guidance
+from .base.generative import Generative
 from .base.loss import Loss
 from .base.shapes import operations
 
@@ -36,8 +36,7 @@ from .base.shapes import operations
 class Diffusion(Generative):
     """A denoiser and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1], and others: `base.batches`.
 
-    The loss of an example is w·‖target - output‖² + λ·T·L_{t-1}, the first a mean over the dimensions, the second in
-    bits/dim. With w > 0 the second trains the predicted variance alone: its mean is held fixed.
+    The loss of an example is w·‖target - output‖² + λ·T·L_{t-1}: see `base.loss`.
 
     Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, algorithms 1 and 2;
     Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 16.
@@ -51,8 +50,7 @@ class Diffusion(Generative):
         conditioner: what the network is told of y; None is `Unconditional()`.
         timesteps: how t is drawn; None is `Uniform()`.
         weighting: w, how much each squared error counts; None is `Simple()`, and `Nothing()` leaves the bound alone.
-        vlb_weight: λ, at least 0; None is 0.001 where the network predicts the variance (L_hybrid), 1 where the
-            weighting is `Nothing()` (L_vlb), and 0 elsewhere.
+        vlb_weight: λ, at least 0; None is 0.001 if the network predicts the variance, 1 under `Nothing()`, else 0.
         vlb: which reverse process `test` measures; None is `VLB()`.
         optimizer: given the parameters, makes the optimizer.
         lr_scheduler: given the optimizer, makes the schedule of the learning rate, stepped once an optimizer step;
@@ -89,7 +87,7 @@ class Diffusion(Generative):
         super().__init__()
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"shape is {list(shape)}, but an image has three sizes: give [channels, height, width]")
-        self.shape = tuple(shape)
+        self.shape, self.T = tuple(shape), schedule.T
         self.denoiser = Denoiser(network, schedule, parameterization or Epsilon(), rescale_timesteps)
         self.conditioner = conditioner or Unconditional()
         self.timesteps = timesteps or Uniform()
@@ -102,11 +100,6 @@ class Diffusion(Generative):
         self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
         self.loss = Loss(weighting or Simple(), vlb_weight, self.predicts_variance)
         self.feed, self.whole = batches.Feed(), fsdp.WholeInEvaluations()
-
-    @property
-    def T(self) -> int:  # type: ignore[override]
-        """Of the schedule."""
-        return self.schedule.T
 
     @property
     def schedule(self) -> Schedule:
@@ -128,7 +121,7 @@ class Diffusion(Generative):
         if self.timesteps.learns and (of_all := self.feed.whole_step(self, step, t, losses.detach())):
             self.timesteps.update(*of_all)
         loss = (importance.to(losses) * losses).mean()
-        if self._logs:
+        if self.logs:
             self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
         return {"loss": loss, "losses": losses.detach(), "t": t, "sample": step.draw.sample}
 
@@ -138,11 +131,6 @@ class Diffusion(Generative):
         x_t = self.schedule.q_sample(x_0, t, eps)
         prediction = self.denoiser(x_t, t, c)
         return self.loss(self.denoiser, x_0, eps, t, prediction, self.levels)
-
-    @property
-    def _logs(self) -> bool:
-        """Whether what this step logs is written, so that no other step pays for it."""
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     # Evaluation: the loss at uniform times, and of a test the variational bound, sharded over the devices
 
@@ -157,67 +145,51 @@ class Diffusion(Generative):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         x_0, c, t, draw = self._evaluated(batch, batch_idx, "validation")
         losses = self._losses(x_0, t, draw, c)
-        self._log_mean("val/loss", losses)
+        self.log_mean("val/loss", losses)
         return {"losses": losses, "t": t, "sample": draw.sample}
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
-            self.log("step", float(self.steps_done), rank_zero_only=True)  # the name of Lightning's own x-axis
+            self.log_step()
 
     def on_test_start(self) -> None:
         self._bound = Bound(self.denoiser, self.vlb, self.levels)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         x_0, c, t, draw = self._evaluated(batch, batch_idx, "test")
-        self._log_mean("test/loss", self._losses(x_0, t, draw, c))
+        self.log_mean("test/loss", self._losses(x_0, t, draw, c))
         self._bound.add(x_0, c, draw._replace(purpose="bound"))
 
     def on_test_epoch_end(self) -> None:
-        self.log("step", float(self.steps_done), rank_zero_only=True)
+        self.log_step()
         self.bound = self._bound.log(self)
-
-    def _log_mean(self, name: str, losses: Tensor) -> None:
-        """The mean over all examples of an evaluation, on whatever number of devices."""
-        # As a float: the devices' numbers are averaged, and Lightning rounds the average of whole numbers down.
-        self.log(name, losses.mean(), on_epoch=True, sync_dist=True, batch_size=float(len(losses)))  # type: ignore[arg-type]
 
     # The optimizer
 
     def configure_optimizers(self) -> Any:
         return optimizers.configured(self)
 
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        optimizers.clipped(self, optimizer, gradient_clip_val, gradient_clip_algorithm, self._logs)
+    def configure_gradient_clipping(self, optimizer: Optimizer, *clip: Any, **more: Any) -> None:
+        optimizers.clipped(self, optimizer, *clip, **more)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps the schedule of the learning rate that it began with, unless `keeps_rate` is false."""
         super().on_load_checkpoint(checkpoint)
-        if self.fits and self.keeps_rate and self.lr_scheduler is not None:
-            for scheduler in checkpoint.get("lr_schedulers", []):
-                checks.check_rate(scheduler.get("total_steps"), self.trainer.max_steps)
+        if self.fits and self.keeps_rate:
+            optimizers.check_resumed(self, checkpoint)
 
     # Sampling: algorithm 2, or any other
 
     def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guidance) -> Tensor:
-        sampler, denoise = sampler or Ancestral(), self.guided(guidance)
+        sampler, denoise = sampler or Ancestral(), guided(self.denoiser, self.conditioner, guidance)
         x_T = random.normal(self.shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds)).to(self.denoiser.dtype)
         return sampler(denoise, self.schedule, x_T, c=self.conditioner(y), seeds=seeds)
-
-    def guided(self, guidance: Guidance) -> nn.Module:
-        """The denoiser under guidance: the scale of `ClassifierFree`, or what wraps a denoiser; None is none."""
-        if callable(guidance):
-            return guidance(self.denoiser)
-        return self.denoiser if guidance is None else ClassifierFree(self.denoiser, self.conditioner, float(guidance))
 
     def check(self, sampler: Sampler | None) -> None:
         (sampler or Ancestral()).times(self.schedule)
 
     def angles(self, sampler: Sampler) -> dict[int, float]:
-        times = sampler.times(self.schedule)[::-1]
-        signal, noise = self.schedule.roots(torch.tensor(times))
-        return dict(zip(times, torch.atan2(noise, signal).flatten().tolist(), strict=True))
+        return sampler.angles(self.schedule)
 
     def operations(self) -> int:
         index = torch.zeros(1, dtype=torch.long, device=next(self.parameters()).device)
@@ -233,10 +205,7 @@ class Diffusion(Generative):
         return [self.feed, self.whole]
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        self.levels = getattr(data, "levels", self.levels)
-        self.class_names = getattr(data, "class_names", None) or self.class_names
-        checks.check_data(data, self.shape, self.conditioner)
+        super().setup(stage)
         device.prepare(self.denoiser.network, self.trainer, self.compiles and stage == "fit")
 
     def compile(self) -> None:

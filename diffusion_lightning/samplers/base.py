@@ -68,6 +68,12 @@ class Sampler(ABC):
             )
         self.steps, self.clip, self.spacing, self.dynamic = steps, clip, spacing or Trailing(), dynamic
 
+    def angles(self, schedule: Schedule) -> dict[int, float]:
+        """The angle φ of noise and signal, tan φ = √(1 - ᾱ_t)/√ᾱ_t, at each time that it visits, rising from 0."""
+        times = self.times(schedule)[::-1]
+        signal, noise = schedule.roots(torch.tensor(times))
+        return dict(zip(times, torch.atan2(noise, signal).flatten().tolist(), strict=True))
+
     @abstractmethod
     def step(self, x_t: Tensor, at: Step) -> Tensor:
         """x_s from x_t, (B, C, H, W)."""

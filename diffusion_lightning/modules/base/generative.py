@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import random
 from ...conditioning import Asked, Conditioner
+from ...guidance import Guidance
 from ...samplers import Sampler
 from . import checks
-
-Guidance = float | Callable[[nn.Module], nn.Module] | None  # its scale, or what wraps a denoiser
 
 
 class Generative(LightningModule, ABC):
@@ -115,6 +114,27 @@ class Generative(LightningModule, ABC):
     def fits(self) -> bool:
         """Whether a trainer trains it now."""
         return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+    @property
+    def logs(self) -> bool:
+        """Whether what this training step logs is written, so that no other step pays for it."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Takes over what the data say of their pixels and classes; raises ValueError if they are of other images."""
+        data = getattr(self.trainer, "datamodule", None)
+        self.levels = getattr(data, "levels", self.levels)
+        self.class_names = getattr(data, "class_names", None) or self.class_names
+        checks.check_data(data, self.shape, self.conditioner)
+
+    def log_mean(self, name: str, losses: Tensor) -> None:
+        """Logs the mean over all examples of an evaluation, on whatever number of devices."""
+        # As a float: the devices' numbers are averaged, and Lightning rounds the average of whole numbers down.
+        self.log(name, losses.mean(), on_epoch=True, sync_dist=True, batch_size=float(len(losses)))  # type: ignore[arg-type]
+
+    def log_step(self) -> None:
+        """Logs the steps done under Lightning's own name of the x-axis, after an evaluation."""
+        self.log("step", float(self.steps_done), rank_zero_only=True)
 
     def on_train_end(self) -> None:
         self._steps = self.global_step

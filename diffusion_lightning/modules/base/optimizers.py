@@ -22,14 +22,26 @@ def configured(module: Any) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def clipped(module: Any, optimizer: Optimizer, limit: float | None, algorithm: str | None, logs: bool) -> None:
+def check_resumed(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Raise ValueError if the schedule of the rate that a resumed run goes on with ends before the run does."""
+    if module.lr_scheduler is not None:
+        for scheduler in checkpoint.get("lr_schedulers", []):
+            checks.check_rate(scheduler.get("total_steps"), module.trainer.max_steps)
+
+
+def clipped(
+    module: Any,
+    optimizer: Optimizer,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
     """Clips as Lightning does; logs the step's learning rate and the gradients' norm before the clip.
 
     Once an optimizer step, also where batches are accumulated. Lightning's own clip refuses a fused optimizer in bf16
     too, where nothing is scaled.
     """
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
-    norm = gradients.clip(optimizer, limit, algorithm, logs, scaler)
-    if logs and norm is not None:
+    norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, module.logs, scaler)
+    if module.logs and norm is not None:
         module.log("train/lr", optimizer.param_groups[0]["lr"], rank_zero_only=True)
         module.log("train/grad_norm", norm, rank_zero_only=True)
