@@ -16,8 +16,9 @@ GROUND = [
     "guidance", "networks", "samplers", "known", "records",
 ]  # fmt: skip
 WITH_LIGHTNING = [
-    "distributed.preemption", "distributed.threads", "distributed.timeouts", "distributed.ranks", "distributed.fsdp",
-    "optim", "loggers", "modules", "extractors", "metrics", "data", "callbacks", "checkpoints",
+    "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
+    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "extractors", "metrics", "data", "callbacks",
+    "checkpoints",
     "interop.layout", "interop.diffusers", "interop.openai", "interop.dit", "interop.model_card", "interop.convert",
     "interop.export",
     "cli.errors", "cli.commands", "cli.output", "cli.parser", "cli.provenance", "cli.run_folder", "cli.changes",
@@ -118,3 +119,18 @@ def test_a_callback_knows_no_schedule_network_or_denoiser(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             assert node.attr not in ("schedule", "network", "denoiser", "conditioner"), f"{path}:{node.lineno}"
+
+
+# Of objects that are Lightning's: trainers, strategies, loops, a module's own machinery.
+LIGHTNINGS = ("trainer", "strategy", "loop", "fit_loop", "epoch_loop", "precision_plugin", "launcher", "connector")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_lightnings_private_parts_are_touched_in_one_room(path: Path) -> None:
+    if path == PACKAGE / "distributed/internals.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            assert owner not in LIGHTNINGS, f"{path}:{node.lineno}: {owner}.{node.attr}"
+        assert not (isinstance(node, ast.Attribute) and node.attr == "_trainer"), f"{path}:{node.lineno}"

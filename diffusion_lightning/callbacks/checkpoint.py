@@ -12,9 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ..distributed import preemption
+from ..distributed import internals, preemption
 from ..files import written
-from .base import checkpoints_folder, validation_follows
+from .base import checkpoints_folder
 
 VALIDATION = "epoch_loop.val_loop.batch_progress"  # where Lightning keeps how far a validation has come
 
@@ -70,16 +70,14 @@ class Checkpoint(CheckpointBase):
         self._saved = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Its count of steps is the loggers' x-axis. A checkpoint that was saved after Lightning had counted the batch,
-        # as at the end of a run that ends with a validation, is counted again where a run goes on from it.
         if module.automatic_optimization:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            internals.count_steps_as_done(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         due = trainer.global_step % self.every_n_train_steps == 0
-        if due and trainer.global_step != self._saved and not validation_follows(trainer):
+        if due and trainer.global_step != self._saved and not internals.validation_follows(trainer):
             self.save(trainer)
 
     # A validation may take hours: the state it begins with is kept, and says that the validation is still to be done.
@@ -111,7 +109,7 @@ class Checkpoint(CheckpointBase):
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Where the last step's validation alone is missing, Lightning would see that all steps are done."""
-        done = trainer._checkpoint_connector._loaded_checkpoint.get("global_step")
+        done = internals.restored_step(trainer)
         if self._missing and done == trainer.max_steps:
             self._max_steps = trainer.max_steps
             trainer.fit_loop.epoch_loop.max_steps += 1

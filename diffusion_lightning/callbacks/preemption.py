@@ -9,8 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ..distributed import preemption
-from .base import validation_follows
+from ..distributed import internals, preemption
 
 
 class Saves(Protocol):
@@ -39,13 +38,10 @@ class Preemption(CheckpointBase):
         self._agreed = self._leaving = False
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        # Lightning's own handlers would leave without a checkpoint, or requeue with one in the middle of a step; and
-        # every batch it asks the first process for its flag, for which each step waits for the device.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        internals.leave_signals(trainer)
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        limit = getattr(trainer.strategy, "_timeout", None)  # a group has its own, of half an hour
+        limit = internals.timeout(trainer)  # a group has its own, of half an hour
         self._group: Any = dist.new_group(backend="gloo", timeout=limit) if trainer.world_size > 1 else None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -60,7 +56,7 @@ class Preemption(CheckpointBase):
             return
         self._step = step
         self._agreed = self._any_asked()
-        if self._agreed and step != trainer.max_steps and not validation_follows(trainer):
+        if self._agreed and step != trainer.max_steps and not internals.validation_follows(trainer):
             if self.checkpoint is not None:
                 self.checkpoint.save(trainer)
             self._leaving = True

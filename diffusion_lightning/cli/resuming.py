@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from .. import checkpoints
 from ..callbacks import StatedAnew
 from ..callbacks.checkpoint import VALIDATION
+from ..distributed.internals import RESTORES
 from ..modules.base.checks import check_rate
 from . import changes, run_folder
 from .errors import raised_in
@@ -143,7 +144,7 @@ def restoring(path: str | None) -> Iterator[None]:
     except Exception as error:
         modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
         sentence = isinstance(error, ValueError) and raised_in(error) == __package__.partition(".")[0]
-        if path is None or sentence or "lightning.pytorch.trainer.connectors.checkpoint_connector" not in modules:
+        if path is None or sentence or RESTORES not in modules:
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(

@@ -8,7 +8,6 @@ arXiv 2304.11277, whose flat parameters FSDP2 replaces by a shard of each.
 """
 
 import copy
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from . import internals
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
@@ -33,9 +34,7 @@ def shards(trainer: Trainer) -> bool:
 
 def prepare(trainer: Trainer) -> None:
     """Before processes meet: shards over all devices, and checkpoints of one file that any number of them can read."""
-    strategy: Any = trainer.strategy
-    strategy._data_parallel_size, strategy._tensor_parallel_size = trainer.num_nodes * trainer.num_devices, 1
-    strategy._save_distributed_checkpoint = False
+    internals.shard_over_all(trainer.strategy, trainer.num_nodes * trainer.num_devices)
 
 
 class Sharded:

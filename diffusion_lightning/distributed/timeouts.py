@@ -26,7 +26,7 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from . import preemption
+from . import internals, preemption
 
 TIMEOUT = timedelta(minutes=2)
 GRACE = 5.0  # seconds in which a process ends by itself, when the one that started it has met an error
@@ -62,8 +62,8 @@ def limit_waiting(trainer: Trainer, timeout: timedelta = TIMEOUT) -> None:
         trainer: a trainer that was just built.
         timeout: the longest that a process waits for the others.
     """
-    if getattr(trainer.strategy, "_timeout", None) is default_pg_timeout:
-        trainer.strategy._timeout = timeout  # type: ignore[attr-defined]
+    if internals.timeout(trainer) is default_pg_timeout:
+        internals.set_timeout(trainer, timeout)
 
 
 def check_started(trainer: Trainer) -> None:
@@ -104,7 +104,7 @@ def ending_with(trainer: Trainer) -> Iterator[None]:
         raise
     finally:
         os.environ.pop(PARENT, None)
-    limit = getattr(trainer.strategy, "_timeout", None) or TIMEOUT
+    limit = internals.timeout(trainer) or TIMEOUT
     if failed := _end(trainer, limit.total_seconds()):
         raise ValueError(
             f"the process of local rank {failed[0][0]} {failed[0][1]}, though this one found nothing wrong: see what "

@@ -5,7 +5,6 @@ from ...distributed.ranks import everywhere as everywhere
 from .folder import checkpoints_folder as checkpoints_folder
 from .folder import save_picture as save_picture
 from .folder import save_table as save_table
-from .loop import validation_follows as validation_follows
 from .picture import SamplePicture as SamplePicture
 from .scoring import Round as Round
 from .scoring import Scoring as Scoring

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from ... import random
 from ...conditioning import Asked, Conditioner, conditions
 from ...denoising import tensor_of, weights_dtype
+from ...distributed import internals
 from .shapes import without_memory
 
 
@@ -167,20 +168,21 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def _check_sizes(strategy: Any, devices: int) -> None:
-    if strategy._tensor_parallel_size not in ("auto", 1):
+    sizes = internals.parallel_sizes(strategy)
+    if sizes.tensor not in ("auto", 1):
         raise ValueError(
-            f"tensor_parallel_size is {strategy._tensor_parallel_size}, but the networks have no plan of how to cut a "
+            f"tensor_parallel_size is {sizes.tensor}, but the networks have no plan of how to cut a "
             "layer: leave it out, so that all devices share the batch and hold a part of every parameter"
         )
-    if strategy._data_parallel_size not in ("auto", devices):
+    if sizes.data not in ("auto", devices):
         raise ValueError(
-            f"data_parallel_size is {strategy._data_parallel_size}, but the run has {devices} devices, and all of them "
+            f"data_parallel_size is {sizes.data}, but the run has {devices} devices, and all of them "
             "share the batch: leave it out"
         )
 
 
 def _check_graph(strategy: Any, accumulate: int) -> None:
-    if strategy._ddp_kwargs.get("static_graph") and accumulate > 1:
+    if internals.graph_is_static(strategy) and accumulate > 1:
         raise ValueError(
             f"static_graph is true, but a step takes {accumulate} batches, and DDP learns the graph from one whose "
             "gradients are exchanged at once: set the strategy's static_graph to false, or "

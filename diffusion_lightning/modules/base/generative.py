@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import random
 from ...conditioning import Asked, Conditioner
+from ...distributed import internals
 from ...guidance import Guidance
 from ...samplers import Sampler
 from . import checks
@@ -113,7 +114,7 @@ class Generative(LightningModule, ABC):
     @property
     def fits(self) -> bool:
         """Whether a trainer trains it now."""
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return internals.has_trainer(self) and self.trainer.state.fn == TrainerFn.FITTING
 
     @property
     def logs(self) -> bool:
