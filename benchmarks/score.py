@@ -21,7 +21,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from diffusion_lightning.extractors import InceptionV3
 from diffusion_lightning.metrics import FrechetDistance
-from tests.test_inception import random_weights
+from tests.support.weights import random_weights
 
 from .measure import interleaved, machine, options, report
 

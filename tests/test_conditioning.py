@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
@@ -16,14 +15,8 @@ from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
 
-from .conftest import small_config, tiny_unet
-
-
-def conditional(dropout: float = 0.1) -> Diffusion:
-    model = Diffusion(tiny_unet(), Linear(20), (1, 8, 8), conditioner=ClassLabels(3, 32, dropout, std=1.0))
-    for p in model.denoiser.network.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    return model
+from .conftest import tiny_unet
+from .support.conditions import conditional, with_classes
 
 
 def test_no_condition_is_none() -> None:
@@ -108,16 +101,6 @@ def test_widths_must_agree() -> None:
 def test_impossible_tables_are_refused(kwargs: dict) -> None:
     with pytest.raises(ValueError, match="describe no table"):
         ClassLabels(**{"classes": 3, "width": 8, **kwargs})
-
-
-def with_classes(folder: Path, **changes: Any) -> Path:
-    config = yaml.safe_load(small_config(folder, **changes).read_text())
-    config["model"]["init_args"]["conditioner"] = {
-        "class_path": "ClassLabels",
-        "init_args": {"classes": 10, "width": 32},
-    }
-    (folder / "classes.yaml").write_text(yaml.safe_dump(config))
-    return folder / "classes.yaml"
 
 
 def test_a_conditional_run_from_fit_to_predict_and_resumed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.digits import figures
 
-from .test_loggers import rows
+from .support.rows import rows
 
 
 @pytest.mark.slow

@@ -4,10 +4,8 @@ import errno
 import io
 import os
 import re
-import resource
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -19,21 +17,9 @@ from safetensors.torch import save
 
 from diffusion_lightning import files
 
+from .support.disks import full_disk
+
 BROKEN = pytest.mark.tried("Full disks and broken folders")
-
-
-@contextmanager
-def full_disk(room: int = 0) -> Iterator[None]:
-    """No file of this process can be longer than these bytes, whichever library writes it: the system says EFBIG.
-
-    Use it with `capsys`: pytest's own record of what a test prints is a file too.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 WRITERS: dict[str, Callable[[IO[bytes]], object]] = {

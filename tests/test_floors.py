@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "diffusion_lightning"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "diffusion_lightning"
 
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
@@ -134,3 +135,18 @@ def test_lightnings_private_parts_are_touched_in_one_room(path: Path) -> None:
             owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
             assert owner not in LIGHTNINGS, f"{path}:{node.lineno}: {owner}.{node.attr}"
         assert not (isinstance(node, ast.Attribute) and node.attr == "_trainer"), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_file_imports_another(path: Path) -> None:
+    """What tests share lies in `conftest.py` and `support/`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        named = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        named += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not any(part.startswith("test_") for name in named for part in name.split(".")), f"{path}:{node.lineno}"
+
+
+def test_the_tests_mirror_the_package() -> None:
+    """A folder of tests is a folder of the package, and a family's tests lie in the family's folder."""
+    folders = {path.name for path in TESTS.iterdir() if (path / "__init__.py").exists()} - {"support"}
+    assert folders == {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}

@@ -23,9 +23,9 @@ from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampl
 from diffusion_lightning.schedules import Cosine
 
 from .conftest import small_config
-from .test_exact import same, state
-from .test_inception import random_weights
-from .test_loggers import rows
+from .support.exactness import same, state
+from .support.rows import rows
+from .support.weights import random_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

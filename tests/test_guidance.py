@@ -19,7 +19,7 @@ from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampl
 from diffusion_lightning.schedules import Cosine, Linear
 
 from .conftest import gaussian
-from .test_conditioning import conditional, with_classes
+from .support.conditions import conditional, with_classes
 
 STD = 0.5
 
