@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import yaml
 
 PEERS = ("diffusers", "lucidrains")
 RESULTS = Path("runs/benchmarks")
@@ -103,3 +104,15 @@ def peers(words: str) -> list[str]:
     if stray := [word for word in named if word not in PEERS]:
         raise SystemExit(f"error: there is no peer {stray[0]}: give some of {','.join(PEERS)}, or none")
     return named
+
+
+def complete(path: Path) -> dict[str, Any]:
+    """A config with all that it leaves out: defaults, and the shape of its model's images."""
+    from diffusion_lightning.cli.fit import described
+
+    config = yaml.safe_load(described(["--config", str(path)]))
+    model = config["model"]["init_args"]
+    if model["shape"] is None:
+        network = model["network"]["init_args"]
+        model["shape"] = [network["in_channels"], network["size"], network["size"]]
+    return config

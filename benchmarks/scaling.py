@@ -25,6 +25,10 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from diffusion_lightning.cli.defaults import WATCHES
+
+from .measure import complete
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -80,7 +84,7 @@ class StepTimes(Callback):
 
 def write_config(network: Network, setting: Setting, images: Path, folder: Path) -> Path:
     """The network's recipe with its global batch shared among the processes, short, and without evaluation."""
-    config = yaml.safe_load((CONFIGS / f"{network.config}.yaml").read_text(encoding="utf-8"))
+    config = complete(CONFIGS / f"{network.config}.yaml") | dict.fromkeys(WATCHES)
     config["trainer"] |= {
         "default_root_dir": str(folder), "max_steps": WARM + 1 + network.steps, "limit_val_batches": 0,
         "log_every_n_steps": 1, "logger": False, "enable_progress_bar": False, "accelerator": setting.accelerator,

@@ -35,23 +35,23 @@ def work(side: str, seconds: float) -> dict[str, Any]:
     if side == "the command's":
         threads.settle()
     import torch
-    import yaml
 
     from diffusion_lightning.modules import Diffusion
     from diffusion_lightning.modules.base import memory
+    from diffusion_lightning.random import Draw
     from diffusion_lightning.records import read
     from diffusion_lightning.samplers import DDIM
 
+    from .measure import complete
+
     memory.keep_freed()
     torch.manual_seed(0)
-    model: Any = read(
-        yaml.safe_load((ROOT / "configs/digits.yaml").read_text(encoding="utf-8"))["model"], Diffusion, "model"
-    ).make()
+    model: Any = read(complete(ROOT / "configs/digits.yaml")["model"], Diffusion, "model").make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     x_0, sample, sampler = torch.rand(128, 1, 8, 8) * 2 - 1, torch.arange(128), DDIM(20)
 
     def step() -> None:
-        model._losses(x_0, 1 + sample, "training", 0, sample).mean().backward()
+        model._losses(x_0, 1 + sample, Draw(0, "training", 0, sample)).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -32,11 +32,12 @@ from torch import nn
 
 from diffusion_lightning.callbacks.throughput import peak
 from diffusion_lightning.cli import main as command
+from diffusion_lightning.cli.defaults import WATCHES
 from diffusion_lightning.modules.base.shapes import operations
 from diffusion_lightning.networks import UNet
 
 from . import peers
-from .measure import machine, options, report, seconds, wait
+from .measure import complete, machine, options, report, seconds, wait
 from .measure import peers as named
 from .peers import Task
 
@@ -112,7 +113,8 @@ def write_images(size: str, root: Path) -> None:
 
 
 def recipe(size: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / f"{RECIPES[size]}.yaml").read_text(encoding="utf-8"))
+    """The recipe with all that it leaves out, and watched by nothing."""
+    return complete(CONFIGS / f"{RECIPES[size]}.yaml") | dict.fromkeys(WATCHES)
 
 
 def network(size: str) -> UNet:

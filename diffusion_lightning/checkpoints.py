@@ -10,7 +10,7 @@ import pickle
 import re
 import stat
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import known, records
 from .modules import Diffusion
+from .modules.base.checks import image_shape
 
 CONFIG = "config"
 CLASSES = "class_names"  # those of class 0, 1, …; None if the data have none
@@ -249,10 +250,11 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
     The network and the conditioner are made without memory (on the device "meta") and compared with the stored tensors;
     a part of the user's own, which is trusted code, is made as it is.
     """
-    shape = part.arguments["shape"]
-    if any(n < 1 for n in shape) or torch.Size(shape).numel() > PIXELS:
-        raise ValueError(f"model.shape in {path} is {shape}, which is no image of at most {PIXELS:,} numbers")
+    shape = part.arguments.get("shape")
+    if shape is not None:
+        _check_image(shape, path)
     described = {name: value for name, value in part.arguments.items() if isinstance(value, records.Part) and value.own}
+    network = None
     for name in ("network", "conditioner", "timesteps"):
         if name not in described:
             continue
@@ -263,12 +265,24 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
             schedule = described["schedule"].make()
             with torch.device("meta"):
                 made.prepare(schedule)
+        if name == "network":
+            network = made
+            if shape is None:
+                _check_image(image_shape(None, network), path)
+        elif name == "conditioner" and network is not None:
+            with torch.device("meta"):
+                made.join(network)
         _compare({prefix + key: x for key, x in made.state_dict().items()}, theirs, path)
         spare = sum(x.numel() for x in made.buffers())
         if spare > SPARE + sum(x.numel() for x in theirs.values()):
             raise ValueError(
                 f"model.{name} in {path} holds {spare:,} numbers beside its weights: use another checkpoint"
             )
+
+
+def _check_image(shape: Sequence[int], path: str | Path) -> None:
+    if any(n < 1 for n in shape) or torch.Size(shape).numel() > PIXELS:
+        raise ValueError(f"model.shape in {path} is {shape}, which is no image of at most {PIXELS:,} numbers")
 
 
 def made_on_meta(part: records.Part, parameters: int, name: str) -> Any:

@@ -19,6 +19,9 @@ class Conditioner(nn.Module, ABC):
     dropout = 0.0
     conditional = True  # whether the network is given anything
 
+    def join(self, network: nn.Module) -> None:
+        """Takes over what it was not given from the network that it serves, before anything else is called."""
+
     @abstractmethod
     def forward(self, y: Tensor) -> Tensor | None:
         """(B, width) for (B,) conditions; None where the network is given none."""
@@ -72,21 +75,42 @@ class ClassLabels(Conditioner):
 
     Args:
         classes: how many.
-        width: of the embedding, the network's: a `UNet` takes 4·channels, a `DiT` its width.
+        width: of the embedding; None asks the network for its `condition_width` (a `UNet`'s 4·channels, a `DiT`'s
+            width).
         dropout: share of training labels that are replaced by no class, in [0, 1); 0 keeps no row for it.
         std: standard deviation of the rows at the start.
     """
 
-    def __init__(self, classes: int, width: int, dropout: float = 0.1, std: float = 0.02) -> None:
+    def __init__(self, classes: int, width: int | None = None, dropout: float = 0.1, std: float = 0.02) -> None:
         super().__init__()
-        if classes < 1 or width < 1 or not 0 <= dropout < 1:
+        if classes < 1 or (width is not None and width < 1) or not 0 <= dropout < 1:
             raise ValueError(
                 f"classes = {classes}, width = {width}, dropout = {dropout} describe no table: give classes ≥ 1, "
                 "width ≥ 1 and dropout in [0, 1)"
             )
-        self.classes, self.dropout = classes, dropout
-        self.table = nn.Embedding(classes + (dropout > 0), width)
-        nn.init.normal_(self.table.weight, std=std)
+        self.classes, self.dropout, self.std = classes, dropout, std
+        if width is not None:
+            self._make(width)
+
+    def _make(self, width: int) -> None:
+        self.table = nn.Embedding(self.classes + (self.dropout > 0), width)
+        nn.init.normal_(self.table.weight, std=self.std)
+
+    def join(self, network: nn.Module) -> None:
+        """Makes the table as wide as the network's conditions, if no width was given.
+
+        Raises:
+            ValueError: if the network does not state one.
+        """
+        if "table" in self._modules:
+            return
+        width = getattr(network, "condition_width", None)
+        if width is None:
+            raise ValueError(
+                f"ClassLabels has no width, and {type(network).__name__} states no condition_width: give ClassLabels "
+                "the width that the network takes"
+            )
+        self._make(width)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.table(y)

@@ -1,11 +1,11 @@
-"""Schedules of the learning rate that PyTorch cannot be told in a config; all others are `torch.optim.lr_scheduler`'s.
+"""Schedules of the learning rate that PyTorch lacks, or cannot derive from a config; all others are its own.
 
 Not to be confused with `schedules`, the noise's.
 """
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 
 class LinearWarmup(LRScheduler):
@@ -33,3 +33,40 @@ class LinearWarmup(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The rates of the coming optimizer step."""
         return [rate * min(1.0, self.last_epoch / self.steps) for rate in self.base_lrs]
+
+
+class OneCycle(OneCycleLR):
+    """Up to the optimizer's learning rate over the first part of the run, then down to nearly zero, both by cosines.
+
+    Paper: Super-convergence: very fast training of neural networks using large learning rates. Smith, Topin, 2017,
+    arXiv 1708.07120; without its cycle of the momentum.
+
+    Args:
+        optimizer: its learning rates are the highest.
+        total_steps: optimizer steps of the run; a config may leave it out, and it is `trainer.max_steps`.
+        pct_start: fraction of the steps on the way up, in [0, 1].
+        div_factor: the highest rate over the first one, above 0.
+        final_div_factor: the first rate over the last one, above 0.
+
+    Raises:
+        ValueError: if the number of steps is not known or below 1.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        if total_steps is None or total_steps < 1:
+            raise ValueError(
+                f"total_steps is {total_steps}, but OneCycle comes down at the end of the run: give trainer.max_steps, "
+                "or the schedule's total_steps"
+            )
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        super().__init__(
+            optimizer, rates, total_steps, pct_start=pct_start, cycle_momentum=False, div_factor=div_factor,
+            final_div_factor=final_div_factor,
+        )  # fmt: skip

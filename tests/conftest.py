@@ -1,5 +1,6 @@
 """What several tests need: the exact denoiser of Gaussian data, a small model, a small config and a finished run."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -17,6 +18,9 @@ from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import Prediction
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.schedules import Betas, Linear, Schedule, ZeroTerminalSNR
+
+# Whose fixtures every test may take.
+pytest_plugins = ["tests.support.resuming", "tests.support.torchvision_sets", "tests.support.weights"]
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/digits.yaml"
@@ -82,11 +86,25 @@ def tiny_unet() -> UNet:
     return UNet(in_channels=1, size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.1)
 
 
-SMALL = {
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key; what is named by its class alone on the way is written out."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = config.setdefault(parent, {})
+        if isinstance(below, str):
+            config[parent] = below = {"class_path": below}
+        config = below
+    config[last] = copy.deepcopy(value)
+
+
+# What keeps a run from being watched: nothing is drawn, scored or timed.
+UNWATCHED = {key: None for key in ("grid", "metrics", "chain", "loss_by_timestep", "throughput")}
+BARE = [word for key in (*UNWATCHED, "trainer.callbacks") for word in (f"--{key}", "null")]
+SMALL: dict[str, Any] = {
     "trainer.max_steps": 6,
     "trainer.val_check_interval": 3,
     "trainer.log_every_n_steps": 2,
-    "model.init_args.schedule.init_args.T": 12,
+    "model.init_args.schedule": {"class_path": "Cosine", "init_args": {"T": 12}},
     "model.init_args.network.init_args.channels": 8,
     "model.init_args.network.init_args.groups": 4,
     "model.init_args.lr_scheduler.init_args.total_steps": 6,
@@ -96,23 +114,22 @@ SMALL = {
 }
 
 
+DIGITS_DISTANCE = {"class_path": "FrechetDistance", "init_args": {"extractor": "DigitsNet"}}
+TABLE = {"n": 66, "batch_size": 33, "steps": [2], "samplers": ["Ancestral", "DDIM"], "metrics": [DIGITS_DISTANCE]}
+
+
 def small_config(folder: Path, **changes: Any) -> Path:
     """configs/digits.yaml with SMALL and further changes, in a file."""
     config = yaml.safe_load(CONFIG.read_text())
     for key, value in {**SMALL, "trainer.default_root_dir": str(folder / "run"), **changes}.items():
-        at = config
-        *parents, last = key.split(".")
-        for parent in parents:
-            at = at[parent]
-        at[last] = value
-    grid, _, metrics, chain, _, samplers = config["trainer"]["callbacks"]
-    grid["init_args"].update(n=4, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
-    chain["init_args"].update(n=2, frames=3, sampler={"class_path": "DDIM", "init_args": {"steps": 3}})
-    samplers["init_args"].update(n=66, batch_size=33, steps=[2], samplers=samplers["init_args"]["samplers"][:2])
-    metrics["init_args"].update(
-        n=66, test_n=132, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}}
-    )
-    next(m for m in metrics["init_args"]["metrics"] if m["class_path"].endswith("KID"))["init_args"]["subset_size"] = 50
+        put(config, key, value)
+    short = {"class_path": "DDIM", "init_args": {"steps": 3}}
+    config["grid"] = {"n": 4, "sampler": short}
+    config["chain"] = {"n": 2, "frames": 3, "sampler": short}
+    metrics = config["metrics"]
+    metrics.update(n=66, test_n=132, batch_size=33, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
+    metrics["metrics"][1]["init_args"]["subset_size"] = 50  # of KID
+    config["trainer"].setdefault("callbacks", [{"class_path": "SamplerTable", "init_args": TABLE}])
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

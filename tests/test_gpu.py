@@ -22,7 +22,7 @@ from diffusion_lightning.networks import UNet
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler
 from diffusion_lightning.schedules import Cosine
 
-from .conftest import small_config
+from .conftest import UNWATCHED, small_config
 from .support.exactness import same, state
 from .support.rows import rows
 from .support.weights import random_weights
@@ -116,6 +116,7 @@ def config(folder: Path, callbacks: Sequence[str], **changes: Any) -> str:
     }  # fmt: skip
     path = small_config(folder, **{**common, **changes})
     found = yaml.safe_load(path.read_text())
+    found.update(UNWATCHED)
     found["trainer"]["callbacks"] = [{"class_path": name} for name in callbacks]
     path.write_text(yaml.safe_dump(found))
     return str(path)

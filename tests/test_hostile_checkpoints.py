@@ -22,7 +22,7 @@ from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.schedules import Cosine
 
-from .conftest import small_config, tiny_unet
+from .conftest import UNWATCHED, small_config, tiny_unet
 
 tried = pytest.mark.tried("Checkpoints")
 Checkpoint = dict[str, Any]
@@ -87,12 +87,12 @@ EDITS: dict[str, Callable[[Config, Path], Any]] = {
     "data in a file of the current folder":
         lambda c, flag: c.update(data=spec("evil.Data")),
     "a metric that opens a file":
-        lambda c, flag: c["trainer"]["callbacks"][2]["init_args"].update(metrics=[opened(flag)]),
+        lambda c, flag: c["metrics"]["init_args"].update(metrics=[opened(flag)]),
     "an extractor with weights of its own":
-        lambda c, flag: c["trainer"]["callbacks"][2]["init_args"]["metrics"][0]["init_args"].update(
+        lambda c, flag: c["metrics"]["init_args"]["metrics"][0]["init_args"].update(
             extractor=spec("diffusion_lightning.extractors.InceptionV3", weights="weights.pth")),
     "an extractor of the hub":
-        lambda c, flag: c["trainer"]["callbacks"][2]["init_args"]["metrics"][0]["init_args"].update(
+        lambda c, flag: c["metrics"]["init_args"]["metrics"][0]["init_args"].update(
             extractor=spec("diffusion_lightning.extractors.CLIP", model="someone/unknown")),
     "a set of the hub":
         lambda c, flag: c.update(data=spec("diffusion_lightning.data.HuggingFace", name="someone/unknown")),
@@ -148,7 +148,8 @@ def fits(option: str, scheduled: bool = False) -> Callable[[str, Path], Any]:
 
     def fit(ckpt: str, at: Path) -> None:
         config = yaml.safe_load(small_config(at).read_text())
-        for key in ("callbacks", "logger", "val_check_interval", "check_val_every_n_epoch"):
+        config.update(UNWATCHED)
+        for key in ("callbacks", "val_check_interval", "check_val_every_n_epoch"):
             del config["trainer"][key]
         config["trainer"].update(max_steps=7, logger=False, limit_val_batches=0, enable_model_summary=False)
         if scheduled:
@@ -172,7 +173,7 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
     "fit --init_from": fits("--init_from"),
     "fit --ckpt_path": fits("--ckpt_path"),
 }  # fmt: skip
-WITHOUT = {"score", "selftest", "cache"}  # commands that read no checkpoint
+WITHOUT = {"score", "selftest", "cache", "recipes"}  # commands that read no checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +181,8 @@ def whole(run: Path) -> Checkpoint:
     """Of a finished run, with few evaluations in its configuration, since `validate` and `test` repeat them."""
     found = checkpoints.read(run / "checkpoints/last.ckpt")
     config = checkpoints.config(found, run)
-    del config["trainer"]["callbacks"][3:]
-    metrics = config["trainer"]["callbacks"][2]["init_args"]
+    config["chain"] = None
+    metrics = config["metrics"]["init_args"]
     metrics.update(n=66, test_n=66, test_sampler=metrics["sampler"], metrics=metrics["metrics"][:1])
     return {**found, "config": records.text(config)}
 
@@ -515,7 +516,7 @@ def test_a_class_of_ones_own_needs_the_users_word(
     monkeypatch.syspath_prepend(os.getcwd())
     Path("my_net.py").write_text(OWN)
     config = checkpoints.config(whole, "")
-    model(config).update(network=spec("my_net.Net"))
+    model(config).update(network=spec("my_net.Net"), shape=[1, 8, 8])
     weights = {"denoiser.network.weight": torch.ones(1, 1, 1, 1), "denoiser.network.bias": torch.zeros(1)}
     path = flag.with_name("own.ckpt")
     torch.save({"state_dict": weights, "config": json.dumps(config), "global_step": 1}, path)

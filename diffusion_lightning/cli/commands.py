@@ -74,6 +74,11 @@ def _trust(parser: Arguments) -> None:
                         "or files of weights that the checkpoint may name")  # fmt: skip
 
 
+def _recipes(parser: Arguments, words: list[str]) -> Namespace:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the recipe to print; all are listed if none is given")
+    return parser.parse_args(words)
+
+
 def _cache(parser: Arguments, words: list[str]) -> Namespace:
     parser.epilog = """Decoded pictures and references of metrics lie in $DIFFUSION_LIGHTNING_CACHE, else in
         diffusion_lightning in the system's folder for caches. What is removed is made again when it is needed."""
@@ -101,6 +106,7 @@ COMMANDS = {
         "import_",
         _import,
     ),
+    "recipes": Command("List the configs that come with the package, or print one.", "recipes", _recipes),
     "cache": Command("List what is kept for later runs, or remove it.", "cache", _cache),
     "selftest": Command(
         "Work out figures whose answer is known on this machine, in under a minute.", "selftest", _selftest

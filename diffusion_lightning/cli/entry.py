@@ -15,7 +15,7 @@ from typing import Any
 
 from ..distributed import preemption, threads
 from ..files import expanded_word
-from . import output
+from . import output, recipes
 from .commands import COMMANDS, page, read
 from .errors import fail, meant, of_the_system, raised_in
 
@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _answer(words: list[str]) -> None:
     name = words[0] if words else None
     if name in COMMANDS:
-        _work(COMMANDS[name].file, read(words))
+        _work(COMMANDS[name].file, read(recipes.resolved(words)))
     elif name in ("-h", "--help"):
         print(page())
     elif name == "--version":

@@ -20,13 +20,14 @@ from ..callbacks import BoundCurve, Preemption
 from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
 from ..records import Spec
-from . import fit, run_folder
+from . import defaults, fit, run_folder
 from .commands import COMMANDS
 from .errors import printable
 from .parser import Parser
 
 # Of the callbacks that a run had, those that say what its samples and losses are worth.
 EVALUATIONS = ("SampleGrid", "LossByTimestep", "GenerativeMetrics", "ReverseChain", "SamplerTable")
+WATCHES = [key for key, kind in defaults.WATCHES.items() if kind.__name__ in EVALUATIONS]  # those that have a key
 CONFIG = {"--config", "-c", "--print_config"}
 
 PACKAGE = __package__.partition(".")[0]
@@ -120,11 +121,13 @@ def _evaluations(record: Spec, trust: Collection[str]) -> list[Callback]:
     trainer = record.get("trainer")
     listed = trainer.get("callbacks") if isinstance(trainer, dict) else None
     made, others = [], []
-    for number, spec in enumerate(listed if isinstance(listed, list) else []):
+    specs = [(key, record[key]) for key in WATCHES if record.get(key) is not None]
+    specs += [(f"trainer.callbacks[{i}]", spec) for i, spec in enumerate(listed if isinstance(listed, list) else [])]
+    for where, spec in specs:
         name = str(spec.get("class_path")) if isinstance(spec, dict) else ""
         top = name.partition(".")[0]
         if top == PACKAGE and name.rpartition(".")[2] in EVALUATIONS:
-            made.append(records.read(spec, Callback, f"trainer.callbacks[{number}]", trust).make())
+            made.append(records.read(spec, Callback, where, trust).make())
         elif top not in ("", PACKAGE, "lightning"):
             others.append(name)
     if others:

@@ -19,7 +19,9 @@ from .. import checkpoints, records
 from ..callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
+from ..modules import Generative
 from . import run_folder
+from .defaults import LOGGER, UNASKED, WATCHES, settle
 from .errors import raised_in
 from .parser import Parser
 from .resuming import Resumed, check_length, restoring
@@ -33,6 +35,10 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        for key, kind in WATCHES.items():
+            default = {"class_path": kind.__name__} if key in UNASKED else None
+            text = (kind.__doc__ or "").partition("\n")[0]
+            parser.add_argument(f"--{key}", type=kind | None, default=default, help=text)
         parser.add_argument(
             "--init_from",
             type=str | None,
@@ -58,6 +64,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         config.weights_only = True
+        settle(config)
         timeouts.name_limit(config.trainer.strategy)
         if self.subcommand == "fit":
             if "WANDB_SWEEP_ID" in os.environ:  # each trial of a sweep has a folder of its own
@@ -86,16 +93,19 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""
         config = self._get(self.config_init, "trainer")
+        watches = [self._get(self.config_init, key) for key in WATCHES if self._watches(key)]
+        own = config.callbacks if isinstance(config.callbacks, list | None) else [config.callbacks]
+        config.callbacks = [*(x for x in watches if x is not None), *(own or [])]
         named = config.logger if isinstance(config.logger, list) else [config.logger]
         file = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
         kwargs["logger"] = [*(x for x in named if isinstance(x, Logger)), MetricsFile(self.root / file)]
         if self.subcommand == "fit":
-            config.callbacks = [*(config.callbacks or []), FiniteLoss(), Agreement()]
+            config.callbacks += [FiniteLoss(), Agreement()]
             if config.enable_progress_bar is not False:
                 config.callbacks.append(Progress())
                 kwargs["enable_progress_bar"] = False
         if self.subcommand == "test":
-            config.callbacks = [*(config.callbacks or []), BoundCurve()]
+            config.callbacks.append(BoundCurve())
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if (record := next((x for x in callbacks if isinstance(x, run_folder.Record)), None)) is not None:
@@ -106,6 +116,12 @@ class CLI(LightningCLI):
         saves = next(x for x in callbacks if isinstance(x, Checkpoint)) if self.subcommand == "fit" else None
         callbacks.append(Preemption(saves))
         return trainer
+
+    def _watches(self, key: str) -> bool:
+        """Whether the model has what is watched, for what nobody asked for."""
+        return key not in UNASKED or (
+            isinstance(self.model, Generative) and (key != "loss_by_timestep" or self.model.T is not None)
+        )
 
     def _check_checkpoint(self) -> None:
         """Raise ValueError if the checkpoint's weights are not this model's."""
@@ -119,6 +135,8 @@ class CLI(LightningCLI):
             self.resumed = None  # the trainer reads the file for itself
         elif (start := self._get(self.config, "init_from")) is not None:
             checkpoints.start_from(self.model, start)
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print(run_folder.start_line(self.trainer, self.model, self.config[self.subcommand]), flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Does it, unless there is nothing left to train."""
@@ -146,7 +164,7 @@ class CLI(LightningCLI):
         """Says where everything lies, and how to go on."""
         self._check_trained()
         if self._get(self.config, "trainer").fast_dev_run:
-            print("\nthe rehearsal ended well; it keeps nothing")
+            print("\nthe dry run ended well; it keeps nothing")
             return
         last, grids = self.root / "checkpoints/last.ckpt", sorted((self.root / "samples").glob("*.png"), key=_step)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
@@ -185,6 +203,7 @@ class Description(CLI):
     """A configuration, read and checked; nothing is built."""
 
     def before_instantiate_classes(self) -> None:
+        settle(self.config)
         self.text = run_folder.Record(self.parser, self.config).text
 
     def instantiate_classes(self) -> None: ...
@@ -220,7 +239,7 @@ def _cli(kind: type[AnyCLI], args: list[str], execute: bool = True) -> AnyCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=run_folder.Record,
-        trainer_defaults={"default_root_dir": "runs/unnamed"},
+        trainer_defaults={"default_root_dir": "runs/unnamed", "logger": LOGGER},
         seed_everything_default=0,
         parser_class=Parser,
         auto_configure_optimizers=False,

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import Namespace, _typehints, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ..files import expanded
-from ..known import FAMILIES, current
+from ..known import FAMILIES, current, public
 from .errors import fail, sentence
 
 # Imported for their names: a class known here can be written in a config without its module's path.
@@ -57,5 +57,20 @@ def _current(value: Any) -> Any:
     return f"{option}{equals}{current(path)}"
 
 
+def _resolved(kind: Any, name: str) -> str:
+    """The path of a class that is named alone: this package's, whichever other libraries have one of the name.
+
+    jsonargparse refuses such a name if several libraries have it, and which are imported differs from run to run.
+    """
+    for wanted in kind if isinstance(kind, tuple) else (kind,):
+        for family in NAMED if isinstance(wanted, type) else ():
+            found = public(family.__name__.rpartition(".")[2], name)
+            if found is not None and issubclass(found, wanted):
+                return f"{family.__name__}.{name}"
+    return _by_name(kind, name)
+
+
+_by_name = _typehints.resolve_class_path_by_name
+_typehints.resolve_class_path_by_name = _resolved  # type: ignore[assignment]
 _yaml = get_loader("yaml")
 set_loader("yaml", lambda text: _current(_yaml(text)), exceptions=(yaml.YAMLError,))

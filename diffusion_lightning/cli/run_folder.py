@@ -207,9 +207,25 @@ def check_evaluated(trainer: Trainer, subcommand: str) -> None:
         )
 
 
-def described(loggers: Any) -> list[Namespace]:
-    """Those of a configuration's `trainer.logger` that are described by their class and arguments."""
-    return [x for x in (loggers if isinstance(loggers, list) else [loggers]) if isinstance(x, Namespace)]
+def start_line(trainer: Trainer, module: LightningModule, config: Namespace) -> str:
+    """What is trained, for how long and on what, and where it is watched."""
+    network = config.get("model.init_args.network.class_path") or config.model.class_path
+    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    data = config.data.class_path.rpartition(".")[2]
+    steps = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs"
+    devices = f"{trainer.world_size} × " if trainer.world_size > 1 else ""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    wandb = "" if not loggers else ", W&B offline" if loggers[0]._offline else ", W&B"
+    return (
+        f"trains {network.rpartition('.')[2]}, {parameters:,} parameters, on {data} for {steps} on "
+        f"{devices}{trainer.strategy.root_device.type} in {trainer.precision}; watch {trainer.default_root_dir} "
+        f"(metrics.csv, samples{wandb})"
+    )
+
+
+def described(objects: Any) -> list[Namespace]:
+    """Those of a configuration's loggers or callbacks, one or several, that are described by class and arguments."""
+    return [x for x in (objects if isinstance(objects, list) else [objects]) if isinstance(x, Namespace)]
 
 
 def place_loggers(loggers: Any, root: Path, job_type: str | None = None) -> None:
@@ -222,8 +238,13 @@ def place_loggers(loggers: Any, root: Path, job_type: str | None = None) -> None
 
 
 def is_wandb(class_path: str) -> bool:
+    return issubclass(imported(class_path), WandbLogger)
+
+
+def imported(class_path: str) -> Any:
+    """The class that the user's own configuration names."""
     module, _, name = class_path.rpartition(".")
-    return issubclass(getattr(import_module(module), name), WandbLogger)
+    return getattr(import_module(module), name)
 
 
 def wandb_id(root: Path, checkpoint: dict[str, Any] | None) -> str | None:

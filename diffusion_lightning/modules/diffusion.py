@@ -44,7 +44,7 @@ class Diffusion(Generative):
     Args:
         network: `forward(x_t, index, c) -> (B, C or 2C, H, W)`, any `nn.Module`; with 2C it predicts the variance too.
         schedule: ᾱ_t.
-        shape: (C, H, W) of one image.
+        shape: (C, H, W) of one image; None asks the network, (in_channels, size, size).
         parameterization: what the network outputs; None is `Epsilon()`.
         rescale_timesteps: feed the network 1000/T·(t - 1), as IDDPM does, and not t - 1.
         conditioner: what the network is told of y; None is `Unconditional()`.
@@ -71,7 +71,7 @@ class Diffusion(Generative):
         self,
         network: nn.Module,
         schedule: Schedule,
-        shape: Sequence[int],
+        shape: Sequence[int] | None = None,
         parameterization: Parameterization | None = None,
         rescale_timesteps: bool = False,
         conditioner: Conditioner | None = None,
@@ -85,11 +85,10 @@ class Diffusion(Generative):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"shape is {list(shape)}, but an image has three sizes: give [channels, height, width]")
-        self.shape, self.T = tuple(shape), schedule.T
+        self.shape, self.T = checks.image_shape(shape, network), schedule.T
         self.denoiser = Denoiser(network, schedule, parameterization or Epsilon(), rescale_timesteps)
         self.conditioner = conditioner or Unconditional()
+        self.conditioner.join(network)
         self.timesteps = timesteps or Uniform()
         self.timesteps.prepare(schedule)
         self.vlb = vlb or VLB()

@@ -74,6 +74,7 @@ class DiT(nn.Module):
                 "width divisible by 4"
             )
         self.in_channels, self.size, self.patch = in_channels, size, patch
+        self.condition_width = width
         self.time1, self.time2 = Linear(FREQUENCIES, width), Linear(width, width)
         self.enter = Conv2d(in_channels, width, patch, stride=patch)
         self.register_buffer("positions", _positions(size // patch, width), persistent=False)

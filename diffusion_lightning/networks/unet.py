@@ -121,7 +121,8 @@ class UNet(nn.Module):
         self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
         self.resample_blocks, self.release = resample_blocks, release
         eps = 1e-6 if release == "DDPM" else 1e-5
-        self.style = style = Style(4 * channels, dropout, groups, eps, scale_shift, heads, head_channels)
+        self.condition_width = 4 * channels
+        self.style = style = Style(self.condition_width, dropout, groups, eps, scale_shift, heads, head_channels)
         self.time1, self.time2 = Linear(channels, style.time), Linear(style.time, style.time)
         self.enter = Conv2d(in_channels, channels, 3, padding=1)
 

@@ -433,7 +433,7 @@ DDP = [
     ("subcommand", "changes", "of_one", "says"),
     [
         ("fit", {}, ["--ema.decay", "0.6"], "different configurations (ema.decay: 0.5 and 0.6)"),
-        ("fit", {}, ["--trainer.callbacks", "null"], "different configurations (trainer.callbacks"),
+        ("fit", {}, ["--metrics", "null"], "different configurations (metrics"),
         ("fit", {"data": {"class_path": OTHER}}, [], "different data (train images: "),
         (
             "validate",

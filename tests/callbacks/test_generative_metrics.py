@@ -29,8 +29,8 @@ def with_metrics(folder: Path, metrics: list[Any], **arguments: Any) -> Path:
     """The small config with other metrics, and nothing else that samples but the grid."""
     path = small_config(folder, **{"trainer.logger": False})
     config = yaml.safe_load(path.read_text())
-    config["trainer"]["callbacks"] = config["trainer"]["callbacks"][:3]
-    config["trainer"]["callbacks"][2]["init_args"].update(metrics=metrics, **arguments)
+    config["chain"] = config["trainer"]["callbacks"] = None
+    config["metrics"].update(metrics=metrics, **arguments)
     path.write_text(yaml.safe_dump(config))
     return path
 

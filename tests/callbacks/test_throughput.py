@@ -26,7 +26,7 @@ from diffusion_lightning.networks.base import products
 from diffusion_lightning.networks.unet import Attention
 from diffusion_lightning.schedules import Cosine
 
-from ..conftest import small_config, tiny_unet
+from ..conftest import UNWATCHED, small_config, tiny_unet
 
 NAME = "diffusion_lightning.callbacks.throughput.Throughput"
 BF16 = torch.bfloat16
@@ -259,6 +259,7 @@ def timed(folder: Path, peak: float | None = 1e9, **changes: Any) -> Path:
     })  # fmt: skip
     config = yaml.safe_load(path.read_text())
     callback = {"class_path": NAME, "init_args": {"peak": peak}}
+    config.update(UNWATCHED)
     config["trainer"]["callbacks"] = [callback, {"class_path": "tests.callbacks.test_throughput.Turns"}]
     path.write_text(yaml.safe_dump(config))
     return path

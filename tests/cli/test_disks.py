@@ -26,13 +26,13 @@ from diffusion_lightning.loggers import MetricsFile
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.schedules import Cosine
 
-from ..conftest import small_config, tiny_unet
+from ..conftest import BARE, small_config, tiny_unet
 from ..support.commands import fails
 from ..support.disks import full_disk
 from ..support.rows import rows
 
 TRIED = pytest.mark.tried("Full disks and broken folders")
-QUIET = ("--trainer.logger", "false", "--trainer.callbacks", "[]", "--trainer.limit_val_batches", "0",
+QUIET = (*BARE, "--trainer.logger", "false", "--trainer.limit_val_batches", "0",
          "--checkpoint.monitor", "null", "--trainer.enable_progress_bar", "false")  # fmt: skip
 
 

@@ -265,7 +265,10 @@ def test_a_module_of_ones_own_that_knows_no_seed(tmp_path: Path, monkeypatch: py
             ["--model.init_args.schedule", "Linear", "--model.init_args.schedule.init_args.beta_1", "0"],
             "alpha_bar must fall",
         ),
-        (["--model.init_args.network.init_args.in_channels", "3"], "3 channels, but these have 1"),
+        (
+            ["--model.init_args.network.init_args.in_channels", "3"],
+            "the data's images have shape [1, 8, 8], but the model's shape is [3, 8, 8]",
+        ),
         (["--model.init_args.shape", "[1, 10, 10]"], "which 10×10 pixels do not allow"),
         (["--model.init_args.network.init_args.size", "10"], "10 pixels do not allow"),
         (

@@ -17,7 +17,7 @@ from diffusion_lightning import files
 from diffusion_lightning.cli import main
 from diffusion_lightning.cli import run_folder as run_folder
 
-from ..conftest import small_config
+from ..conftest import BARE, small_config
 from ..support.commands import fails
 from ..support.disks import full_disk
 
@@ -173,7 +173,7 @@ def test_a_dry_run_holds_nothing_and_a_finished_run_holds_nothing_more(run: Path
     folder = tmp_path / "run"
     with held(folder):
         main(["fit", "--config", str(small_config(tmp_path)), "--trainer.fast_dev_run", "true", "--trainer.logger",
-              "false", "--trainer.callbacks", "[]", "--trainer.limit_val_batches", "0"])  # fmt: skip
+              "false", *BARE, "--trainer.limit_val_batches", "0"])  # fmt: skip
 
 
 @TWO

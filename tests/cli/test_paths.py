@@ -10,8 +10,7 @@ import yaml
 from diffusion_lightning.cli import fit, main
 from diffusion_lightning.cli.commands import read
 
-from ..conftest import small_config
-from ..support.resuming import put
+from ..conftest import put, small_config
 
 QUIET = ["--trainer.logger", "false", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "1"]
 QUIET += ["--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
@@ -59,8 +58,7 @@ def test_every_path_of_the_configuration_lies_under_the_home_folder(
             "trainer.logger.init_args.save_dir"]  # fmt: skip
     words = ["--data", data]
     config = yaml.safe_load(small_config(tmp_path).read_text())
-    metrics = next(x for x in config["trainer"]["callbacks"] if x["class_path"].endswith("GenerativeMetrics"))
-    metrics["init_args"]["metrics"][0]["init_args"]["reference"] = "~/there"
+    config["metrics"]["metrics"][0]["init_args"]["reference"] = "~/there"
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     if spelling == "the config":
         more: dict[str, Any] = {"data": {"class_path": data}}
@@ -71,7 +69,7 @@ def test_every_path_of_the_configuration_lies_under_the_home_folder(
     for key in keys if "word" in spelling else []:
         words += [f"--{key}", "~/there"] if spelling == "a word" else [f"--{key}=~/there"]
     parsed = fit._cli(Parsed, ["fit", "--config", str(tmp_path / "small.yaml"), *words])
-    keys.append("trainer.callbacks.2.init_args.metrics.0.init_args.reference")
+    keys.append("metrics.init_args.metrics.0.init_args.reference")
     assert {key: str(under(parsed.given, key)) for key in keys} == dict.fromkeys(keys, str(home / "there"))
 
 

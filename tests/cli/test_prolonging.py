@@ -28,11 +28,8 @@ from ..support.commands import fails
 from ..support.exactness import same
 from ..support.resuming import (
     INIT,
-    bare_config,  # noqa: F401 a fixture
-    copied,  # noqa: F401 a fixture
     files,
     on,
-    short,  # noqa: F401 a fixture
 )
 
 tried = pytest.mark.tried("Resuming")
@@ -111,7 +108,7 @@ def test_a_schedule_that_is_no_function_of_the_step_is_named_with_init_from() ->
 
 @tried
 def test_a_finished_run_of_one_cycle_is_prolonged_as_the_refusal_says(
-    copied: Path,  # noqa: F811
+    copied: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """First by max_steps alone, which leaves nothing behind, in Weights & Biases neither; then by what is named.
@@ -140,7 +137,7 @@ def test_a_finished_run_of_one_cycle_is_prolonged_as_the_refusal_says(
 
 @tried
 def test_a_finished_run_says_so_and_is_left_as_it_is(
-    copied: Path,  # noqa: F811
+    copied: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also where it is further than it is to go."""

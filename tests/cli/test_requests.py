@@ -18,7 +18,7 @@ from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
 
-from ..conftest import tiny_unet
+from ..conftest import BARE, tiny_unet
 from ..support.commands import fails
 from ..support.conditions import conditional, with_classes
 
@@ -129,7 +129,7 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("named")
     config = with_classes(folder, **{"data.class_path": "tests.cli.test_requests.Named", "trainer.max_steps": 1,
                                      "trainer.limit_val_batches": 0})  # fmt: skip
-    main(["fit", "--config", str(config), "--trainer.logger", "false", "--trainer.callbacks", "null"])
+    main(["fit", "--config", str(config), "--trainer.logger", "false", *BARE])
     return folder / "run/checkpoints/last.ckpt"
 
 

@@ -16,8 +16,9 @@ from diffusion_lightning.cli import changes, main, run_folder
 from diffusion_lightning.cli.changes import Kind, compared, global_batch
 from diffusion_lightning.loggers import weights_and_biases
 
+from ..conftest import put
 from ..support.commands import fails
-from ..support.resuming import INIT, files, on, put
+from ..support.resuming import INIT, files, on
 
 tried = pytest.mark.tried("Resuming")
 
@@ -116,6 +117,7 @@ CONFIG: dict[str, Any] = {
         "logger": None, "enable_progress_bar": None,
         "callbacks": [{"class_path": "diffusion_lightning.callbacks.SampleGrid", "init_args": {"n": 4}}],
     },
+    "grid": {"class_path": "diffusion_lightning.callbacks.SampleGrid", "init_args": {"n": 4}},
     "init_from": None,
 }  # fmt: skip
 
@@ -159,6 +161,8 @@ KEYS: dict[Kind, list[tuple[str, Any]]] = {
         ("trainer.precision", "bf16-mixed"),
         ("trainer.gradient_clip_val", None),
         ("trainer.callbacks", []),
+        ("grid", None),
+        ("grid.init_args.n", 9),
         ("trainer.devices", 2),
         ("trainer.accelerator", "gpu"),
         ("trainer.strategy", "ddp"),

@@ -20,7 +20,6 @@ from diffusion_lightning.extractors import DigitsNet, InceptionV3, MNISTNet
 from diffusion_lightning.metrics import frechet_distance
 
 from ..support.commands import fails
-from ..support.weights import weights  # noqa: F401 a fixture
 
 
 def save(pictures: Tensor, folder: Path) -> Path:
@@ -153,7 +152,7 @@ def test_short_names_are_the_metrics_own() -> None:
 @pytest.mark.slow
 def test_two_folders_have_torch_fidelitys_values(
     tmp_path: Path,
-    weights: Path,  # noqa: F811
+    weights: Path,
 ) -> None:
     """200 colour images a side, random weights: FID, KID and IS to 1e-6, precision and recall exactly."""
     generator = torch.Generator().manual_seed(1)

@@ -22,7 +22,7 @@ from diffusion_lightning.distributed import preemption
 from diffusion_lightning.interop import convert, model_card
 from diffusion_lightning.modules import Diffusion
 
-from ..conftest import small_config
+from ..conftest import BARE, small_config
 
 TRIED = pytest.mark.tried("Signals")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGUSR1: 75}
@@ -102,7 +102,7 @@ def test_a_training_is_saved_and_goes_on(
 ) -> None:
     monkeypatch.setattr(Alarm, "number", number)
     config, last = long_run(tmp_path), tmp_path / "run/checkpoints/last.ckpt"
-    words = ["fit", "--config", str(config), "--trainer.limit_val_batches", "0", "--trainer.callbacks",
+    words = ["fit", "--config", str(config), *BARE, "--trainer.limit_val_batches", "0", "--trainer.callbacks",
              "tests.cli.test_signals.Alarm", "--trainer.callbacks.step", "3"]  # fmt: skip
     said = left(capsys, number, *words)
     assert said.endswith(f" at step 3: {last} is saved, and the same command with --ckpt_path last goes on")
@@ -121,9 +121,7 @@ def test_a_validation_in_training_is_left_at_once_and_done_again(
     before(monkeypatch, Diffusion, "validation_step", number)
     last = tmp_path / "run/checkpoints/last.ckpt"
     config = long_run(tmp_path, **{"trainer.num_sanity_val_steps": 0, "trainer.val_check_interval": 2})
-    said = left(
-        capsys, number, "fit", "--config", str(config), "--trainer.callbacks", "[]", "--checkpoint.monitor", "null"
-    )
+    said = left(capsys, number, "fit", "--config", str(config), *BARE, "--checkpoint.monitor", "null")
     assert said.endswith(f": {last} is saved, and the same command with --ckpt_path last goes on")
     assert read(last)["global_step"] == 2
 
@@ -308,7 +306,7 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_and_one_of_them_speaks(tmp_p
                                    "checkpoint.every_n_train_steps": 5, "data.init_args.num_workers": 1,
                                    "model.init_args.lr_scheduler": None})  # fmt: skip
     last, pressed = tmp_path / "run/checkpoints/last.ckpt", False
-    words = ["fit", "--config", str(config), "--trainer.callbacks", "[]"]
+    words = ["fit", "--config", str(config), *BARE]
     with Terminal(sys.executable, "-m", "diffusion_lightning", *words) as terminal:
         while terminal.read():
             if last.exists() and not pressed:

@@ -27,7 +27,7 @@ from diffusion_lightning.modules.base.batches import Feed, size
 from diffusion_lightning.objectives import LossAware, Stratified, TimestepSampler
 from diffusion_lightning.schedules import Linear
 
-from ..conftest import small_config
+from ..conftest import BARE, small_config
 
 SHAPE = (2, 4, 3)
 # Black and white: floats of every precision and bytes have both.
@@ -517,7 +517,7 @@ class Mine(LightningDataModule):
 
 @pytest.mark.tried("One's own data")
 def test_the_command_says_what_is_wrong_with_a_users_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--trainer.logger", "false", "--trainer.callbacks", "null", "--trainer.limit_val_batches", "0"]
+    words = ["--trainer.logger", "false", *BARE, "--trainer.limit_val_batches", "0"]
     config = small_config(tmp_path, **{"data": {"class_path": "tests.data.test_own_data.Mine"}})
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", str(config), *words])

@@ -112,8 +112,8 @@ def recipe(folder: Path, **changes: Any) -> list[str]:
     """A `fit` whose validation is three blocks of samples: two for one process, one for the other."""
     path = small_config(folder, **{**DIT, **changes})
     config = yaml.safe_load(path.read_text())
-    config["trainer"]["callbacks"][2]["init_args"]["batch_size"] = 22
-    config["trainer"]["callbacks"].append({"class_path": "tests.distributed.test_strategies.Inside"})
+    config["metrics"]["batch_size"] = 22
+    config["trainer"]["callbacks"] = [{"class_path": "tests.distributed.test_strategies.Inside"}]
     path.write_text(yaml.safe_dump(config))
     return ["fit", "--config", str(path)]
 

@@ -12,7 +12,7 @@ from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.distributed import threads
 
-from ..conftest import small_config
+from ..conftest import BARE, small_config
 
 tried = pytest.mark.tried("A busy machine")
 
@@ -139,7 +139,7 @@ def test_processes_of_one_machine_share_its_threads(monkeypatch: pytest.MonkeyPa
 def train(folder: Path, steps: int, *words: str) -> Path:
     """Trains without evaluations; gives the last checkpoint."""
     config = small_config(folder, **{"model.init_args.lr_scheduler": None, "trainer.limit_val_batches": 0})
-    main(["fit", "--config", str(config), "--trainer.logger", "false", "--trainer.callbacks", "null",
+    main(["fit", "--config", str(config), "--trainer.logger", "false", *BARE,
           "--trainer.max_steps", str(steps), *words])  # fmt: skip
     return folder / "run/checkpoints/last.ckpt"
 
@@ -221,7 +221,7 @@ def test_what_torchs_library_of_threads_reads_is_what_was_set(given: dict[str, s
 @pytest.mark.slow
 def test_two_processes_that_a_run_starts_have_half_of_the_threads_each(tmp_path: Path) -> None:
     words = ["fit", "--config", str(small_config(tmp_path)), "--trainer.accelerator", "cpu", "--trainer.devices", "2",
-             "--trainer.strategy", "ddp", "--trainer.logger", "false", "--trainer.callbacks", "null",
+             "--trainer.strategy", "ddp", "--trainer.logger", "false", *BARE,
              "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "diffusion_lightning", *words], capture_output=True, text=True, check=False, env=unset()

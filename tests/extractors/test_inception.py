@@ -120,7 +120,7 @@ def test_a_run_without_weights_ends_before_it_starts(
     ]
     config = small_config(tmp_path)
     changed = yaml.safe_load(config.read_text())
-    changed["trainer"]["callbacks"][2]["init_args"]["metrics"] = metrics
+    changed["metrics"]["metrics"] = metrics
     config.write_text(yaml.safe_dump(changed))
     said = fails(capsys, "fit", "--config", str(config), "--trainer.logger", "false")
     assert "the weights of Inception are not in" in said

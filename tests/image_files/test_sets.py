@@ -15,8 +15,6 @@ from PIL import Image
 from diffusion_lightning.data import CIFAR10, MNIST, Arrays, CelebA, HuggingFace, ImageFolder
 from diffusion_lightning.data.base import decode
 
-from ..support.torchvision_sets import celeba  # noqa: F401 a fixture
-
 try:
     import datasets
 except ImportError:  # an extra of the package, which folders and arrays do without

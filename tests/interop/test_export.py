@@ -145,7 +145,8 @@ def test_the_card_has_the_figures_of_test_and_no_path_of_this_disk(run: Path, tm
 def test_a_pipeline_draws_images_of_the_models_size(tmp_path: Path) -> None:
     """Also where the network was built for another, which it takes as well."""
     changes = {"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "checkpoint.monitor": None}
-    config = small_config(tmp_path, **changes, **{"model.init_args.network.init_args.size": 16})
+    network = {"model.init_args.network.init_args.size": 16, "model.init_args.shape": [1, 8, 8]}
+    config = small_config(tmp_path, **changes, **network)
     main(["fit", "--config", str(config), "--trainer.logger", "false"])
     main(["export", str(tmp_path / "run/checkpoints/last.ckpt"), str(tmp_path / "out")])
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")

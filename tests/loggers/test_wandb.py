@@ -19,7 +19,7 @@ from wandb.sdk.launch.sweeps import utils as sweep_utils
 from diffusion_lightning.cli import main
 from diffusion_lightning.loggers import WeightsAndBiases
 
-from ..conftest import ROOT, small_config
+from ..conftest import ROOT, UNWATCHED, small_config
 from ..support.wandb_runs import config, history
 from ..support.wandb_server import Server
 
@@ -379,7 +379,7 @@ def fit_config(folder: Path, **init_args: Any) -> Path:
     """A small run of 40 steps, logged at each, without validation."""
     logger = {"class_path": LOGGER, "init_args": {"project": "p", **init_args}}
     changes = {"trainer.max_steps": 40, "trainer.log_every_n_steps": 1, "trainer.limit_val_batches": 0,
-               "trainer.logger": logger, "trainer.callbacks": None, "model.init_args.lr_scheduler": None}  # fmt: skip
+               "trainer.logger": logger, **UNWATCHED, "model.init_args.lr_scheduler": None}  # fmt: skip
     path = small_config(folder)
     found = yaml.safe_load(path.read_text())
     for key, value in changes.items():

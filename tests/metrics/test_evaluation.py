@@ -256,7 +256,7 @@ def test_one_two_and_four_processes_give_the_same_values(run: Path, tmp_path: Pa
     """All metrics of the digits config, KID and the Inception Score; with fewer blocks than processes in validation."""
     ckpt = str(run / "checkpoints/last.ckpt")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["trainer"]["callbacks"][2]["init_args"]["metrics"] += [
+    config["metrics"]["init_args"]["metrics"] += [
         {"class_path": "diffusion_lightning.metrics.KID", "init_args": {"subsets": 5, "subset_size": 50}},
         {"class_path": "diffusion_lightning.metrics.InceptionScore", "init_args": {"splits": 3}},
     ]

@@ -7,7 +7,7 @@ import yaml
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from ..conftest import small_config
+from ..conftest import UNWATCHED, small_config
 
 
 def metric(name: str, **arguments: Any) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def with_callbacks(folder: Path, *callbacks: tuple[str, dict[str, Any]], **chang
     """The small config with an album, and with these callbacks alone."""
     path = small_config(folder, **{"trainer.logger": {"class_path": "tests.support.callbacks.Album"}, **changes})
     config = yaml.safe_load(path.read_text())
+    config.update(UNWATCHED)
     config["trainer"]["callbacks"] = [
         {"class_path": f"diffusion_lightning.callbacks.{name}", "init_args": given} for name, given in callbacks
     ]

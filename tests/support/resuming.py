@@ -9,11 +9,12 @@ import yaml
 
 from diffusion_lightning.cli import main
 
-from ..conftest import small_config
+from ..conftest import UNWATCHED, put, small_config
 
 QUIET = {
     "trainer.logger": False, "trainer.limit_val_batches": 0, "trainer.enable_progress_bar": False,
     "trainer.enable_model_summary": False, "trainer.log_every_n_steps": 1, "trainer.callbacks": None,
+    **UNWATCHED,
 }  # fmt: skip
 
 
@@ -25,13 +26,6 @@ def bare_config(folder: Path, **settings: Any) -> Path:
     path = folder / "bare.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-def put(config: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        config = config.setdefault(parent, {})
-    config[last] = value
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ def records(folder: Path, ended: bool = True) -> list[dict[str, Any]]:
     """
     found = (folder / "wandb").glob("*run-????????_??????-*/run-*.wandb")
     files = sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+    assert files, f"{folder} holds no files of wandb"
     deadline = time.monotonic() + 60
     while ended and not any("exit" in record for record in inspected(files[-1])):
         assert time.monotonic() < deadline, f"{files[-1]} never got whole"

@@ -23,6 +23,25 @@ from ...distributed import internals
 from .shapes import without_memory
 
 
+def image_shape(given: Sequence[int] | None, network: nn.Module) -> tuple[int, ...]:
+    """(C, H, W) of one image, as it was given or as the network states it by `in_channels` and `size`.
+
+    Raises:
+        ValueError: if there are not three sizes, or nobody states them.
+    """
+    if given is None:
+        channels, size = (getattr(network, name, None) for name in ("in_channels", "size"))
+        if not (isinstance(channels, int) and isinstance(size, int)):
+            raise ValueError(
+                f"the model has no shape, and {type(network).__name__} does not state in_channels and size: give "
+                "shape: [channels, height, width]"
+            )
+        given = (channels, size, size)
+    if len(given) != 3 or min(given) < 1:
+        raise ValueError(f"shape is {list(given)}, but an image has three sizes: give [channels, height, width]")
+    return tuple(given)
+
+
 @torch.no_grad()
 def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: Conditioner) -> bool:
     """Whether the network does, by one image of `shape` (C, H, W) through it.

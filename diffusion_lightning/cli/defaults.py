@@ -1,0 +1,45 @@
+"""What a configuration may leave out: its logger, what it is watched by, and numbers that it states elsewhere."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from ..callbacks import GenerativeMetrics, LossByTimestep, ReverseChain, SampleGrid, Throughput
+from . import run_folder
+
+# What a run is watched by, each a key of the configuration beside `trainer`, so that a list of callbacks of one's own
+# loses none of it. The two that cost next to nothing are there unless they are null.
+WATCHES = {
+    "grid": SampleGrid,
+    "loss_by_timestep": LossByTimestep,
+    "metrics": GenerativeMetrics,
+    "chain": ReverseChain,
+    "throughput": Throughput,
+}
+UNASKED = ("loss_by_timestep", "throughput")
+LOGGER = {"class_path": "diffusion_lightning.loggers.WeightsAndBiases", "init_args": {"offline": True}}
+
+MODEL = "model.init_args"
+
+
+def settle(config: Namespace) -> None:
+    """Fills in what a configuration leaves out and states elsewhere, and takes out what it states twice.
+
+    | left out                              | is                                                                  |
+    |---------------------------------------|---------------------------------------------------------------------|
+    | `total_steps` of a learning rate      | `trainer.max_steps`                                                 |
+    | the model's `shape`                   | the data's, if the network does not state `in_channels` and `size`  |
+    | a logger's `name`                     | that of the run's folder                                            |
+    """
+    if config.get(f"{MODEL}.lr_scheduler.init_args.total_steps", 0) is None and config.trainer.max_steps > 0:
+        config[f"{MODEL}.lr_scheduler.init_args.total_steps"] = config.trainer.max_steps
+    network = config.get(f"{MODEL}.network.init_args") or Namespace()
+    if config.get(f"{MODEL}.shape", 0) is None and not ("in_channels" in network and "size" in network):
+        config[f"{MODEL}.shape"] = getattr(run_folder.imported(config.data.class_path), "shape", None)
+    listed = {x.class_path.rpartition(".")[2] for x in run_folder.described(config.trainer.callbacks)}
+    for key in UNASKED:
+        if WATCHES[key].__name__ in listed:
+            config[key] = None
+    for logger in run_folder.described(config.trainer.logger):
+        if run_folder.is_wandb(logger.class_path) and logger.get("init_args.name", "") is None:
+            logger["init_args.name"] = Path(config.trainer.default_root_dir).name
