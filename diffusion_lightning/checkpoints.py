@@ -154,6 +154,7 @@ def config(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Raise ValueError if the checkpoint's weights are not those of a module like this one, or are not finite."""
+    _rename_weights(module, checkpoint)
     _compare(module.state_dict(), checkpoint["state_dict"], path)
     _check_weights(module, checkpoint, path)
 
@@ -187,6 +188,12 @@ def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path, k
                 f"the checkpoint {path} holds {kind}{name} in {theirs[name].dtype}, but this model's is in "
                 f"{own[name].dtype}: use another checkpoint"
             )
+
+
+def _rename_weights(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Give the weights of an earlier version's checkpoint, and their averages, the names of this one, in place."""
+    for tensors in (checkpoint["state_dict"], averaged(checkpoint), averaged(checkpoint, "compensation")):
+        known.rename_weights(module, tensors)
 
 
 def averaged(checkpoint: dict[str, Any], what: str = "average") -> dict[str, Tensor]:
@@ -257,13 +264,16 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
         if name not in described:
             continue
         prefix = "denoiser.network." if name == "network" else f"{name}."
-        theirs = {key: x for key, x in checkpoint["state_dict"].items() if key.startswith(prefix)}
+        stored = checkpoint["state_dict"].items()
+        theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}
         made = made_on_meta(described[name], len(theirs), f"model.{name} in {path}")
         if name == "timesteps" and "schedule" in described:
             schedule = described["schedule"].make()
             with torch.device("meta"):
                 made.prepare(schedule)
-        _compare({prefix + key: x for key, x in made.state_dict().items()}, theirs, path)
+        known.rename_weights(made, theirs)
+        own, theirs = ({prefix + key: x for key, x in side.items()} for side in (made.state_dict(), theirs))
+        _compare(own, theirs, path)
         spare = sum(x.numel() for x in made.buffers())
         if spare > SPARE + sum(x.numel() for x in theirs.values()):
             raise ValueError(
@@ -310,6 +320,7 @@ def start_from(module: nn.Module, path: str) -> None:
         ValueError: if they are not those of a module like this one.
     """
     checkpoint = read(path)
+    _rename_weights(module, checkpoint)
     theirs = {**checkpoint["state_dict"], **averaged(checkpoint)}
     own, theirs = (
         {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner."))}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .schedules import Schedule, like
+from .schedules import Schedule, expand_like
 
 
 class Prediction(NamedTuple):
@@ -39,29 +39,29 @@ class Parameterization(ABC):
     def target(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """What the network should output at x_t = q_sample(x_0, t, ε), (B, C, H, W)."""
         a, b = self.coefficients(schedule, t)
-        return like(a, x_0) * x_0 + like(b, x_0) * eps
+        return expand_like(a, x_0) * x_0 + expand_like(b, x_0) * eps
 
     def prediction(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Prediction:
         """The network's output turned into x_0 and ε: x_0 = (b·x_t - √(1 - ᾱ)·o)/D, ε = (√ᾱ·o - a·x_t)/D."""
-        signal, noise = schedule.roots(t)
+        signal, noise = schedule.alpha_sigma(t)
         a, b = self.coefficients(schedule, t)
         d = self.determinant(schedule, t)
-        x_0 = like(b / d, x_t) * x_t - like(noise / d, x_t) * output
-        return Prediction(x_0, like(signal / d, x_t) * output - like(a / d, x_t) * x_t)
+        x_0 = expand_like(b / d, x_t) * x_t - expand_like(noise / d, x_t) * output
+        return Prediction(x_0, expand_like(signal / d, x_t) * output - expand_like(a / d, x_t) * x_t)
 
     def determinant(self, schedule: Schedule, t: int | Tensor) -> Tensor:
         """D = √ᾱ_t·b_t - √(1 - ᾱ_t)·a_t, float64, of the shape of t; where it is 0, x_0 cannot be had."""
-        signal, noise = schedule.roots(t)
+        signal, noise = schedule.alpha_sigma(t)
         a, b = self.coefficients(schedule, t)
         return signal * b - noise * a
 
-    def error_scale(self, schedule: Schedule, t: int | Tensor) -> Tensor:
+    def x0_error_scale(self, schedule: Schedule, t: int | Tensor) -> Tensor:
         """D²/(1 - ᾱ_t): the squared error of the output as a multiple of x_0's, ‖Δo‖² = D²/(1 - ᾱ_t)·‖Δx_0‖².
 
         At a given x_t an error of x_0 is one of ε, √ᾱ·Δx_0 = -√(1 - ᾱ)·Δε; hence the SNR for ε, 1 for x_0 and
         SNR + 1 for v. Float64, of the shape of t.
         """
-        return self.determinant(schedule, t).square() / schedule.roots(t)[1].square()
+        return self.determinant(schedule, t).square() / schedule.alpha_sigma(t)[1].square()
 
 
 class Epsilon(Parameterization):
@@ -71,7 +71,7 @@ class Epsilon(Parameterization):
     """
 
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        signal, _ = schedule.roots(t)
+        signal, _ = schedule.alpha_sigma(t)
         return torch.zeros_like(signal), torch.ones_like(signal)
 
 
@@ -82,7 +82,7 @@ class X0(Parameterization):
     """
 
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        signal, _ = schedule.roots(t)
+        signal, _ = schedule.alpha_sigma(t)
         return torch.ones_like(signal), torch.zeros_like(signal)
 
 
@@ -94,7 +94,7 @@ class Velocity(Parameterization):
     """
 
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        signal, noise = schedule.roots(t)
+        signal, noise = schedule.alpha_sigma(t)
         return -noise, signal
 
 
@@ -192,7 +192,7 @@ def log_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor, m: float 
     """
     small, gap = log_variances(schedule, t, s)
     if isinstance(m, Tensor):
-        small, gap = like(small, m), like(gap, m)
+        small, gap = expand_like(small, m), expand_like(gap, m)
     return small + m * gap
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .denoising import Prediction, log_variance, log_variances
 from .random import Draw
-from .schedules import Schedule, like
+from .schedules import Schedule, expand_like
 
 
 def prior(schedule: Schedule, x_0: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def kl(schedule: Schedule, x_0: Tensor, t: Tensor, prediction: Prediction, m: fl
         m: the share of the larger log-variance in the reverse step's, a number or (B, *).
     """
     s = t - 1
-    error = like(schedule.x_0_share(t, s), x_0) * (x_0 - prediction.x_0)
-    small, gap = (like(x, x_0) for x in log_variances(schedule, t, s))
+    error = expand_like(schedule.posterior_x0_coef(t, s), x_0) * (x_0 - prediction.x_0)
+    small, gap = (expand_like(x, x_0) for x in log_variances(schedule, t, s))
     apart = (m.to(x_0) if isinstance(m, Tensor) else m) * gap  # log σ_p² - log σ_q²
     terms = 0.5 * (_above_tangent(-apart) + error.square() * torch.exp(-(small + apart)))
     return terms.flatten(1).sum(1)
@@ -80,7 +80,7 @@ def _above_tangent(x: Tensor) -> Tensor:
 
 
 def _expanded(coefficient: Tensor, x: Tensor) -> Tensor:
-    return coefficient.to(x) if coefficient.ndim == x.ndim else like(coefficient, x)
+    return coefficient.to(x) if coefficient.ndim == x.ndim else expand_like(coefficient, x)
 
 
 class VLB:

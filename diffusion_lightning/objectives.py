@@ -25,7 +25,7 @@ class Weighting(ABC):
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
         """(B,) float64 factors of ‖target - output‖² at times t (B,).
 
-        Papers weigh the error of x_0 or of ε; `parameterization.error_scale` turns one into the other.
+        Papers weigh the error of x_0 or of ε; `parameterization.x0_error_scale` turns one into the other.
         """
 
 
@@ -39,7 +39,7 @@ class Simple(Weighting):
         return torch.ones_like(schedule.snr(t))
 
 
-class Nothing(Weighting):
+class ZeroWeight(Weighting):
     """w = 0: the squared error does not count, and L_vlb alone trains the network, its mean too.
 
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, section 3.3.
@@ -66,7 +66,7 @@ class MinSNR(Weighting):
         self.gamma = gamma
 
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
-        return schedule.snr(t).clamp(max=self.gamma) / parameterization.error_scale(schedule, t)
+        return schedule.snr(t).clamp(max=self.gamma) / parameterization.x0_error_scale(schedule, t)
 
 
 class P2(Weighting):
@@ -86,7 +86,7 @@ class P2(Weighting):
 
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
         snr = schedule.snr(t)
-        return snr / (self.k + snr) ** self.gamma / parameterization.error_scale(schedule, t)
+        return snr / (self.k + snr) ** self.gamma / parameterization.x0_error_scale(schedule, t)
 
 
 class Times(NamedTuple):

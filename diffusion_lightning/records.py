@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from .known import FAMILIES, LISTED, find, parameters, public
+from .known import FAMILIES, LISTED, current_arguments, find, parameters, public
 
 BYTES = 1_000_000  # of a record's text
 DEPTH = 24  # of its tree
@@ -91,7 +91,7 @@ def parsed(record: Any, path: str | Path) -> Spec:
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"the configuration in {path} holds no keys: nothing was loaded; use another checkpoint")
-    return found
+    return current_arguments(found)
 
 
 class _Plain(yaml.SafeLoader):

@@ -69,15 +69,15 @@ class Schedule(nn.Module):
         alpha_bar = self._at(t)
         return alpha_bar / (1 - alpha_bar)
 
-    def roots(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 - ᾱ_t), float64, of the shape of t."""
         alpha_bar = self._at(t)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def scales(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 - ᾱ_t) for products with x (B, *): (B, 1 …) of its type on its device, or numbers for an int."""
-        signal, noise = self.roots(t)
-        return like(signal, x), like(noise, x)
+        signal, noise = self.alpha_sigma(t)
+        return expand_like(signal, x), expand_like(noise, x)
 
     def q_sample(self, x_0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
         """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε (equation 4): shapes (B, *), (B,) or an int in 0 … T, (B, *)."""
@@ -106,10 +106,10 @@ class Schedule(nn.Module):
         """
         at_t, at_s = self._at(t), self._at(s)
         of_x_t = (at_t / at_s).sqrt() * (1 - at_s) / (1 - at_t)
-        mean = like(self.x_0_share(t, s), x_t) * x_0 + like(of_x_t, x_t) * x_t
-        return mean, like(self.posterior_variance(t, s), x_t)
+        mean = expand_like(self.posterior_x0_coef(t, s), x_t) * x_0 + expand_like(of_x_t, x_t) * x_t
+        return mean, expand_like(self.posterior_variance(t, s), x_t)
 
-    def x_0_share(self, t: int | Tensor, s: int | Tensor) -> Tensor:
+    def posterior_x0_coef(self, t: int | Tensor, s: int | Tensor) -> Tensor:
         """√ᾱ_s·β_{t|s}/(1 - ᾱ_t), what x_0 counts in the posterior's mean; float64, of the shape of t."""
         return self._at(s).sqrt() * self.beta(t, s) / (1 - self._at(t))
 
@@ -131,7 +131,7 @@ class Schedule(nn.Module):
         return self
 
 
-def like(coefficient: Tensor, x: Tensor) -> Tensor:
+def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A float64 coefficient (B,) in x's type and on its device, ready to broadcast against x (B, *).
 
     A number () stays as it is: a product with x has x's type, and takes a number of the CPU on any device.

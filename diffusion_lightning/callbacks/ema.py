@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ..distributed.fsdp import gathered, like_shards, local
+from ..known import rename_weights
 
 # Numbers that an update works on at a time on a CPU, so that what lies between its operations stays in a cache; on
 # other devices 32 times as many, so that few kernels are started.
@@ -86,6 +87,8 @@ class EMA(Callback):
     # After the module is on its device, and after a checkpoint was restored
 
     def _prepare(self, module: LightningModule) -> None:
+        for kept in (self.average, self.compensation):
+            rename_weights(module, kept)
         start = {name: p.detach().float() for name, p in module.named_parameters() if p.requires_grad}
         if self.average and self.average.keys() != start.keys():
             stray = sorted(self.average.keys() ^ start.keys())[0]

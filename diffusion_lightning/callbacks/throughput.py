@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ..modules.base import batches
 from ..modules.base.generative import generative
-from ..networks.base import products
+from ..networks.base import matmuls
 from .base import now
 
 
@@ -53,10 +53,10 @@ class Throughput(Callback):
         if trainer.is_global_zero:
             dtype = _dtype(str(trainer.precision))
             self._peak = (self.peak or peak(module.device, dtype)) * trainer.world_size
-            if module.device.type == "cpu" and dtype not in products.FAST:
+            if module.device.type == "cpu" and dtype not in matmuls.FAST:
                 rank_zero_warn(
-                    f"this CPU has no fast arithmetic for {str(dtype).removeprefix('torch.')}, so that products are "
-                    "made in float32 and rounded to it: --trainer.precision 32-true trains at least as fast here"
+                    f"this CPU has no fast arithmetic for {str(dtype).removeprefix('torch.')}, so that matmuls and "
+                    "convolutions are made in float32 and rounded to it: --trainer.precision 32-true trains at least as fast here"
                 )
 
     # What is no training: the window in which it falls begins anew with the step after it
@@ -103,7 +103,7 @@ def _dtype(precision: str) -> torch.dtype:
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of which a device is capable: what its maker states, or what products of matrices reach."""
-    if device.type == "cpu" and dtype not in products.FAST:
+    if device.type == "cpu" and dtype not in matmuls.FAST:
         dtype = torch.float32
     return _known_peak(device, dtype) or _measured_peak(device, dtype)
 

@@ -8,7 +8,7 @@ from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ..files import expanded
-from ..known import FAMILIES, current
+from ..known import FAMILIES, HOLD_CLASSES, RENAMED, current, current_arguments
 from .errors import fail, sentence
 
 # Imported for their names: a class known here can be written in a config without its module's path.
@@ -45,17 +45,20 @@ def _at_home(value: Any) -> Any:
     return value
 
 
-def _current(value: Any) -> Any:
-    """The value, in which classes have the paths that this version knows them by."""
+def _current(value: Any, key: str = "") -> Any:
+    """The value of a key, in which this package's classes have their present names; of words, a list of options."""
     if isinstance(value, dict):
-        return {key: _current(x) for key, x in value.items()}
+        return {name: _current(x, name) for name, x in value.items()}
     if isinstance(value, list):
-        return [_current(x) for x in value]
+        keys = [key, *map(str, value)]  # an option, and its value in the next word
+        return [_current(x, before) for x, before in zip(value, keys, strict=False)]
     if not isinstance(value, str):
         return value
     option, equals, path = value.rpartition("=")  # an option and its value in one word
-    return f"{option}{equals}{current(path)}"
+    name = (option or key).rpartition(".")[2].removeprefix("--").removesuffix("+")
+    path = RENAMED[path] if name in HOLD_CLASSES and path in RENAMED else current(path)
+    return f"{option}{equals}{path}"
 
 
 _yaml = get_loader("yaml")
-set_loader("yaml", lambda text: _current(_yaml(text)), exceptions=(yaml.YAMLError,))
+set_loader("yaml", lambda text: current_arguments(_current(_yaml(text))), exceptions=(yaml.YAMLError,))

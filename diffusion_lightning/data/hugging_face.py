@@ -11,10 +11,10 @@ from torch import Tensor
 from ..files import expanded
 from ..image_files import Source, state
 from .base import (
-    Broken,
-    Fit,
     Images,
+    OnError,
     Pictures,
+    ResizeCrop,
     Splits,
     arrange,
     check_labels,
@@ -30,7 +30,7 @@ class HuggingFace(Images):
     """The pictures of one column of a set, in its order, as (channels, size, size); needs the package `datasets`.
 
     They are decoded once, before the first step, and kept in the user's cache. `image_files.decoded` reads a picture:
-    upright, over white, of 8 bits. `base.Fit` brings it to the size: its central square, averaged over areas.
+    upright, over white, of 8 bits. `base.ResizeCrop` brings it to the size: its central square, averaged over areas.
 
     The cache's key is made of the set's own mark and, for each of its files and each picture that is a file of its
     own, of the resolved path, inode, times and size, see `image_files.state`.
@@ -44,8 +44,8 @@ class HuggingFace(Images):
         label: the column of classes, whole numbers; None: y is 0.
         held_out: a share of the training images below 1, or how many, for `val` and `test`; None takes the set's own
             splits `validation` and `test` or, where it has none, 0.05.
-        broken: `stop` refuses a set with pictures that cannot be read, `skip` leaves them out; both name them.
-        memory: GiB up to which the images are read into memory; more stay in a mapped file, where `num_workers` help.
+        on_error: `raise` refuses a set with pictures that cannot be read, `skip` leaves them out; both name them.
+        max_memory_gib: GiB up to which the images are read into memory; more stay in a mapped file, where `num_workers` help.
         kwargs: see `Images`.
 
     Raises:
@@ -61,15 +61,15 @@ class HuggingFace(Images):
         image: str = "image",
         label: str | None = None,
         held_out: float | None = None,
-        broken: Broken = "stop",
-        memory: float = 4.0,
+        on_error: OnError = "raise",
+        max_memory_gib: float = 4.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.set_name, self.config, self.image, self.label = expanded(name), config, image, label
         self.channels, self.size, self.held_out = channels, size, held_out
-        self.broken, self.memory = broken, memory
-        Fit.check(channels, size)
+        self.on_error, self.max_memory_gib = on_error, max_memory_gib
+        ResizeCrop.check(channels, size)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -109,7 +109,8 @@ class HuggingFace(Images):
             lambda k: self._source(*rows[k]),
             fingerprint(["hub", *key]),
         )
-        images, kept = decode(pictures, Fit(self.shape, keep=self.size is None), self.broken, self.memory)
+        resize = ResizeCrop(self.shape, keep=self.size is None)
+        images, kept = decode(pictures, resize, self.on_error, self.max_memory_gib)
         return Splits(images, torch.cat(list(labels.values()))[order], places).of(kept)
 
     @cached_property

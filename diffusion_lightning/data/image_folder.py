@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..files import expanded
 from ..image_files import left_out, no_pictures, state, walk
-from .base import Broken, Fit, Images, Pictures, Splits, arrange, decode, fingerprint, own_splits, size_of_first
+from .base import Images, OnError, Pictures, ResizeCrop, Splits, arrange, decode, fingerprint, own_splits, size_of_first
 
 
 class ImageFolder(Images):
     """The pictures of a folder and the folders in it, sorted by path, as (channels, size, size).
 
     They are decoded once, before the first step, and kept in the user's cache. `image_files.decoded` reads a picture:
-    upright, over white, of 8 bits. `base.Fit` brings it to the size: its central square, averaged over areas.
+    upright, over white, of 8 bits. `base.ResizeCrop` brings it to the size: its central square, averaged over areas.
 
     The cache's key is made of the folder's resolved path and of each picture's name, inode, times and size, see
     `image_files.state`, so no picture is read to find it; a folder that was copied or moved is decoded anew.
@@ -34,8 +34,8 @@ class ImageFolder(Images):
             otherwise y is 0.
         held_out: a share of the images below 1, or how many, for `val` and `test`; None takes the folder's own splits
             or, where it has none, 0.05.
-        broken: `stop` refuses a folder with pictures that cannot be read, `skip` leaves them out; both name them.
-        memory: GiB up to which the images are read into memory; more stay in a mapped file, where `num_workers` help.
+        on_error: `raise` refuses a folder with pictures that cannot be read, `skip` leaves them out; both name them.
+        max_memory_gib: GiB up to which the images are read into memory; more stay in a mapped file, where `num_workers` help.
         kwargs: see `Images`.
 
     Raises:
@@ -49,14 +49,14 @@ class ImageFolder(Images):
         channels: int = 3,
         classes: bool = False,
         held_out: float | None = None,
-        broken: Broken = "stop",
-        memory: float = 4.0,
+        on_error: OnError = "raise",
+        max_memory_gib: float = 4.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        Fit.check(channels, size)
+        ResizeCrop.check(channels, size)
         self.path, self.size, self.channels, self.classes = Path(expanded(str(path))), size, channels, classes
-        self.held_out, self.broken, self.memory = held_out, broken, memory
+        self.held_out, self.on_error, self.max_memory_gib = held_out, on_error, max_memory_gib
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -81,7 +81,8 @@ class ImageFolder(Images):
         known = [(name, *state(file)) for name, file in zip(names, files, strict=True)]
         key = fingerprint(["folder", self.path.resolve(), *known])
         pictures = Pictures([str(file) for file in files], lambda i: files[i], key)
-        images, kept = decode(pictures, Fit(self.shape, keep=self.size is None), self.broken, self.memory)
+        resize = ResizeCrop(self.shape, keep=self.size is None)
+        images, kept = decode(pictures, resize, self.on_error, self.max_memory_gib)
         return Splits(images, y, places).of(kept)
 
     @cached_property

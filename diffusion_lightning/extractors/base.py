@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import images as pixels
 
 
-class Shipped(nn.Module, ABC):
+class BundledClassifier(nn.Module, ABC):
     """A small classifier that ships with its weights: features for a Fréchet distance that needs no download.
 
     They are the last convolution's, averaged over the pixels as Inception's pool3 is.

@@ -6,10 +6,10 @@ Its weights are made, and its held-out accuracy is printed, by `python -m benchm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Shipped
+from .base import BundledClassifier
 
 
-class DigitsNet(Shipped):
+class DigitsNet(BundledClassifier):
     """Bytes (B, 1, 8, 8) to 64 features.
 
     Args:

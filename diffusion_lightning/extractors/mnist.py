@@ -6,10 +6,10 @@ Its weights are made, and its accuracy on the test set is printed, by `python -m
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Shipped
+from .base import BundledClassifier
 
 
-class MNISTNet(Shipped):
+class MNISTNet(BundledClassifier):
     """Bytes (B, 1, 28, 28) to 64 features.
 
     Args:

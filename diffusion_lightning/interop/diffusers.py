@@ -50,18 +50,18 @@ class Diffusers(Layout):
     labels = "class_embedding.weight"
 
     def pairs(self, network: Any) -> Iterator[Pair]:
-        return joined(self._pairs(network), "time", "times", [rows for rows in network.shares if rows])
+        return joined(self._pairs(network), "time", "time_proj", [rows for rows in network.time_channels if rows])
 
     def _pairs(self, network: UNet) -> Iterator[Pair]:
-        yield from parts("time1", "time_embedding.linear_1")
-        yield from parts("time2", "time_embedding.linear_2")
-        yield from parts("enter", "conv_in")
+        yield from parts("time_mlp1", "time_embedding.linear_1")
+        yield from parts("time_mlp2", "time_embedding.linear_2")
+        yield from parts("conv_in", "conv_in")
         yield from self._levels(network.down, "down", "down_blocks", "downsamplers")
         yield from self._block(network.middle[0], "middle.0", "mid_block", 0)
         yield from self._block(network.middle[1], "middle.1", "mid_block", 1)
         yield from self._levels(network.up, "up", "up_blocks", "upsamplers")
         yield from parts("norm", "conv_norm_out")
-        yield from parts("leave", "conv_out")
+        yield from parts("conv_out", "conv_out")
 
     def read(self, network: nn.Module, weights: Weights) -> dict[str, Tensor]:
         pattern = re.compile("|".join(map(re.escape, OLD)))
@@ -70,7 +70,7 @@ class Diffusers(Layout):
     def _levels(self, modules: nn.ModuleList, ours: str, theirs: str, samplers: str) -> Iterator[Pair]:
         level, k = 0, 0
         for i, module in enumerate(modules):
-            if isinstance(module, Block) and module.joins:
+            if isinstance(module, Block) and module.takes_skip:
                 yield from self._block(module, f"{ours}.{i}", f"{theirs}.{level}", k)
                 k += 1
                 continue
@@ -188,7 +188,7 @@ def unet_config(network: UNet) -> dict[str, Any]:
         "_class_name": "UNet2DModel",
         "sample_size": network.size,
         "in_channels": network.in_channels,
-        "out_channels": network.leave.out_channels,
+        "out_channels": network.conv_out.out_channels,
         "block_out_channels": [network.channels * m for m in network.multipliers],
         "down_block_types": down,
         "up_block_types": up,

@@ -18,9 +18,9 @@ class ReleasedDiT(Layout):
     labels = "y_embedder.embedding_table.weight"
 
     def pairs(self, network: Any) -> Iterator[Pair]:
-        yield from parts("time1", "t_embedder.mlp.0")
-        yield from parts("time2", "t_embedder.mlp.2")
-        yield from parts("enter", "x_embedder.proj")
+        yield from parts("time_mlp1", "t_embedder.mlp.0")
+        yield from parts("time_mlp2", "t_embedder.mlp.2")
+        yield from parts("conv_in", "x_embedder.proj")
         for i in range(len(network.blocks)):
             for ours, theirs in (
                 ("qkv", "attn.qkv"),
@@ -31,7 +31,7 @@ class ReleasedDiT(Layout):
             ):
                 yield from parts(f"blocks.{i}.{ours}", f"blocks.{i}.{theirs}")
         yield from parts("modulation", "final_layer.adaLN_modulation.1")
-        yield from parts("leave", "final_layer.linear")
+        yield from parts("proj_out", "final_layer.linear")
 
     def derived(self, network: Any) -> Weights:
         """The fixed places of the patches."""

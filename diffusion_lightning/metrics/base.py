@@ -57,7 +57,7 @@ class FeatureMetric(Metric, ABC):
             self.add_state(f"{side}_seen", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.reference: Reference | None = None
         self.expected: dict[bool, int | None] = {True: None, False: None}
-        self._kept: list[Kept] = []
+        self._kept: list[FeatureBuffer] = []
         self.extractor = None
         if extractor is not None:
             self.over(extractor)
@@ -192,7 +192,7 @@ def _choice(total: int, size: int) -> Tensor:
     return random.permutation(total, 0, "metrics: kept", 0)[:size]
 
 
-class Kept:
+class FeatureBuffer:
     """The features of one side that a metric keeps, as states of it: of all images, or of `size` chosen ones."""
 
     def __init__(self, metric: FeatureMetric, real: bool, size: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric, Kept, Reference
+from .base import FeatureBuffer, FeatureMetric, Reference
 
 
 class KID(FeatureMetric):
@@ -57,7 +57,7 @@ class KID(FeatureMetric):
         super().__init__(extractor, **kwargs)
 
     def begin(self) -> None:
-        self.real, self.fake = (Kept(self, real, self.kept) for real in (True, False))
+        self.real, self.fake = (FeatureBuffer(self, real, self.kept) for real in (True, False))
 
     def _too_few(self, kind: str, n: int) -> str:
         return (

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric, Kept, Reference
+from .base import FeatureBuffer, FeatureMetric, Reference
 
 ROWS = 1000  # images whose distances to all others are in memory at once
 
@@ -39,7 +39,7 @@ class PrecisionRecall(FeatureMetric):
         super().__init__(extractor, **kwargs)
 
     def begin(self) -> None:
-        self.real, self.fake = (Kept(self, real, self.kept) for real in (True, False))
+        self.real, self.fake = (FeatureBuffer(self, real, self.kept) for real in (True, False))
 
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
         (self.real if real else self.fake).add(features, index)

@@ -49,8 +49,8 @@ class Diffusion(Generative):
         rescale_timesteps: feed the network 1000/T·(t - 1), as IDDPM does, and not t - 1.
         conditioner: what the network is told of y; None is `Unconditional()`.
         timesteps: how t is drawn; None is `Uniform()`.
-        weighting: w, how much each squared error counts; None is `Simple()`, and `Nothing()` leaves the bound alone.
-        vlb_weight: λ, at least 0; None is 0.001 if the network predicts the variance, 1 under `Nothing()`, else 0.
+        weighting: w, how much each squared error counts; None is `Simple()`, and `ZeroWeight()` leaves the bound alone.
+        vlb_weight: λ, at least 0; None is 0.001 if the network predicts the variance, 1 under `ZeroWeight()`, else 0.
         vlb: which reverse process `test` measures; None is `VLB()`.
         optimizer: given the parameters, makes the optimizer.
         lr_scheduler: given the optimizer, makes the schedule of the learning rate, stepped once an optimizer step;

@@ -74,12 +74,12 @@ class DiT(nn.Module):
                 "width divisible by 4"
             )
         self.in_channels, self.size, self.patch = in_channels, size, patch
-        self.time1, self.time2 = Linear(FREQUENCIES, width), Linear(width, width)
-        self.enter = Conv2d(in_channels, width, patch, stride=patch)
+        self.time_mlp1, self.time_mlp2 = Linear(FREQUENCIES, width), Linear(width, width)
+        self.conv_in = Conv2d(in_channels, width, patch, stride=patch)
         self.register_buffer("positions", _positions(size // patch, width), persistent=False)
         self.blocks = nn.ModuleList([Block(width, heads, int(width * mlp_ratio)) for _ in range(depth)])
         self.modulation = Linear(width, 2 * width)
-        self.leave = Linear(width, patch**2 * (out_channels or in_channels))
+        self.proj_out = Linear(width, patch**2 * (out_channels or in_channels))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -88,12 +88,12 @@ class DiT(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight.data.flatten(1))  # the patches' as a linear layer's
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        for linear in (self.time1, self.time2):
+        for linear in (self.time_mlp1, self.time_mlp2):
             nn.init.normal_(linear.weight, std=0.02)
         for module in self.modules():
             if isinstance(module, DiT | Block):
                 nn.init.zeros_(module.modulation.weight)
-        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.proj_out.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """What the network is trained to output at x_t, (B, out_channels, H, W).
@@ -116,14 +116,14 @@ class DiT(nn.Module):
                 f"the DiT was built for images of {self.size}×{self.size} pixels, but these have {x_t.shape[2]}×"
                 f"{x_t.shape[3]}: set the network's size to theirs, or bring them to its"
             )
-        waves = sinusoidal(t, FREQUENCIES, cosine_first=True, shift=0).to(self.time1.weight.dtype)
-        emb = self.time2(F.silu(self.time1(waves)))  # (B, width)
+        waves = sinusoidal(t, FREQUENCIES, cosine_first=True, shift=0).to(self.time_mlp1.weight.dtype)
+        emb = self.time_mlp2(F.silu(self.time_mlp1(waves)))  # (B, width)
         emb = F.silu(emb if c is None else emb + c)
-        x = self.enter(x_t).flatten(2).mT + self.positions  # (B, tokens, width)
+        x = self.conv_in(x_t).flatten(2).mT + self.positions  # (B, tokens, width)
         for block in self.blocks:
             x = block(x, emb)
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
-        return self._joined(self.leave(_norm(x) * (1 + scale) + shift))
+        return self._joined(self.proj_out(_norm(x) * (1 + scale) + shift))
 
     def _joined(self, x: Tensor) -> Tensor:
         """Tokens (B, h·w, p·p·C) to images (B, C, h·p, w·p)."""

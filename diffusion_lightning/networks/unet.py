@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Conv2d, DoublingConv, Dropout, GroupNorm, Linear, attend, doubled, gpu
+from .base import Conv2d, Dropout, GroupNorm, Linear, UpsampleConv, attend, gpu, upsample2x
 from .embeddings import sinusoidal
 
 
@@ -122,8 +122,8 @@ class UNet(nn.Module):
         self.resample_blocks, self.release = resample_blocks, release
         eps = 1e-6 if release == "DDPM" else 1e-5
         self.style = style = Style(4 * channels, dropout, groups, eps, scale_shift, heads, head_channels)
-        self.time1, self.time2 = Linear(channels, style.time), Linear(style.time, style.time)
-        self.enter = Conv2d(in_channels, channels, 3, padding=1)
+        self.time_mlp1, self.time_mlp2 = Linear(channels, style.time), Linear(style.time, style.time)
+        self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
 
         self.down = nn.ModuleList()
         skips, width = [channels], channels
@@ -147,11 +147,11 @@ class UNet(nn.Module):
                 self.up.append(Block(width, width, style, resize=2.0) if resample_blocks else Upsample(width))
 
         blocks_in_order: Iterator[Any] = chain(self.down, self.middle, self.up)
-        self.shares = [block.share for block in blocks_in_order]
-        self.times = Linear(style.time, sum(self.shares))  # what every block adds of the time, made at once
+        self.time_channels = [block.time_channels for block in blocks_in_order]
+        self.time_proj = Linear(style.time, sum(self.time_channels))  # what every block adds of the time, made at once
 
         self.norm = style.norm(width)
-        self.leave = Conv2d(width, out_channels or in_channels, 3, padding=1)
+        self.conv_out = Conv2d(width, out_channels or in_channels, 3, padding=1)
         if release == "DDPM":
             self._start_as_ddpm()
         else:
@@ -185,15 +185,15 @@ class UNet(nn.Module):
                 for weight in module.qkv.weight.data.chunk(3):
                     _fan_average(weight)
                 _fan_average(module.out.weight, 1e-10)
-        for weight in self.times.weight.data.split(self.shares):
+        for weight in self.time_proj.weight.data.split(self.time_channels):
             _fan_average(weight)
-        _fan_average(self.leave.weight, 1e-10)
+        _fan_average(self.conv_out.weight, 1e-10)
 
     def _start_as_iddpm(self) -> None:
         """PyTorch's defaults, as they are by now; what ends a residual branch, and the net, at zero."""
         ends = [m.conv2 for m in self.modules() if isinstance(m, Block)]
         ends += [m.out for m in self.modules() if isinstance(m, Attention)]
-        for end in [*ends, self.leave]:
+        for end in [*ends, self.conv_out]:
             nn.init.zeros_(end.weight)
             nn.init.zeros_(end.bias)  # type: ignore[arg-type]
 
@@ -223,10 +223,10 @@ class UNet(nn.Module):
             waves = sinusoidal(t, self.channels)
         else:
             waves = sinusoidal(t, self.channels, cosine_first=True, shift=0)
-        emb = self.time2(F.silu(self.time1(waves.to(self.time1.weight.dtype))))
-        times = self.times(F.silu(emb if c is None else emb + c))[:, :, None, None]
-        time = iter(times.split(self.shares, dim=1))
-        h = self.enter(x_t)
+        emb = self.time_mlp2(F.silu(self.time_mlp1(waves.to(self.time_mlp1.weight.dtype))))
+        times = self.time_proj(F.silu(emb if c is None else emb + c))[:, :, None, None]
+        time = iter(times.split(self.time_channels, dim=1))
+        h = self.conv_in(x_t)
         skips = [h]
         for module in self.down:
             h = module(h, next(time))
@@ -234,8 +234,8 @@ class UNet(nn.Module):
         for module in self.middle:
             h = module(h, next(time))
         for module in self.up:
-            h = module(torch.cat([h, skips.pop()], dim=1) if module.joins else h, next(time))
-        return self.leave(F.silu(self.norm(h)))
+            h = module(torch.cat([h, skips.pop()], dim=1) if module.takes_skip else h, next(time))
+        return self.conv_out(F.silu(self.norm(h)))
 
 
 class Block(nn.Module):
@@ -247,8 +247,8 @@ class Block(nn.Module):
     def __init__(self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0) -> None:
         super().__init__()
         self.scale_shift, self.resize = style.scale_shift, resize
-        self.share = 2 * to if style.scale_shift else to  # of what the U-Net makes of the time
-        self.joins = resize == 1.0  # on the way up, it is fed the output of its counterpart too
+        self.time_channels = 2 * to if style.scale_shift else to  # of what the U-Net makes of the time
+        self.takes_skip = resize == 1.0  # on the way up, it is fed the output of its counterpart too
         self.norm1 = style.norm(from_)
         self.conv1 = Conv2d(from_, to, 3, padding=1)
         self.norm2 = style.norm(to)
@@ -273,7 +273,7 @@ class Block(nn.Module):
     def _resized(self, h: Tensor) -> Tensor:
         if self.resize < 1:
             return F.avg_pool2d(h, 2)
-        return doubled(h)
+        return upsample2x(h)
 
 
 class Attention(nn.Module):
@@ -310,7 +310,7 @@ class Downsample(nn.Module):
     DDPM's released code pads at the right and bottom alone, as TensorFlow's SAME does, IDDPM's on all sides.
     """
 
-    joins, share = False, 0
+    takes_skip, time_channels = False, 0
 
     def __init__(self, channels: int, release: str) -> None:
         super().__init__()
@@ -324,11 +324,11 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Twice the size: nearest neighbour, then a convolution."""
 
-    joins, share = False, 0
+    takes_skip, time_channels = False, 0
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = DoublingConv(channels, channels)
+        self.conv = UpsampleConv(channels, channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.conv(x)

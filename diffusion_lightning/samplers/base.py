@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import random
 from ..denoising import Prediction
-from ..schedules import Schedule, like
+from ..schedules import Schedule, expand_like
 from .spacing import Spacing, Trailing
 
 Denoise = Callable[[Tensor, int, Tensor | None], Prediction]
@@ -71,7 +71,7 @@ class Sampler(ABC):
     def angles(self, schedule: Schedule) -> dict[int, float]:
         """The angle φ of noise and signal, tan φ = √(1 - ᾱ_t)/√ᾱ_t, at each time that it visits, rising from 0."""
         times = self.times(schedule)[::-1]
-        signal, noise = schedule.roots(torch.tensor(times))
+        signal, noise = schedule.alpha_sigma(torch.tensor(times))
         return dict(zip(times, torch.atan2(noise, signal).flatten().tolist(), strict=True))
 
     @abstractmethod
@@ -253,7 +253,7 @@ class Sampler(ABC):
         x_0 = prediction.x_0
         if self.dynamic is not None:
             reach = _precise(x_0.flatten(1).abs()).quantile(self.dynamic, dim=1).clamp(min=self.clip)
-            x_0 = x_0 * like(self.clip / reach, x_0)
+            x_0 = x_0 * expand_like(self.clip / reach, x_0)
         return _with_x_0(schedule, x_t, t, prediction, x_0.clamp(-self.clip, self.clip))
 
 
@@ -276,4 +276,4 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     even = angle.sin() < 1e-6  # the same direction: a straight line is the circle
     of_start = torch.where(even, 1 - weight, torch.sin((1 - weight) * angle) / angle.sin())
     of_end = torch.where(even, weight, torch.sin(weight * angle) / angle.sin())
-    return like(of_start, start) * start + like(of_end, end) * end
+    return expand_like(of_start, start) * start + expand_like(of_end, end) * end

@@ -45,5 +45,5 @@ class Heun(Sampler):
         sigma_t, sigma_s = at.schedule.snr(at.t).rsqrt(), at.schedule.snr(at.s).rsqrt()
         if at.s == 0 or max(sigma_t, sigma_s) > LARGEST:
             return euler
-        change = at.schedule.roots(at.s)[0] * (sigma_s - sigma_t) / 2
+        change = at.schedule.alpha_sigma(at.s)[0] * (sigma_s - sigma_t) / 2
         return euler + change * (at.predict(euler, at.s).eps - at.prediction.eps)

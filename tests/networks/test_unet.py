@@ -107,4 +107,4 @@ def test_residual_resampling_averages_and_repeats(resize: float) -> None:
     x = torch.randn(2, block.conv1.in_channels, 8, 8)
     blocks = x.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
     expected = blocks if resize < 1 else x[:, :, torch.arange(16) // 2][:, :, :, torch.arange(16) // 2]
-    torch.testing.assert_close(block(x, torch.randn(2, block.share, 1, 1)), expected)
+    torch.testing.assert_close(block(x, torch.randn(2, block.time_channels, 1, 1)), expected)

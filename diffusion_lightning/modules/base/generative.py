@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from ... import random
+from ... import known, random
 from ...conditioning import Asked, Conditioner
 from ...distributed import internals
 from ...guidance import Guidance
@@ -142,6 +142,7 @@ class Generative(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._steps = checkpoint["global_step"]
+        known.rename_weights(self, checkpoint.get("state_dict", {}))
 
     def predict_step(self, batch: dict, batch_idx: int) -> Tensor:
         """A batch of `predict` is what to ask of `generate`."""

@@ -2,9 +2,9 @@
 
 from . import gpu as gpu
 from .attention import attend as attend
-from .doubling import DoublingConv as DoublingConv
-from .doubling import doubled as doubled
 from .dropout import Dropout as Dropout
+from .matmuls import Conv2d as Conv2d
+from .matmuls import Linear as Linear
 from .normalisation import GroupNorm as GroupNorm
-from .products import Conv2d as Conv2d
-from .products import Linear as Linear
+from .upsample import UpsampleConv as UpsampleConv
+from .upsample import upsample2x as upsample2x

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .products import product
+from .matmuls import in_fast_type
 
 LONGEST = 1024  # tokens whose weights, all pairs at once, are no burden to a CPU
 
@@ -17,7 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Paper: Attention is all you need. Vaswani et al., 2017, arXiv 1706.03762, equation 1.
     """
-    return product(_attend, q, k, v)
+    return in_fast_type(_attend, q, k, v)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def fast_types(able: Mapping[str, Any]) -> frozenset[torch.dtype]:
 FAST = fast_types(torch.cpu.get_capabilities())
 
 
-def product(make: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
+def in_fast_type(make: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
     """make(x, *others), a convolution or what else is made of products and sums.
 
     On a CPU that is slow in the type of x, or of the autocast around, it is computed in float32 and rounded to that
@@ -47,11 +47,11 @@ class Conv2d(nn.Conv2d):
     """PyTorch's, fast in reduced precision on any CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(self._conv_forward, x, self.weight, self.bias)
+        return in_fast_type(self._conv_forward, x, self.weight, self.bias)
 
 
 class Linear(nn.Linear):
     """PyTorch's, fast in reduced precision on any CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(F.linear, x, self.weight, self.bias)
+        return in_fast_type(F.linear, x, self.weight, self.bias)

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import gpu
-from .products import Conv2d, product
+from .matmuls import Conv2d, in_fast_type
 
 FEWEST = 1024  # pixels of a batch for which fewer products outweigh the sums of weights that they take
 
 
-def doubled(x: Tensor) -> Tensor:
+def upsample2x(x: Tensor) -> Tensor:
     """Each pixel of (B, C, H, W) four times, (B, C, 2H, 2W).
 
     Compiled for a GPU by views, whose gradient is a sum; that of an interpolation is added up by atomic operations.
@@ -21,8 +21,8 @@ def doubled(x: Tensor) -> Tensor:
     return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(b, c, 2 * h, 2 * w)
 
 
-class DoublingConv(Conv2d):
-    """The 3×3 convolution of `doubled(x)`, padded by a pixel: (B, C, H, W) to (B, C', 2H, 2W).
+class UpsampleConv(Conv2d):
+    """The 3×3 convolution of `upsample2x(x)`, padded by a pixel: (B, C, H, W) to (B, C', 2H, 2W).
 
     On a CPU as a transposed convolution of x itself, by sums of the weights: a pixel that is made there sees two rows
     and two columns of x and no more, four products a channel and not nine.
@@ -34,11 +34,11 @@ class DoublingConv(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         exported = torch.compiler.is_exporting()  # for batches of any size
         if exported or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < FEWEST:
-            return super().forward(doubled(x))
-        return product(_doubled_convolved, x, self.weight, self.bias)
+            return super().forward(upsample2x(x))
+        return in_fast_type(_upsampled_convolved, x, self.weight, self.bias)
 
 
-def _doubled_convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _upsampled_convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     placed = [F.pad(weight, (1 - i, i, 1 - j, j)) for i in (0, 1) for j in (0, 1)]
     sums = torch.stack(placed).sum(0).flip(2, 3).transpose(0, 1)  # (C, C', 4, 4)
     return F.conv_transpose2d(x, sums, bias, stride=2, padding=1)
