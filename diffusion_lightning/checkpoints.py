@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, read without running anything in it.
+"""Checkpoint files: read without running anything in them, checked, and built into models.
 
 A checkpoint is Lightning's, of tensors and plain values only, with these additions: `config`, the text of the
 configuration that made the run (JSON; YAML in older files), `wandb_id`, its run's in Weights & Biases, and the averaged
@@ -117,7 +117,7 @@ def _check_progress(loops: dict[Any, Any], where: str, path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raises BadZipFile if an entry's bytes are not those that were written, or stand for more than the file has."""
+    """Raise BadZipFile if an entry's bytes are not those that were written, or stand for more than the file has."""
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)  # torch packs none
@@ -160,7 +160,7 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
 
 
 def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """The average, if there is one, is of every parameter that is trained, so that it is never mixed with raw ones."""
+    """Raise ValueError if weights are not finite, or an average is not of every trained parameter."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     averages = {f"{kind} of ": averaged(checkpoint, kind) for kind in ("average", "compensation")}
     for kind, tensors in averages.items():
@@ -224,7 +224,7 @@ def restored(
     trust: Collection[str],
     seed: int | None = None,
 ) -> Diffusion:
-    """The model that a configuration describes with the averaged weights of a checkpoint; raises as `load` does.
+    """Build the model that a configuration describes, with a checkpoint's averaged weights; raises as `load` does.
 
     Args:
         checkpoint: the file's content.
@@ -297,7 +297,7 @@ def made_on_meta(part: records.Part, parameters: int, name: str) -> Any:
 
 @contextmanager
 def _at_most(n: int) -> Iterator[None]:
-    """Raises ValueError in the block as soon as it has made twice as many parameters as a file holds."""
+    """Raise ValueError in the block as soon as it has made twice as many parameters as a file holds."""
     made = 0
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
@@ -314,7 +314,7 @@ def _at_most(n: int) -> Iterator[None]:
 
 
 def start_from(module: nn.Module, path: str) -> None:
-    """Gives a module the averaged weights of another run's checkpoint, and nothing else of that run.
+    """Load the averaged weights of another run's checkpoint into a module, and nothing else of that run.
 
     Raises:
         ValueError: if they are not those of a module like this one.

@@ -34,6 +34,7 @@ RENAMED_WEIGHTS = {
         "enter": "conv_in", "leave": "conv_out", "time1": "time_mlp1", "time2": "time_mlp2", "times": "time_proj",
     },
 }  # fmt: skip
+LEVELS = 100  # of a configuration as a tree
 LAYERS = (
     "Conv2d", "Dropout", "ELU", "Embedding", "GELU", "GroupNorm", "Identity", "LayerNorm", "LeakyReLU", "Linear",
     "Mish", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh",
@@ -69,7 +70,7 @@ def find(name: str, where: str, trust: Collection[str]) -> type:
 
 
 def current(path: str) -> str:
-    """The path by which this version knows a class of this package; every other text as it is.
+    """The present path of a class of this package; every other text as it is.
 
     Files that earlier versions wrote, and configurations that were written for them, name classes by the folders and
     files in which they lay then. Such names keep working, permanently, through this function.
@@ -86,13 +87,15 @@ def current(path: str) -> str:
     return path if found is None else f"{__package__}.{found}.{RENAMED.get(short, short)}"
 
 
-def current_arguments(config: Any) -> Any:
+def current_arguments(config: Any, levels: int = LEVELS) -> Any:
     """A configuration in which the arguments of this package's classes have their present names; imports nothing."""
+    if levels == 0:
+        return config  # deeper than any that is read
     if isinstance(config, list):
-        return [current_arguments(x) for x in config]
+        return [current_arguments(x, levels - 1) for x in config]
     if not isinstance(config, dict):
         return config
-    found = {key: current_arguments(x) for key, x in config.items()}
+    found = {key: current_arguments(x, levels - 1) for key, x in config.items()}
     module, _, short = str(found.get("class_path")).rpartition(".")
     renamed = RENAMED_ARGUMENTS.get(short, {}) if module.partition(".")[0] in ("", __package__) else {}
     if renamed and isinstance(given := found.get("init_args"), dict):
@@ -152,7 +155,7 @@ def _trusted(module: str, short: str, where: str) -> type:
 
 
 def parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """What a class takes by name, with real annotations; what its `**kwargs` reach in its base classes too."""
+    """The parameters of a class by name, with resolved annotations; those that `**kwargs` pass to its bases too."""
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if base is object or "__init__" not in vars(base):

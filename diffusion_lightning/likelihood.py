@@ -34,7 +34,7 @@ def kl(schedule: Schedule, x_0: Tensor, t: Tensor, prediction: Prediction, m: fl
         x_0: (B, *) clean images.
         t: (B,) in 2 … T.
         prediction: at x_t.
-        m: the share of the larger log-variance in the reverse step's, a number or (B, *).
+        m: the weight of the larger log-variance in the reverse step's, a number or (B, *).
     """
     s = t - 1
     error = expand_like(schedule.posterior_x0_coef(t, s), x_0) * (x_0 - prediction.x_0)
@@ -51,7 +51,7 @@ def decoder(schedule: Schedule, x_0: Tensor, prediction: Prediction, m: float | 
         schedule: ᾱ.
         x_0: (B, *) of `levels` values evenly spaced on [-1, 1].
         prediction: at x_1.
-        m: the share of the larger log-variance: 1 is σ² = 1 - ᾱ_1, 0 is β̃ of the step from 2 to 1 (DDPM's choice).
+        m: the weight of the larger log-variance: 1 is σ² = 1 - ᾱ_1, 0 is β̃ of the step from 2 to 1 (DDPM's choice).
         levels: 256 for bytes.
     """
     t = torch.ones(len(x_0), dtype=torch.long, device=x_0.device)
@@ -147,5 +147,5 @@ class VLB:
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
-    """Nats of an image of so many values to bits a value."""
+    """Nats of an image of `dimensions` values to bits per dimension."""
     return nats / (dimensions * math.log(2))

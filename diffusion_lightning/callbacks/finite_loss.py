@@ -52,10 +52,9 @@ class FiniteLoss(Callback):
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Nothing where all is finite, on all ranks.
+        """Raise ValueError, on all ranks, if a loss is not finite.
 
-        Raises:
-            ValueError: names the first step at fault, its samples and their times.
+        The message names the first step at fault, its samples and their times.
         """
         recent, self._recent = self._recent, []
         if not recent:

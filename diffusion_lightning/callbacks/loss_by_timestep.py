@@ -1,4 +1,4 @@
-"""Where along t the model is weak: the mean loss in bins of t."""
+"""The mean loss in bins of t: at which times the model is weak."""
 
 from itertools import pairwise
 from typing import Any

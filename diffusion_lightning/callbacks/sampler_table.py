@@ -32,7 +32,7 @@ class SamplerTable(Scoring):
         cache: keep references between runs.
 
     Raises:
-        ValueError: where there is nothing to compare, or two samplers are the same.
+        ValueError: if there is nothing to compare, or two samplers are the same.
     """
 
     def __init__(

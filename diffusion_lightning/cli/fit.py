@@ -81,7 +81,7 @@ class CLI(LightningCLI):
             raise ValueError(_first_cause(error)) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: a checkpoint's settings never beat the user's."""
+        """Do nothing: a checkpoint's settings never override the user's."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""
@@ -146,7 +146,7 @@ class CLI(LightningCLI):
         """Says where everything lies, and how to go on."""
         self._check_trained()
         if self._get(self.config, "trainer").fast_dev_run:
-            print("\nthe rehearsal ended well; it keeps nothing")
+            print("\nthe dry run ended well; it keeps nothing")
             return
         last, grids = self.root / "checkpoints/last.ckpt", sorted((self.root / "samples").glob("*.png"), key=_step)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}

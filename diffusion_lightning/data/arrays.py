@@ -27,14 +27,14 @@ class Arrays(Images):
         path: the file. A set too large for memory is best an `.npy`, which is mapped; an `.npz` is read whole.
         images: the array of images in an `.npz`; None takes `arr_0`, `images` or `samples`.
         labels: the array of classes, whole numbers; None takes `labels`, `y` or `arr_1`, and y is 0 without these.
-        held_out: a share of the images below 1, or how many, for `val` and `test`: evenly spaced, from each class in
+        held_out: a fraction of the images below 1, or how many, for `val` and `test`: evenly spaced, from each class in
             proportion.
-        max_memory_gib: GiB up to which an `.npy` is read into memory; a larger one is copied into the user's cache, split after
-            split, and mapped. The copy's key is made of the file's resolved path, inode, times and size.
+        max_memory_gib: GiB up to which an `.npy` is read into memory; a larger one is copied into the user's cache,
+            split after split, and mapped. The copy's key is made of the file's resolved path, inode, times and size.
         kwargs: see `Images`.
 
     Raises:
-        ValueError: where the file or an array is missing or of another kind or length.
+        ValueError: if the file or an array is missing or of another kind or length.
     """
 
     def __init__(

@@ -28,18 +28,19 @@ class ImageFolder(Images):
 
     Args:
         path: the folder; links in it are followed, and names that begin with a dot are skipped.
-        size: pixels a side; None where all pictures have one size, which then need not be square.
+        size: pixels a side; None if all pictures have one size, which then need not be square.
         channels: 3, or 1 for grey.
         classes: take the name of the first folder below the path (or below `train/`) as class, numbered as sorted;
             otherwise y is 0.
-        held_out: a share of the images below 1, or how many, for `val` and `test`; None takes the folder's own splits
-            or, where it has none, 0.05.
+        held_out: a fraction of the images below 1, or how many, for `val` and `test`; None takes the folder's own
+            splits or, if it has none, 0.05.
         on_error: `raise` refuses a folder with pictures that cannot be read, `skip` leaves them out; both name them.
-        max_memory_gib: GiB up to which the images are read into memory; more stay in a mapped file, where `num_workers` help.
+        max_memory_gib: GiB up to which the images are read into memory; more stay in a mapped file, where
+            `num_workers` help.
         kwargs: see `Images`.
 
     Raises:
-        ValueError: where the folder has no pictures or but one class, and as `base.decode` and `base.arrange` do.
+        ValueError: if the folder has no pictures or only one class, and as `base.decode` and `base.arrange` do.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ImageFolder(Images):
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """(channels, H, W): of the first picture that can be read where no size is given."""
+        """(channels, H, W): of the first picture that can be read, if no size is given."""
         if self.size is not None:
             return self.channels, self.size, self.size
         return self.channels, *size_of_first((file for files in self._sets.values() for file in files), str(self.path))

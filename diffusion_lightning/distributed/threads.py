@@ -23,7 +23,7 @@ _ours = False  # whether the number in the environment was written by `settle`
 
 
 def settle() -> None:
-    """Write into the environment how many threads torch starts, and that they sleep where they wait.
+    """Write into the environment how many threads torch starts, and that they sleep while they wait.
 
     Does nothing if torch is loaded already, and leaves alone what the user has set: the number and the way of waiting
     each as a whole.

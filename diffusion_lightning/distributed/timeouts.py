@@ -1,4 +1,4 @@
-"""What the processes of one job do when one of them is gone: how long the others wait, and what they say.
+"""Processes of a job when one of them is gone: how long the others wait, and their message.
 
 A process that dies closes its connections, and gloo raises in the others at once. A process that hangs, or a link that
 is cut, closes nothing: the others wait in a collective until the process group's timeout. Gloo then raises. NCCL has no
@@ -67,13 +67,12 @@ def limit_waiting(trainer: Trainer, timeout: timedelta = TIMEOUT) -> None:
 
 
 def check_started(trainer: Trainer) -> None:
-    """Nothing where a launcher started no more processes than the trainer counts.
+    """Raise ValueError if a launcher started more processes than the trainer counts.
+
+    Each process would take itself for the only one, and all would write into one folder.
 
     Args:
         trainer: a trainer that was just built.
-
-    Raises:
-        ValueError: where each process would take itself for the only one, and all would write into one folder.
     """
     launcher, key = ("torchrun", "WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else ("srun", STEP_TASKS)
     if (started := int(os.environ.get(key) or 0)) > trainer.world_size:

@@ -1,4 +1,4 @@
-"""Images in an `.npz`: what its arrays' headers say, checked against what the file holds, and their bytes in slices."""
+"""Images in an `.npz`: its arrays' headers, checked against what the file holds, and their bytes in slices."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ class Array(NamedTuple):
 
 
 def contents(path: str | Path) -> dict[str, Array]:
-    """The arrays of an `.npz` by name, without reading them; one that cannot be read says why in its `problem`.
+    """The arrays of an `.npz` by name, without reading them; one that cannot be read has the reason in its `problem`.
 
     Raises:
         ValueError: if the file is none.
@@ -47,7 +47,7 @@ def contents(path: str | Path) -> dict[str, Array]:
 
 
 def readable(path: str | Path, name: str, array: Array) -> None:
-    """Raises ValueError if the array cannot be read."""
+    """Raise ValueError if the array cannot be read."""
     if array.problem:
         raise ValueError(f"{name} of {path} {array.problem}: make it again")
 
@@ -78,7 +78,7 @@ def one_image(shape: tuple[int, ...]) -> bool:
 
 
 class Archive:
-    """The images of an `.npz`, an array (N, H, W, C), (N, H, W) or (H, W, 3) of bytes, read when they are asked for.
+    """The images of an `.npz`, an array (N, H, W, C), (N, H, W) or (H, W, 3) of bytes, read when indexed.
 
     Args:
         path: the file.

@@ -102,16 +102,16 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the `UNet` that a `UNet2DModel`'s config describes.
 
     Raises:
-        ValueError: where it has what `UNet` has not.
+        ValueError: if it has an option that `UNet` lacks.
     """
     has = {**DEFAULTS, **config}
     for key, value in FIXED.items():
         if has[key] != value:
-            raise ValueError(f"the UNet2DModel has {key} = {has[key]}, but UNet knows {value} alone: {OWN}")
+            raise ValueError(f"the UNet2DModel has {key} = {has[key]}, but UNet has {value} alone: {OWN}")
     release = next((name for name, values in RELEASES.items() if all(has[k] == v for k, v in values.items())), None)
     if release is None:
         raise ValueError(
-            f"the UNet2DModel has {', '.join(f'{k} = {has[k]}' for k in RELEASES['DDPM'])}, but UNet knows DDPM's "
+            f"the UNet2DModel has {', '.join(f'{k} = {has[k]}' for k in RELEASES['DDPM'])}, but UNet has DDPM's "
             f"{tuple(RELEASES['DDPM'].values())} and IDDPM's {tuple(RELEASES['IDDPM'].values())}: {OWN}"
         )
     scale_shift = has["resnet_time_scale_shift"] == "scale_shift"
@@ -156,7 +156,7 @@ def unet_config(network: UNet) -> dict[str, Any]:
     """The `config.json` of a `UNet2DModel` that is this network.
 
     Raises:
-        ValueError: where `UNet2DModel` cannot have its widths or its attentions' heads.
+        ValueError: if `UNet2DModel` cannot have its widths or its attentions' heads.
     """
     if network.multipliers[0] != 1:
         raise ValueError(
@@ -209,7 +209,7 @@ def schedule_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The schedule that a scheduler's config describes: a class of ours and its arguments.
 
     Raises:
-        ValueError: where there is none like it.
+        ValueError: if there is none like it.
     """
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise ValueError(

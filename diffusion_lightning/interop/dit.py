@@ -44,7 +44,7 @@ def model_arguments(weights: Weights) -> dict[str, Any]:
     All of them have the linear schedule of 1,000 steps, a predicted variance and classes that were dropped in training.
 
     Raises:
-        ValueError: where the width is none of the paper's, so that the number of heads is unknown.
+        ValueError: if the width is none of the paper's, so that the number of heads is unknown.
     """
     width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
     if width not in HEADS:

@@ -61,7 +61,7 @@ class FrechetDistance(FeatureMetric):
     beside the value
 
     - `…_error`: its standard error by the samples, a jackknife of ten blocks, one left out at a time (too large, by
-      up to a half, where the distance is nothing but bias);
+      up to a half, if the distance is nothing but bias);
     - `…_infinity`: the value expected of infinitely many samples, a straight line in 1/n through the nested first
       five to ten tenths (Effectively unbiased FID. Chong, Forsyth, 2020, arXiv 1911.07023, section 4);
     - `…_samples`: their number.
@@ -72,7 +72,7 @@ class FrechetDistance(FeatureMetric):
     Args:
         extractor: bytes (B, C, H, W) to features (B, num_features), with attributes `num_features` and, for the
             distance's name, `name`; see `FeatureMetric`.
-        allow_few: allow no more samples than features, where the covariance is singular and the distance mostly bias;
+        allow_few: allow no more samples than features, so that the covariance is singular and the distance mostly bias;
             the value is then accompanied by `…_few` = 1, and is rounded as other tools round it (`_as_published`).
         reference: path of a file of statistics, `.npz` with `mu` and `sigma`, to take in the place of the data's own.
     """
@@ -141,7 +141,7 @@ class FrechetDistance(FeatureMetric):
         return made if made["n"] > self.num_features else {**made, "features": self.kept_real()}
 
     def value(self) -> Any:
-        """d², float64; a dict by name where `uncertainty` or `allow_few` have more to tell."""
+        """d², float64; a dict by name if `uncertainty` or `allow_few` add values."""
         assert self.reference is not None
         mean, factor = self.reference["mu"], _factor(self.reference["sigma"])
 
@@ -170,7 +170,7 @@ class FrechetDistance(FeatureMetric):
         return values if len(values) > 1 else values[self.name]
 
     def _moments(self, side: str, blocks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, covariance and number of some blocks, put together over the processes."""
+        """Mean, covariance and number of some blocks, reduced over ranks."""
         n, total, scatter = (getattr(self, f"{side}_{part}") for part in ("n", "sum", "scatter"))
         n, total = n[..., blocks].flatten(), total[..., blocks, :].flatten(0, -2)  # of every process and block
         mean = total.sum(0) / n.sum()

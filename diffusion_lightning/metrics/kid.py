@@ -27,7 +27,7 @@ class KID(FeatureMetric):
         kept: of how many images a side the features are kept to draw from: all, or as many as this, evenly chosen.
         seed: of the subsets; where all images are kept, torch-fidelity draws the same ones.
         precision: of the kernel. float32 is what torch-fidelity and published values are computed in; near sets, whose
-            distance is a small difference of large sums, are told apart better in float64.
+            distance is a small difference of large sums, are resolved better in float64.
     """
 
     kind = "features"

@@ -4,7 +4,7 @@
     and the choices of its released code that the paper leaves open.
 
 The image is cut into patches, each a token with its place added to it. Every block is attention and an MLP between
-norms whose shift and scale, and whose share in the sum, are linear in the embedding of time and condition (adaLN-Zero).
+norms whose shift and scale, and whose gate in the sum, are linear in the embedding of time and condition (adaLN-Zero).
 """
 
 from typing import ClassVar
@@ -37,7 +37,7 @@ class DiT(nn.Module):
         out_channels: channels of the output; None is `in_channels`, and twice as many predict the variance too.
 
     Raises:
-        ValueError: where the patches do not divide the size, or the heads or 4 do not divide the width.
+        ValueError: if the patches do not divide the size, or the heads or 4 do not divide the width.
     """
 
     S: ClassVar[dict[str, int]] = {"width": 384, "depth": 12, "heads": 6}
@@ -66,7 +66,7 @@ class DiT(nn.Module):
             )
         if heads < 1 or width < 1 or width % heads:
             raise ValueError(
-                f"a width of {width} features cannot be shared by {heads} heads: make width divisible by heads"
+                f"a width of {width} features cannot be split among {heads} heads: make width divisible by heads"
             )
         if width % 4:
             raise ValueError(
@@ -104,7 +104,7 @@ class DiT(nn.Module):
             c: (B, width), added to the time's embedding; None for no condition.
 
         Raises:
-            ValueError: where the images' channels or size do not fit the network.
+            ValueError: if the images' channels or size do not fit the network.
         """
         if x_t.shape[1] != self.in_channels:
             raise ValueError(

@@ -42,7 +42,7 @@ class Style(NamedTuple):
         if rest or heads < 1 or channels % heads:
             wanted = f"heads of {self.head_channels}" if self.head_channels else f"{heads} heads"
             raise ValueError(
-                f"attention over {channels} features cannot be shared among {wanted}: choose heads or head_channels "
+                f"attention over {channels} features cannot be split among {wanted}: choose heads or head_channels "
                 "that divide them"
             )
         return heads
@@ -75,7 +75,7 @@ class UNet(nn.Module):
             starts from the defaults of PyTorch, and from zero where DDPM's starts near zero.
 
     Raises:
-        ValueError: where the levels do not divide the size, or the groups or heads do not divide the features.
+        ValueError: if the levels do not divide the size, or the groups or heads do not divide the features.
     """
 
     def __init__(
@@ -112,11 +112,13 @@ class UNet(nn.Module):
         stray = [a for a in attention if a not in sizes]
         if stray:
             raise ValueError(
-                f"attention is asked for at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: "
+                f"attention is set at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: "
                 "choose among these"
             )
         if release not in ("DDPM", "IDDPM"):
-            raise ValueError(f"release is {release}, but the details of DDPM's and IDDPM's code are known: give one")
+            raise ValueError(
+                f"release is {release}, but only DDPM and IDDPM have released code to follow: give one of them"
+            )
         self.in_channels, self.size, self.channels, self.halvings = in_channels, size, channels, halvings
         self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
         self.resample_blocks, self.release = resample_blocks, release
@@ -148,7 +150,9 @@ class UNet(nn.Module):
 
         blocks_in_order: Iterator[Any] = chain(self.down, self.middle, self.up)
         self.time_channels = [block.time_channels for block in blocks_in_order]
-        self.time_proj = Linear(style.time, sum(self.time_channels))  # what every block adds of the time, made at once
+        self.time_proj = Linear(
+            style.time, sum(self.time_channels)
+        )  # the time's projections of all blocks, computed at once
 
         self.norm = style.norm(width)
         self.conv_out = Conv2d(width, out_channels or in_channels, 3, padding=1)
@@ -159,17 +163,17 @@ class UNet(nn.Module):
         self.set_memory_format(torch.device("cpu"), reduced=False)
 
     def set_memory_format(self, device: torch.device, reduced: bool, compiled: bool = False) -> None:
-        """Puts the weights, and with them the features, into the order that is fastest on a device.
+        """Set the memory format of the weights, and with it of the features, that is fastest on a device.
 
-        Channels last, the order in which convolutions are fastest; but not where a CPU computes in less than float32
-        (`reduced`), whose normalisation is slow in it (`python -m benchmarks gains` shows both), nor where training on
-        a GPU is `compiled`: the features are put in order there, and the gradients come channels first, to be copied
-        into the order of the weights.
+        Channels last, in which convolutions are fastest; but not if a CPU computes in less than float32 (`reduced`),
+        whose normalisation is slow in it (`python -m benchmarks gains` shows both), nor if training on a GPU is
+        `compiled`: the compiler sets the features' format there, and gradients arrive channels first and would be
+        copied into the format of the weights.
         """
         if not (device.type == "cpu" and reduced) and not (device.type == "cuda" and compiled):
             self.to(memory_format=torch.channels_last)
             return
-        for parameter in self.parameters():  # not by `to`, which leaves 1×1 kernels the strides of channels last
+        for parameter in self.parameters():  # not with `to`, which leaves 1×1 kernels the strides of channels last
             parameter.data = parameter.data.contiguous().flatten().view(parameter.shape)
 
     def _start_as_ddpm(self) -> None:
@@ -206,7 +210,7 @@ class UNet(nn.Module):
             c: (B, 4·channels), added to the time's embedding; None for no condition.
 
         Raises:
-            ValueError: where the images' channels or size do not fit the network.
+            ValueError: if the images' channels or size do not fit the network.
         """
         if x_t.shape[1] != self.in_channels:
             raise ValueError(
@@ -239,7 +243,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention where asked for.
+    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention if `attend`.
 
     With `resize` 0.5 or 2 the features after the first SiLU, and the input, are averaged or repeated to that size.
     """
@@ -247,8 +251,8 @@ class Block(nn.Module):
     def __init__(self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0) -> None:
         super().__init__()
         self.scale_shift, self.resize = style.scale_shift, resize
-        self.time_channels = 2 * to if style.scale_shift else to  # of what the U-Net makes of the time
-        self.takes_skip = resize == 1.0  # on the way up, it is fed the output of its counterpart too
+        self.time_channels = 2 * to if style.scale_shift else to  # its channels of the U-Net's `time_proj`
+        self.takes_skip = resize == 1.0  # on the way up, it also takes the output of its counterpart
         self.norm1 = style.norm(from_)
         self.conv1 = Conv2d(from_, to, 3, padding=1)
         self.norm2 = style.norm(to)
@@ -293,12 +297,12 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H·W, C/heads)
         mixed = attend(q, k, v).transpose(2, 3).reshape(b, c, h, w)
-        if x.is_contiguous():  # of one head, it lies channels last
+        if x.is_contiguous():  # with one head it is channels last
             mixed = mixed.contiguous()
         return x + self.out(mixed)
 
     def _of_tokens(self, x: Tensor) -> Tensor:
-        """Of (B, H·W, C): the same by products of matrices alone, that leave the channels last, their gradients too."""
+        """The same over (B, H·W, C) with matmuls alone, which keep channels last, in their gradients too."""
         qkv = F.linear(x, self.qkv.weight.flatten(1), self.qkv.bias).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, H·W, C/heads)
         return F.linear(attend(q, k, v).transpose(1, 2).flatten(2), self.out.weight.flatten(1), self.out.bias)

@@ -34,7 +34,7 @@ class DPMSolver(Sampler):
     ) -> None:
         super().__init__(steps, clip, spacing, dynamic)
         if order not in (1, 2):
-            raise ValueError(f"order is {order}, but DPMSolver remembers at most one step: give order 1 or 2")
+            raise ValueError(f"order is {order}, but DPMSolver keeps at most one earlier step: give order 1 or 2")
         self.order = order
 
     @property

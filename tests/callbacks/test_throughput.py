@@ -204,8 +204,8 @@ def test_a_cpu_that_is_slow_in_bf16_is_told_of(
         main(["fit", "--config", config, "--trainer.max_steps", "2", "--trainer.precision", precision])
     said = [str(warning.message) for warning in caught if "this CPU" in str(warning.message)]
     assert said == told * [
-        "this CPU has no fast arithmetic for bfloat16, so that matmuls and convolutions are made in float32 and rounded to it: "
-        "--trainer.precision 32-true trains at least as fast here"
+        "this CPU has no fast arithmetic for bfloat16, so that matmuls and convolutions are made in float32 and "
+        "rounded to it: --trainer.precision 32-true trains at least as fast here"
     ]
 
 

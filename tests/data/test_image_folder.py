@@ -398,7 +398,7 @@ def test_what_the_disk_refuses_is_no_broken_picture(
         raise OSError(errno.EIO, "Input/output error", str(source))
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(ValueError, match=r"could not be read .* which says nothing of the picture"):
+    with pytest.raises(ValueError, match=r"could not be read .* which is no fault of the picture"):
         ImageFolder(folder, size=8, on_error="skip").prepare_data()
     assert not list((own_cache / "pictures").iterdir())
     monkeypatch.setattr(Image, "open", opened)

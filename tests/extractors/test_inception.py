@@ -36,7 +36,7 @@ def test_features_and_logits_are_those_of_torch_fidelity(weights: Path) -> None:
         assert torch.equal(logits, expected_logits)
     assert torch.equal(ours(x[:, :1]), ours(x[:, :1].expand(-1, 3, -1, -1)))
     assert not any(p.requires_grad for p in ours.parameters())
-    with pytest.raises(ValueError, match="knows bytes of 1 or 3 channels"):
+    with pytest.raises(ValueError, match="takes bytes of 1 or 3 channels"):
         ours(x[:, :2])
 
 

@@ -363,7 +363,7 @@ def test_the_shipped_classifier() -> None:
     guess = net.classify(images.to_uint8(data.scaled(x)))[1].argmax(1)
     assert (guess == y).double().mean() >= 0.97
     assert DigitsNet.weights().stat().st_size < 300_000
-    with pytest.raises(ValueError, match=r"shape \[3, 32, 32\], but it knows bytes of shape \[1, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"shape \[3, 32, 32\], but it takes bytes of shape \[1, 8, 8\]"):
         net(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
@@ -375,7 +375,7 @@ def test_the_shipped_classifier_of_mnist_reads_other_digits() -> None:
     features, logits = MNISTNet().classify(framed)
     assert features.shape == (1500, MNISTNet.num_features)
     assert (logits.argmax(1) == y).double().mean() > 0.85
-    with pytest.raises(ValueError, match=r"shape \[1, 8, 8\], but it knows bytes of shape \[1, 28, 28\]"):
+    with pytest.raises(ValueError, match=r"shape \[1, 8, 8\], but it takes bytes of shape \[1, 28, 28\]"):
         MNISTNet()(x)
 
 

@@ -201,7 +201,7 @@ def test_runs_under_bfloat16() -> None:
     [
         ({"patch": 3}, "patches of 3 pixels, which 8 pixels do not allow"),
         ({"patch": 0}, "patches of 0 pixels, which 8 pixels do not allow"),
-        ({"heads": 5}, "a width of 32 features cannot be shared by 5 heads"),
+        ({"heads": 5}, "a width of 32 features cannot be split among 5 heads"),
         ({"width": 30, "heads": 3}, "width is 30, .* divisible by 4"),
     ],
 )

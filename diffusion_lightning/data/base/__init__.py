@@ -1,4 +1,4 @@
-"""What the sources share: the order and the batches, splits and labels, pictures that are decoded once, downloads."""
+"""The base of the sources: the order and the batches, splits and labels, pictures that are decoded once, downloads."""
 
 from .arrange import Splits as Splits
 from .arrange import arrange as arrange

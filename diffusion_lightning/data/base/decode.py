@@ -54,7 +54,7 @@ def decode(pictures: Pictures, resize: ResizeCrop, on_error: OnError, max_memory
         max_memory_gib: up to how many GiB they are read into memory; more stay in a mapped file.
 
     Raises:
-        ValueError: where some cannot be read and are not to be skipped, where none can, or where sizes differ.
+        ValueError: if some cannot be read and are not to be skipped, if none can, or if sizes differ.
     """
 
     def write(stream: IO[bytes]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def decode(pictures: Pictures, resize: ResizeCrop, on_error: OnError, max_memory
 
 
 def fingerprint(parts: Iterable[Any]) -> str:
-    """A hash of things by what they print."""
+    """A hash of the printed form of things."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         found.update(f"{part}\n".encode(errors="surrogateescape"))
@@ -88,21 +88,21 @@ def fingerprint(parts: Iterable[Any]) -> str:
 
 
 def _outcomes(pictures: Pictures, resize: ResizeCrop) -> Iterator[Outcome]:
-    """What became of each picture, in order. In threads: Pillow decodes without Python's lock."""
+    """Each picture's bytes or error, in order. In threads: Pillow decodes without Python's lock."""
 
     def one(i: int) -> Outcome:
         try:
             return resize(pictures.source(i))
         except OtherSize as error:
             raise ValueError(
-                f"{pictures.names[i]} has {error} pixels, but the first picture has {resize.shape[2]}×{resize.shape[1]}: "
-                "give the data a size, to which all are brought"
+                f"{pictures.names[i]} has {error} pixels, but the first picture has {resize.shape[2]}×"
+                f"{resize.shape[1]}: give the data a size, to which all are brought"
             ) from error
         except (OSError, MemoryError) as error:
             # Pillow's own errors have no number.
             if isinstance(error, MemoryError) or error.errno not in (None, *LEADS_NOWHERE):
                 raise ValueError(
-                    f"{pictures.names[i]} could not be read ({error}), which says nothing of the picture: fix that "
+                    f"{pictures.names[i]} could not be read ({error}), which is no fault of the picture: fix that "
                     "and start again"
                 ) from error
             return " ".join(str(error).split())

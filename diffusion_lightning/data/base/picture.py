@@ -44,7 +44,7 @@ class ResizeCrop:
 
     @staticmethod
     def check(channels: int, size: int | None) -> None:
-        """Raises ValueError if pictures cannot be brought to these."""
+        """Raise ValueError if pictures cannot be brought to these."""
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}, but pictures are grey or coloured: give 1 or 3")
         if size is not None and size < 1:

@@ -1,4 +1,4 @@
-"""What a module takes of a loader: images and conditions in one form, looked at before training, and their numbers.
+"""A loader's batches for a module: images and conditions in one form, checked before training, and their numbers.
 
 A batch is `(image, y)`, a list of the two, a dict that names them by a usual key, or images alone, for a model without
 condition. Images are floats in [-1, 1], of any precision, or bytes 0 … levels - 1, which become such floats; labels are
@@ -36,7 +36,7 @@ def unpacked(batch: Any) -> tuple[Any, Any]:
 
 
 def size(batch: Any) -> int:
-    """How many images a batch has; 0 for a batch of which that is not known."""
+    """The number of images in a batch; 0 if it is unknown."""
     image, _ = unpacked(batch)
     return len(image) if isinstance(image, Tensor) and image.ndim else 0
 

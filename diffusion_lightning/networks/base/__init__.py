@@ -1,4 +1,4 @@
-"""What the networks share, each part in the form that is fastest where it runs."""
+"""Parts that the networks share, each in the form that is fastest on its device."""
 
 from . import gpu as gpu
 from .attention import attend as attend

@@ -1,4 +1,4 @@
-"""Twice the size, alone and before a convolution."""
+"""Nearest-neighbour upsampling by 2, alone and before a convolution."""
 
 import torch
 import torch.nn.functional as F
@@ -7,13 +7,13 @@ from torch import Tensor
 from . import gpu
 from .matmuls import Conv2d, in_fast_type
 
-FEWEST = 1024  # pixels of a batch for which fewer products outweigh the sums of weights that they take
+FEWEST = 1024  # pixels of a batch from which on the saved multiplications outweigh summing the weights
 
 
 def upsample2x(x: Tensor) -> Tensor:
-    """Each pixel of (B, C, H, W) four times, (B, C, 2H, 2W).
+    """Repeat each pixel of (B, C, H, W) four times, (B, C, 2H, 2W).
 
-    Compiled for a GPU by views, whose gradient is a sum; that of an interpolation is added up by atomic operations.
+    Compiled for a GPU as views, whose gradient is a sum; that of an interpolation needs atomic additions.
     """
     if not gpu.compiling(x):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -24,8 +24,8 @@ def upsample2x(x: Tensor) -> Tensor:
 class UpsampleConv(Conv2d):
     """The 3×3 convolution of `upsample2x(x)`, padded by a pixel: (B, C, H, W) to (B, C', 2H, 2W).
 
-    On a CPU as a transposed convolution of x itself, by sums of the weights: a pixel that is made there sees two rows
-    and two columns of x and no more, four products a channel and not nine.
+    On a CPU as a transposed convolution of x itself, with sums of the weights: each output pixel depends on two rows
+    and two columns of x, four multiplications a channel and not nine.
     """
 
     def __init__(self, from_: int, to: int) -> None:
