@@ -102,9 +102,8 @@ def _facts(model: Diffusion, checkpoint: dict[str, Any], config: dict[str, Any])
 def _named(part: dict[str, Any]) -> str:
     arguments = part.get("init_args")
     given = {k: v for k, v in (arguments if isinstance(arguments, dict) else {}).items() if v is not None}
-    given = {
-        k: Path(v).name if isinstance(v, str) else v for k, v in given.items()
-    }  # the folder means nothing elsewhere
+    # A path without its folder, which means nothing elsewhere.
+    given = {k: Path(v).name if isinstance(v, str) else v for k, v in given.items()}
     return f"{part['class_path'].rpartition('.')[2]}({', '.join(f'{k}={v}' for k, v in given.items())})"
 
 

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a name among many": (
         lambda: named([f"class {i}" for i in range(99)]), {"y": "x"}, r"class 0, .*class 9, … \(99 in all\)"
     ),
-    "a name of a model without names": (conditional, {"y": "Flags"}, "keeps no names of its classes: give"),
+    "a name of a model without names": (conditional, {"y": "Flags"}, "has no names of its classes: give"),
     "a name beyond the table": (lambda: named([*NAMES, "a", "b"]), {"y": "b"}, "a label is 4, but the model has 3"),
     "a name of a model without classes": (without_classes, {"y": "Flags"}, "trained without a condition: leave y out"),
     "an int of a model without classes": (without_classes, {"y": 0}, "trained without a condition: leave y out"),

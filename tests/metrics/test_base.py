@@ -342,7 +342,7 @@ def test_float64_survives_a_cast_and_costs_a_checkpoint_nothing() -> None:
 
 def test_what_makes_no_distance_is_refused() -> None:
     metric = FrechetDistance(Pixels())
-    with pytest.raises(ValueError, match=r"torch.float32, but a metric sees bytes"):
+    with pytest.raises(ValueError, match=r"torch.float32, but a metric takes bytes"):
         metric.update(torch.zeros(2, 1, 4, 4), real=True)
     metric.update(torch.zeros(50, 1, 4, 4, dtype=torch.uint8), real=True)
     metric.update(torch.zeros(16, 1, 4, 4, dtype=torch.uint8), real=False)
