@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-# Where this package's classes are found by name, whatever folder or file an older record says.
+# Where this package's classes are found by name, whatever folder or file an older record names.
 FAMILIES = (
     "modules", "networks", "schedules", "denoising", "conditioning", "objectives", "likelihood", "samplers", "metrics",
     "extractors", "data", "callbacks", "loggers", "optim",

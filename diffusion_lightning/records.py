@@ -220,7 +220,7 @@ def _value(value: Any, kind: Any, where: str, trust: frozenset[str], depth: int)
 
 def _one_of(value: Any, kinds: tuple[Any, ...], where: str, trust: frozenset[str], depth: int) -> Any:
     families = [kind for kind in kinds if isinstance(kind, type) and _is_family(kind)]
-    if isinstance(value, dict) and families:  # its own error says more
+    if isinstance(value, dict) and families:  # its own error is more precise
         return _part(value, families[0], where, trust, depth + 1)
     # Texts before paths, whole numbers before floats.
     for kind in sorted(kinds, key=lambda kind: (kind is Path, kind is float)):

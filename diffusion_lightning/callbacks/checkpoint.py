@@ -80,7 +80,7 @@ class Checkpoint(CheckpointBase):
         if due and trainer.global_step != self._saved and not internals.validation_follows(trainer):
             self.save(trainer)
 
-    # A validation may take hours: the state it begins with is kept, and says that the validation is still to be done.
+    # A validation may take hours: the state it begins with is kept, marked as with a validation to do.
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:

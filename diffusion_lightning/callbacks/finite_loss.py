@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number, before it overwrites what is good, and says which images did it."""
+"""Stop a run whose loss is not finite, before it overwrites good checkpoints, and name the images at fault."""
 
 import math
 from typing import Any

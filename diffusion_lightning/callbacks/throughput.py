@@ -26,7 +26,7 @@ class Throughput(Callback):
     The time is the first process's, from step to step: the loading of images counts, validations and the writing of
     checkpoints do not, nor does the first step of a start, which warms up.
 
-    Where a CPU has no fast arithmetic for the run's reduced precision, it says so at the start.
+    If a CPU has no fast arithmetic for the run's reduced precision, it warns at the start.
 
     Paper: PaLM: scaling language modeling with pathways. Chowdhery et al., 2022, arXiv 2204.02311, appendix B.
 
@@ -138,7 +138,7 @@ def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _memory(device: torch.device) -> int | None:
-    """Bytes, the most there were so far; None if the system does not tell."""
+    """Peak memory in bytes so far; None if the system does not measure it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

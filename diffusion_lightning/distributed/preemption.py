@@ -115,7 +115,7 @@ def listening() -> Iterator[None]:
 
 
 def ignore(worker: int = 0) -> None:
-    """In a worker process: schedulers signal all processes, but a worker ends when its parent says so."""
+    """In a worker process: schedulers signal all processes, but a worker ends with its parent."""
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=_obey_parent, daemon=True).start()
@@ -190,7 +190,7 @@ def _slurm_id() -> str:
 
 
 def leave(stop: Preempted) -> int:
-    """Puts the job back into SLURM's queue, says so, and returns the status to exit with.
+    """Put the job back into SLURM's queue, print that, and return the exit status.
 
     A job that is being cancelled, or whose time is over, stays so, and what a person stopped by Ctrl-C does too. SLURM
     ends a requeued job by itself; its processes wait for that, since one that ended before would count as failed. The
@@ -202,7 +202,7 @@ def leave(stop: Preempted) -> int:
         if _speaks():
             _say(f"{message}: {kept() or 'nothing new is kept, start it again'}")
         return INTERRUPTED if stop.by_hand else EXIT_CODE
-    for number in SIGNALS:  # by which SLURM ends it
+    for number in SIGNALS:  # with which SLURM ends it
         signal.signal(number, signal.SIG_DFL)
     rank = int(os.environ.get("SLURM_PROCID") or 0)
     time.sleep(min(TURN * rank, PATIENCE))

@@ -112,7 +112,7 @@ def ending_with(trainer: Trainer) -> Iterator[None]:
 
 
 def _end(trainer: Trainer, seconds: float) -> list[tuple[int, str]]:
-    """Waits for what was started at most this long, kills the rest, and says what failed and how, by its local rank."""
+    """Wait for the started processes at most this long, kill the rest, return what failed and how, by local rank."""
     started: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
     processes = [process for process in started if isinstance(process, subprocess.Popen)]
     started.clear()  # Lightning's observer, which would kill this process too if one failed, looks at the list
@@ -139,7 +139,7 @@ def _follow(parent: int) -> None:
 
 
 def lost(error: BaseException) -> str | None:
-    """One sentence where an error, or what it came of, says that another process or the way to it is gone; else None.
+    """One sentence if an error, or its cause, shows that another process or the connection to it is lost; else None.
 
     Args:
         error: what ended a training.

@@ -40,7 +40,7 @@ class InceptionV3(nn.Module):
 
     Args:
         weights: path of the file of weights; None looks in torch's cache, then downloads.
-        precision: of its features. "bfloat16" is faster and moves the distance: `python -m benchmarks score` says by
+        precision: of its features. "bfloat16" is faster and moves the distance: `python -m benchmarks score` shows by
             how much. Published figures are "float32".
 
     Raises:

@@ -1,6 +1,6 @@
 """Folders of pictures: the one walk through them, their images in slices, and the pictures that this package writes.
 
-A picture that this package draws says in its own file how it was made, so that a folder needs no list beside it.
+A picture that this package draws records in its own file how it was made, so that a folder needs no list beside it.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """A checkpoint of another project as one of ours, weights alone.
 
-The network is ours, its weights theirs, so it gives what theirs gives. A folder of diffusers' and a file of DiT's say
-which network they are of; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
-says what they are the weights of.
+The network is ours, its weights theirs, so it gives what theirs gives. A folder of diffusers' and a file of DiT's
+describe their network; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
+describes it.
 """
 
 import json

@@ -11,7 +11,7 @@ from ..networks.unet import Attention, Block, UNet
 from ..schedules import Schedule
 from .layout import Layout, Pair, Weights, described_model, joined, parts
 
-# What the released codes differ in and no paper says.
+# Differences of the released codes that no paper states.
 RELEASES: dict[str, dict[str, Any]] = {
     "DDPM": {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6},
     "IDDPM": {"flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "norm_eps": 1e-5},

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 # wandb reports its own faults to its makers, and where no one answers its end waits some 15 s for that.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-UNSENT = "unsent"  # the file in a start's folder that says so, until `wandb sync` leaves its own beside it
+UNSENT = "unsent"  # the file in a start's folder that marks it, until `wandb sync` leaves its own beside it
 FIRST = "first_step"  # the file in a start's folder that holds the step of its first row
 FLUSHED = 1.0  # seconds until a row is in the file; wandb's own 15 are lost where its process is killed
 
@@ -34,7 +34,7 @@ class WeightsAndBiases(WandbLogger):
 
     Where the server cannot be reached or refuses the run at the start, after at most `init_timeout` + 10 seconds, the
     run is recorded offline. Where it goes away later, the end waits for it `finish_timeout` seconds. The data lie in
-    `save_dir/wandb` in either case, for the command `wandb sync`, and a warning says so; the run's next start sends
+    `save_dir/wandb` in either case, for the command `wandb sync`, with a warning; the run's next start sends
     them first.
 
     WANDB_MODE in the environment wins over `offline`: with `disabled` there is no run, no file and no need of a key,
@@ -170,7 +170,7 @@ class WeightsAndBiases(WandbLogger):
             if self._offline:
                 raise
             with contextlib.suppress(Exception):
-                wandb.teardown()  # else its service says that the id is in use
+                wandb.teardown()  # else its service holds the id as in use
             self._offline = True
             run = self._start()
             rank_zero_warn(

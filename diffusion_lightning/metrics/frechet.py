@@ -57,8 +57,7 @@ class FrechetDistance(FeatureMetric):
     """The Fréchet distance over any features, from running moments: no image and no feature is kept.
 
     Over Inception's features it is the FID and is called `fid`; over others it is another distance, `fd_<name>`. It
-    falls with the number of samples, so that values compare at the same number alone. With `uncertainty` it tells
-    beside the value
+    is biased for small N: compare values at equal N. With `uncertainty` it gives beside the value
 
     - `…_error`: its standard error by the samples, a jackknife of ten blocks, one left out at a time (too large, by
       up to a half, if the distance is nothing but bias);

@@ -23,7 +23,7 @@ def write_arrays(path: str | Path, arrays: Arrays, **texts: str) -> None:
 
 
 def keep(path: Path, arrays: Arrays, of: str) -> None:
-    """Writes a file for `kept`, with a text that says what the arrays are made of, and a hash of all of it.
+    """Writes a file for `kept`, with a text that identifies what the arrays are made of, and a hash of all of it.
 
     One with a number that is not finite is not written: each later run would have it in its values.
     """

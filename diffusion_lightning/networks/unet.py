@@ -70,7 +70,7 @@ class UNet(nn.Module):
         scale_shift: the time scales and shifts the features after a block's second normalisation (IDDPM's adaptive
             group normalisation); otherwise it is added before.
         resample_blocks: residual blocks halve and double the size (ADM, section 3.1), not single convolutions.
-        release: whose released code decides what no paper says. IDDPM's embeds the time as cos | sin with other
+        release: whose released code decides what no paper states. IDDPM's embeds the time as cos | sin with other
             frequencies, pads a strided convolution on all sides, has ε = 1e-5 in its norms where DDPM's has 1e-6, and
             starts from the defaults of PyTorch, and from zero where DDPM's starts near zero.
 

@@ -21,7 +21,7 @@ from .store import cached
 
 FORMAT = 2  # of what is decoded: a new number makes earlier files be made again
 AT_ONCE, BYTES_AT_ONCE = 1024, 2**28  # pictures in flight, and bytes of them
-LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP)  # a link that does, which says what is wrong with the picture
+LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP)  # a link to no file: the picture's fault, and not the disk's
 
 OnError = Literal["raise", "skip"]
 Outcome = Decoded | str

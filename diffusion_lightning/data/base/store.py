@@ -83,7 +83,7 @@ def _make(file: Path, shape: tuple[int, int, int], write: Write) -> dict[str, An
         hashing = Hashing(stream)
         notes = write(cast(IO[bytes], hashing))
         kept = {"bytes": hashing.size, "shape": shape, "hash": _hash(hashing.digest(), notes), "notes": notes}
-        write_text(_notes(file), json.dumps(kept))  # first, since the other file says that both are there
+        write_text(_notes(file), json.dumps(kept))  # first: the other file marks that both are there
     return json.loads(json.dumps(notes))
 
 

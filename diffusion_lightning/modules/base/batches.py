@@ -19,7 +19,7 @@ IMAGE = ("image", "images", "pixel_values", "img", "x")  # the usual keys of a d
 LABEL = ("label", "labels", "y", "class", "classes", "target", "targets")
 LOADERS = {"training": "train_dataloader", "validation": "val_dataloaders", "test": "test_dataloaders"}  # a trainer's
 
-OVERSHOOT = 0.01  # by which bicubic resizing may leave [-1, 1]
+OVERSHOOT = 0.01  # how far bicubic resizing may leave [-1, 1]
 DARK = 0.1  # images in [0, 1] have a pixel below it; of images in [-1, 1], a batch without any below 0 is rare
 
 
@@ -186,7 +186,7 @@ def in_blocks(position: int, full: int, size: int, world: int, rank: int, device
 
 
 def check_loader(trainer: Any, stage: str) -> None:
-    """Raise ValueError if a loader says that it has no batches; Lightning would skip it and end well."""
+    """Raise ValueError if a loader has no batches; Lightning would skip it and end well."""
     count = {"training": "num_training_batches", "validation": "num_val_batches", "test": "num_test_batches"}[stage]
     found = getattr(trainer, count)
     if getattr(trainer, LOADERS[stage]) is not None and (sum(found) if isinstance(found, list) else found) == 0:
