@@ -29,7 +29,7 @@ CHOICES: dict[str, list[str]] = {
     "learned variance": LEARNED,
     "v, min-SNR": [*V, *MIN_SNR],
     "learned variance, the bound alone, loss-aware t": [
-        *LEARNED, f"{MODEL}weighting", "Nothing", f"{MODEL}timesteps", "LossAware",
+        *LEARNED, f"{MODEL}weighting", "ZeroWeight", f"{MODEL}timesteps", "LossAware",
     ],
 }  # fmt: skip
 

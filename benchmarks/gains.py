@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from diffusion_lightning.modules.base import memory
 from diffusion_lightning.modules.base.compiling import compile_network
 from diffusion_lightning.networks import UNet, base, unet
-from diffusion_lightning.networks.base import products
+from diffusion_lightning.networks.base import matmuls
 
 from .measure import interleaved, machine, options, report
 from .train import network, recipe
@@ -96,18 +96,18 @@ def giving_back() -> Iterator[None]:
 
 
 def reduced_products() -> Any:
-    return patch.object(products, "FAST", products.FAST | {torch.bfloat16})
+    return patch.object(matmuls, "FAST", matmuls.FAST | {torch.bfloat16})
 
 
 def pytorchs_attention() -> Any:
-    return patch.object(unet, "attend", partial(products.product, F.scaled_dot_product_attention))
+    return patch.object(unet, "attend", partial(matmuls.in_fast_type, F.scaled_dot_product_attention))
 
 
 def plain_doubling() -> Any:
-    def forward(self: base.DoublingConv, x: Tensor) -> Tensor:
-        return base.Conv2d.forward(self, base.doubled(x))
+    def forward(self: base.UpsampleConv, x: Tensor) -> Tensor:
+        return base.Conv2d.forward(self, base.upsample2x(x))
 
-    return patch.object(base.DoublingConv, "forward", forward)
+    return patch.object(base.UpsampleConv, "forward", forward)
 
 
 def pytorchs_norm() -> Any:
@@ -141,7 +141,7 @@ def main(args: Sequence[str]) -> None:
 
     if on_cpu:
         memory.keep_freed()
-        if reduced and torch.bfloat16 not in products.FAST:
+        if reduced and torch.bfloat16 not in matmuls.FAST:
             sides["products in float32, rounded, on a CPU without fast bf16"] = within(reduced_products)
         sides["twice the size by a transposed convolution"] = within(plain_doubling)
         sides["attention as two products"] = within(pytorchs_attention)

@@ -36,7 +36,7 @@ def cuttings(name: str, n: int, size: int = 32) -> Tensor:
 
 
 def fid(extractor: InceptionV3, sets: Sequence[Tensor], batch: int, device: str) -> float:
-    found = FrechetDistance(extractor, few=True).to(device)
+    found = FrechetDistance(extractor, allow_few=True).to(device)
     for real, images in enumerate(sets):
         for block in images.split(batch):
             found.update(block.to(device), real=bool(real))

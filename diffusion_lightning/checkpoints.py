@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, read without running anything in it.
+"""Checkpoint files: read without running anything in them, checked, and built into models.
 
 A checkpoint is Lightning's, of tensors and plain values only, with these additions: `config`, the text of the
 configuration that made the run (JSON; YAML in older files), `wandb_id`, its run's in Weights & Biases, and the averaged
@@ -118,7 +118,7 @@ def _check_progress(loops: dict[Any, Any], where: str, path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raises BadZipFile if an entry's bytes are not those that were written, or stand for more than the file has."""
+    """Raise BadZipFile if an entry's bytes are not those that were written, or stand for more than the file has."""
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)  # torch packs none
@@ -155,12 +155,13 @@ def config(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Raise ValueError if the checkpoint's weights are not those of a module like this one, or are not finite."""
+    _rename_weights(module, checkpoint)
     _compare(module.state_dict(), checkpoint["state_dict"], path)
     _check_weights(module, checkpoint, path)
 
 
 def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """The average, if there is one, is of every parameter that is trained, so that it is never mixed with raw ones."""
+    """Raise ValueError if weights are not finite, or an average is not of every trained parameter."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     averages = {f"{kind} of ": averaged(checkpoint, kind) for kind in ("average", "compensation")}
     for kind, tensors in averages.items():
@@ -188,6 +189,12 @@ def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path, k
                 f"the checkpoint {path} holds {kind}{name} in {theirs[name].dtype}, but this model's is in "
                 f"{own[name].dtype}: use another checkpoint"
             )
+
+
+def _rename_weights(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Give the weights of an earlier version's checkpoint, and their averages, the names of this one, in place."""
+    for tensors in (checkpoint["state_dict"], averaged(checkpoint), averaged(checkpoint, "compensation")):
+        known.rename_weights(module, tensors)
 
 
 def averaged(checkpoint: dict[str, Any], what: str = "average") -> dict[str, Tensor]:
@@ -218,7 +225,7 @@ def restored(
     trust: Collection[str],
     seed: int | None = None,
 ) -> Diffusion:
-    """The model that a configuration describes with the averaged weights of a checkpoint; raises as `load` does.
+    """Build the model that a configuration describes, with a checkpoint's averaged weights; raises as `load` does.
 
     Args:
         checkpoint: the file's content.
@@ -259,7 +266,8 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
         if name not in described:
             continue
         prefix = "denoiser.network." if name == "network" else f"{name}."
-        theirs = {key: x for key, x in checkpoint["state_dict"].items() if key.startswith(prefix)}
+        stored = checkpoint["state_dict"].items()
+        theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}
         made = made_on_meta(described[name], len(theirs), f"model.{name} in {path}")
         if name == "timesteps" and "schedule" in described:
             schedule = described["schedule"].make()
@@ -272,7 +280,9 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
         elif name == "conditioner" and network is not None:
             with torch.device("meta"):
                 made.join(network)
-        _compare({prefix + key: x for key, x in made.state_dict().items()}, theirs, path)
+        known.rename_weights(made, theirs)
+        own, theirs = ({prefix + key: x for key, x in side.items()} for side in (made.state_dict(), theirs))
+        _compare(own, theirs, path)
         spare = sum(x.numel() for x in made.buffers())
         if spare > SPARE + sum(x.numel() for x in theirs.values()):
             raise ValueError(
@@ -301,7 +311,7 @@ def made_on_meta(part: records.Part, parameters: int, name: str) -> Any:
 
 @contextmanager
 def _at_most(n: int) -> Iterator[None]:
-    """Raises ValueError in the block as soon as it has made twice as many parameters as a file holds."""
+    """Raise ValueError in the block as soon as it has made twice as many parameters as a file holds."""
     made = 0
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
@@ -318,12 +328,13 @@ def _at_most(n: int) -> Iterator[None]:
 
 
 def start_from(module: nn.Module, path: str) -> None:
-    """Gives a module the averaged weights of another run's checkpoint, and nothing else of that run.
+    """Load the averaged weights of another run's checkpoint into a module, and nothing else of that run.
 
     Raises:
         ValueError: if they are not those of a module like this one.
     """
     checkpoint = read(path)
+    _rename_weights(module, checkpoint)
     theirs = {**checkpoint["state_dict"], **averaged(checkpoint)}
     own, theirs = (
         {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner."))}

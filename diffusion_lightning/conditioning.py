@@ -1,4 +1,4 @@
-"""From a raw condition y to what a network is given of it: (B,) labels to c (B, width), added to the time."""
+"""Embeddings of conditions: raw y (B,) to c (B, width), which a network adds to its embedding of the time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,45 +14,39 @@ SHOWN = 10  # names of classes in a sentence
 
 
 class Conditioner(nn.Module, ABC):
-    """y → c, the condition that says nothing, and how often training is given it."""
+    """Embed y as c; give the null condition, and how often training drops y for it."""
 
     dropout = 0.0
-    conditional = True  # whether the network is given anything
+    conditional = True  # whether the network takes a condition
 
     def join(self, network: nn.Module) -> None:
         """Takes over what it was not given from the network that it serves, before anything else is called."""
 
     @abstractmethod
     def forward(self, y: Tensor) -> Tensor | None:
-        """(B, width) for (B,) conditions; None where the network is given none."""
+        """(B, width) for (B,) conditions; None if the network is given none."""
 
     def check(self, y: Tensor) -> None:
-        """Nothing where these are conditions that it knows.
-
-        Raises:
-            ValueError: names one that is not.
-        """
+        """Raise ValueError if one of these is not a condition of this model; the message names it."""
 
     def check_training(self, y: Tensor) -> None:
         """Raise ValueError if a training set of these conditions (N,) teaches nothing about them."""
 
     @abstractmethod
     def default(self, number: Tensor) -> Tensor:
-        """(B,) the condition of samples of these numbers (B,) for which none is asked."""
+        """(B,) the condition of samples of these numbers (B,), for which the user gives none."""
 
     def dropped(self, y: Tensor, draw: Draw) -> Tensor:
-        """(B,) conditions of a draw's samples, a share `dropout` of which are replaced by the null condition."""
+        """(B,) conditions of a draw's samples, a fraction `dropout` of them replaced by the null condition."""
         return y
 
     def null(self, n: int) -> Tensor:
-        """(n,) the condition that says nothing, on the device of the conditioner's weights.
+        """(n,) the null condition, on the device of the conditioner's weights.
 
         Raises:
-            ValueError: where there is none, or training never gives it.
+            ValueError: if there is none, or training never gives it.
         """
-        raise ValueError(
-            f"guidance needs the condition that says nothing, but {type(self).__name__} has none: leave guidance out"
-        )
+        raise ValueError(f"guidance needs the null condition, but {type(self).__name__} has none: leave guidance out")
 
 
 class Unconditional(Conditioner):
@@ -68,7 +62,7 @@ class Unconditional(Conditioner):
 
 
 class ClassLabels(Conditioner):
-    """A row of a table for each class, and where labels are dropped one more, for no class: y = `classes`.
+    """A row of a table for each class, and with dropout one more for the null condition, y = `classes`.
 
     Papers: Diffusion models beat GANs on image synthesis. Dhariwal, Nichol, 2021, arXiv 2105.05233, section 2.2 (added
     to the time's embedding); Classifier-free diffusion guidance. Ho, Salimans, 2022, arXiv 2207.12598, algorithm 1.
@@ -77,7 +71,7 @@ class ClassLabels(Conditioner):
         classes: how many.
         width: of the embedding; None asks the network for its `condition_width` (a `UNet`'s 4·channels, a `DiT`'s
             width).
-        dropout: share of training labels that are replaced by no class, in [0, 1); 0 keeps no row for it.
+        dropout: fraction of training labels replaced by the null condition, in [0, 1); 0 keeps no row for it.
         std: standard deviation of the rows at the start.
     """
 
@@ -126,15 +120,16 @@ class ClassLabels(Conditioner):
         strays = y[(y < 0) | (y >= rows)]
         if len(strays):
             raise ValueError(
-                f"a label is {int(strays[0])}, but the model knows {self.classes} classes: give labels "
-                f"0 … {self.classes - 1}" + (f", or {self.classes} for no class" if rows > self.classes else "")
+                f"a label is {int(strays[0])}, but the model has {self.classes} classes: give labels "
+                f"0 … {self.classes - 1}"
+                + (f", or {self.classes} for the null condition" if rows > self.classes else "")
             )
 
     def check_training(self, y: Tensor) -> None:
         if (y == y[0]).all():
             raise ValueError(
-                f"the conditioner knows {self.classes} classes, but all training images are of class {int(y[0])}: let "
-                "the data tell the classes, or leave the conditioner out"
+                f"the conditioner has {self.classes} classes, but all training images are of class {int(y[0])}: let "
+                "the data give the classes, or leave the conditioner out"
             )
 
     def default(self, number: Tensor) -> Tensor:
@@ -149,7 +144,7 @@ class ClassLabels(Conditioner):
     def null(self, n: int) -> Tensor:
         if self.dropout == 0:
             raise ValueError(
-                "guidance needs the condition that says nothing, but the conditioner's dropout is 0, so that training "
+                "guidance needs the null condition, but the conditioner's dropout is 0, so that training "
                 "never gave it: leave guidance out, or train with dropout above 0"
             )
         return torch.full((n,), self.classes, device=self.table.weight.device)
@@ -178,14 +173,14 @@ def conditions(y: Asked, n: int, names: Sequence[str] | None = None) -> Tensor:
 
 def _number(name: str, names: Sequence[str] | None) -> int:
     if not names:
-        raise ValueError(f"y is {name}, but the model keeps no names of its classes: give the class by its number")
+        raise ValueError(f"y is {name}, but the model has no names of its classes: give the class by its number")
     if name in names:
         return list(names).index(name)
     folded = {other.casefold(): other for other in names}
     near = [folded[other] for other in get_close_matches(name.casefold(), folded)]
     known = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
     raise ValueError(
-        f"y is {name}, but the model knows no class of this name"
+        f"y is {name}, but the model has no class of this name"
         + (f" (did you mean {' or '.join(near)}?)" if near else "")
         + f": give one of {known}"
     )

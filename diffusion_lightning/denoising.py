@@ -1,10 +1,10 @@
-"""What a network's output means: from (x_t, t, c) to `Prediction(x_0, eps)`, for every parameterisation.
+"""From a network's output at (x_t, t, c) to `Prediction(x_0, eps)`, for every parameterisation.
 
     x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε,    output = a_t·x_0 + b_t·ε,    log σ² = m·log β_{t|s} + (1 - m)·log β̃_{t|s}
 
 Two linear equations: (x_0, ε) gives the network's target, and (x_t, output) gives back x_0 and ε. The only place that
-knows which of x_0, ε, v a network was trained to give, and the only one that shifts the time: outside t runs 1 … T, a
-network is fed the 0-based index t - 1 that published checkpoints expect.
+depends on which of x_0, ε, v a network was trained to predict, and the only one that shifts the time: outside t runs
+1 … T, a network is fed the 0-based index t - 1 that published checkpoints expect.
 """
 
 from abc import ABC, abstractmethod
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .schedules import Schedule, like
+from .schedules import Schedule, expand_like
 
 
 class Prediction(NamedTuple):
-    """What a denoiser knows of x_t: the clean image, the noise, and its share m of the larger log-variance.
+    """A denoiser's estimate at x_t: the clean image, the noise, and the weight m of the larger log-variance.
 
-    All of x_t's shape (B, C, H, W); `var_mix`, nominally in [0, 1], is None where no variance is predicted. `output` is
-    what the network put out, in the parameterisation that it is trained in: a loss compares it with the target.
+    All of x_t's shape (B, C, H, W); `var_mix`, nominally in [0, 1], is None if no variance is predicted. `output` is
+    the network's raw output, in its own parameterisation: a loss compares it with the target.
     """
 
     x_0: Tensor
@@ -39,29 +39,29 @@ class Parameterization(ABC):
     def target(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """What the network should output at x_t = q_sample(x_0, t, ε), (B, C, H, W)."""
         a, b = self.coefficients(schedule, t)
-        return like(a, x_0) * x_0 + like(b, x_0) * eps
+        return expand_like(a, x_0) * x_0 + expand_like(b, x_0) * eps
 
     def prediction(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Prediction:
         """The network's output turned into x_0 and ε: x_0 = (b·x_t - √(1 - ᾱ)·o)/D, ε = (√ᾱ·o - a·x_t)/D."""
-        signal, noise = schedule.roots(t)
+        signal, noise = schedule.alpha_sigma(t)
         a, b = self.coefficients(schedule, t)
         d = self.determinant(schedule, t)
-        x_0 = like(b / d, x_t) * x_t - like(noise / d, x_t) * output
-        return Prediction(x_0, like(signal / d, x_t) * output - like(a / d, x_t) * x_t)
+        x_0 = expand_like(b / d, x_t) * x_t - expand_like(noise / d, x_t) * output
+        return Prediction(x_0, expand_like(signal / d, x_t) * output - expand_like(a / d, x_t) * x_t)
 
     def determinant(self, schedule: Schedule, t: int | Tensor) -> Tensor:
         """D = √ᾱ_t·b_t - √(1 - ᾱ_t)·a_t, float64, of the shape of t; where it is 0, x_0 cannot be had."""
-        signal, noise = schedule.roots(t)
+        signal, noise = schedule.alpha_sigma(t)
         a, b = self.coefficients(schedule, t)
         return signal * b - noise * a
 
-    def error_scale(self, schedule: Schedule, t: int | Tensor) -> Tensor:
+    def x0_error_scale(self, schedule: Schedule, t: int | Tensor) -> Tensor:
         """D²/(1 - ᾱ_t): the squared error of the output as a multiple of x_0's, ‖Δo‖² = D²/(1 - ᾱ_t)·‖Δx_0‖².
 
         At a given x_t an error of x_0 is one of ε, √ᾱ·Δx_0 = -√(1 - ᾱ)·Δε; hence the SNR for ε, 1 for x_0 and
         SNR + 1 for v. Float64, of the shape of t.
         """
-        return self.determinant(schedule, t).square() / schedule.roots(t)[1].square()
+        return self.determinant(schedule, t).square() / schedule.alpha_sigma(t)[1].square()
 
 
 class Epsilon(Parameterization):
@@ -71,7 +71,7 @@ class Epsilon(Parameterization):
     """
 
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        signal, _ = schedule.roots(t)
+        signal, _ = schedule.alpha_sigma(t)
         return torch.zeros_like(signal), torch.ones_like(signal)
 
 
@@ -82,7 +82,7 @@ class X0(Parameterization):
     """
 
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        signal, _ = schedule.roots(t)
+        signal, _ = schedule.alpha_sigma(t)
         return torch.ones_like(signal), torch.zeros_like(signal)
 
 
@@ -94,15 +94,15 @@ class Velocity(Parameterization):
     """
 
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        signal, noise = schedule.roots(t)
+        signal, noise = schedule.alpha_sigma(t)
         return -noise, signal
 
 
 class Denoiser(nn.Module):
-    """A network, a schedule and what the one outputs: `denoiser(x_t, t, c) -> Prediction`.
+    """A network, its schedule and its parameterisation: `denoiser(x_t, t, c) -> Prediction`.
 
     A network of twice the images' channels predicts the variance too: its second half is v = 2m - 1, in which m is
-    the share of the larger log-variance (IDDPM, arXiv 2102.09672, equation 15).
+    the weight of the larger log-variance (IDDPM, arXiv 2102.09672, equation 15).
 
     Args:
         network: `forward(x_t, index, c) -> (B, C or 2C, H, W)`, index being t - 1.
@@ -112,7 +112,7 @@ class Denoiser(nn.Module):
             (IDDPM's released code).
 
     Raises:
-        ValueError: where the parameterisation cannot give x_0 at one of the schedule's times.
+        ValueError: if x_0 cannot be recovered from the output at one of the schedule's times.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Denoiser(nn.Module):
         return torch.promote_types(torch.float32, weights_dtype(self.network) or torch.float32)
 
     def _output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The network's raw output, in x_t's type, and m where it predicts the variance."""
+        """The network's raw output, in x_t's type, and m if it predicts the variance."""
         if not isinstance(t, Tensor):
             if not 1 <= t <= self.schedule.T:
                 raise ValueError(f"t = {t} is not among the times 1 … {self.schedule.T} that have noise: give one")
@@ -155,7 +155,7 @@ class Denoiser(nn.Module):
     def _cast(self, x_t: Tensor, index: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """x_t and c in the type of the network's weights; the index as it is: in bfloat16 many times are one."""
         dtype = weights_dtype(self.network)
-        if dtype is None or torch.is_autocast_enabled(x_t.device.type):  # which chooses a type for each operation
+        if dtype is None or torch.is_autocast_enabled(x_t.device.type):  # autocast chooses a type for each operation
             return x_t, index, c
         return x_t.to(dtype), index, c.to(dtype) if c is not None and c.is_floating_point() else c
 
@@ -192,7 +192,7 @@ def log_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor, m: float 
     """
     small, gap = log_variances(schedule, t, s)
     if isinstance(m, Tensor):
-        small, gap = like(small, m), like(gap, m)
+        small, gap = expand_like(small, m), expand_like(gap, m)
     return small + m * gap
 
 

@@ -1,6 +1,6 @@
 """Files: written whole or not at all, locked by one process at a time, found under the home folder, kept in the cache.
 
-Nothing here imports more than Python's own.
+It imports Python's own modules alone.
 """
 
 import contextlib
@@ -139,7 +139,7 @@ def sweep(folder: Path, *patterns: str, age: float = STALE) -> None:
     Args:
         folder: whose; nothing happens if there is none.
         patterns: of further names.
-        age: seconds for which nobody has touched them; 0 only under the folder's lock, when there is no other writer.
+        age: seconds since the last change; 0 only under the folder's lock, when there is no other writer.
     """
     for part in (part for pattern in (".*.part", *patterns) for part in folder.glob(pattern)):
         with contextlib.suppress(OSError):
@@ -266,7 +266,7 @@ class Hashing:
 
 
 def digest_of_pieces(path: str | Path) -> str:
-    """A hash of a file's bytes, of which every core works out a part: that of a large file takes as long as reading it.
+    """A hash of a file's bytes, computed in parallel on all cores: as fast as reading a large file.
 
     It is the hash of the hashes of its pieces of 16 MiB.
     """

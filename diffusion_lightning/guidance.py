@@ -1,4 +1,4 @@
-"""Guidance: a denoiser made of another, whose samples show their condition more clearly."""
+"""Guidance: a denoiser that wraps another one, and whose samples show their condition more clearly."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from .denoising import Prediction
 
 
 class ClassifierFree(nn.Module):
-    """ε̃(x_t, c) = ε(x_t, ∅) + scale·(ε(x_t, c) - ε(x_t, ∅)), and x_0 likewise; both halves in one batch.
+    """ε̃(x_t, c) = ε(x_t, ∅) + scale·(ε(x_t, c) - ε(x_t, ∅)), and x_0 likewise; both evaluated in one batch.
 
     The scale is 1 + w of the paper: 1 is no guidance, 0 no condition; the larger, the clearer the condition and the
     less samples differ. A predicted variance is that of the conditional half.
@@ -20,11 +20,11 @@ class ClassifierFree(nn.Module):
 
     Args:
         denoiser: `denoiser(x_t, t, c) -> Prediction`, trained with its condition dropped now and then.
-        conditioner: that of the training, which knows what was given in the condition's place.
+        conditioner: that of the training, which gives the null condition.
         scale: at least 0.
 
     Raises:
-        ValueError: where the training never dropped the condition, or the scale is below 0.
+        ValueError: if the training never dropped the condition, or the scale is below 0.
     """
 
     def __init__(self, denoiser: nn.Module, conditioner: Conditioner, scale: float) -> None:
@@ -53,7 +53,7 @@ Guidance = float | Callable[[nn.Module], nn.Module] | None  # the scale of `Clas
 
 
 def guided(denoiser: nn.Module, conditioner: Conditioner, guidance: Guidance) -> nn.Module:
-    """A denoiser under guidance; None is none."""
+    """The denoiser wrapped by its guidance; None wraps nothing."""
     if callable(guidance):
         return guidance(denoiser)
     return denoiser if guidance is None else ClassifierFree(denoiser, conditioner, float(guidance))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to bytes, round(127.5·(x + 1)): rounded, since truncation moves 63 of the 256 levels by one.
+    """[-1, 1] to bytes, round(127.5·(x + 1)); rounded, since truncation would move 63 of the 256 levels by one.
 
     Bytes stay as they are.
     """

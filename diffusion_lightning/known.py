@@ -9,12 +9,31 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# Where this package's classes are found by name, whatever folder or file an older record says.
+from torch import nn
+
+# Where this package's classes are found by name, whatever folder or file an older record names.
 FAMILIES = (
     "modules", "networks", "schedules", "denoising", "conditioning", "objectives", "likelihood", "samplers", "metrics",
     "extractors", "data", "callbacks", "loggers", "optim",
 )  # fmt: skip
-RENAMED = {"Inception": "InceptionV3"}  # permanent: what older records say
+# What earlier versions called things. Permanent: configurations and checkpoints of any version keep working.
+RENAMED = {"Inception": "InceptionV3", "Nothing": "ZeroWeight"}
+RENAMED_ARGUMENTS = {
+    "Arrays": {"memory": "max_memory_gib"},
+    "CelebA": {"memory": "max_memory_gib"},
+    "FrechetDistance": {"few": "allow_few"},
+    "HuggingFace": {"broken": "on_error", "memory": "max_memory_gib"},
+    "ImageFolder": {"broken": "on_error", "memory": "max_memory_gib"},
+    "LossByTimestep": {"bands": "bins"},
+}
+RENAMED_VALUES = {("broken", "stop"): "raise"}  # of an argument's earlier name
+RENAMED_WEIGHTS = {
+    "DiT": {"enter": "conv_in", "leave": "proj_out", "time1": "time_mlp1", "time2": "time_mlp2"},
+    "UNet": {
+        "enter": "conv_in", "leave": "conv_out", "time1": "time_mlp1", "time2": "time_mlp2", "times": "time_proj",
+    },
+}  # fmt: skip
+LEVELS = 100  # of a configuration as a tree
 LAYERS = (
     "Conv2d", "Dropout", "ELU", "Embedding", "GELU", "GroupNorm", "Identity", "LayerNorm", "LeakyReLU", "Linear",
     "Mish", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh",
@@ -50,7 +69,7 @@ def find(name: str, where: str, trust: Collection[str]) -> type:
 
 
 def current(path: str) -> str:
-    """The path by which this version knows a class of this package; every other text as it is.
+    """The present path of a class of this package; every other text as it is.
 
     Files that earlier versions wrote, and configurations that were written for them, name classes by the folders and
     files in which they lay then. Such names keep working, permanently, through this function.
@@ -65,6 +84,36 @@ def current(path: str) -> str:
         pass
     found = next((family for family in FAMILIES if public(family, RENAMED.get(short, short))), None)
     return path if found is None else f"{__package__}.{found}.{RENAMED.get(short, short)}"
+
+
+def current_arguments(config: Any, levels: int = LEVELS) -> Any:
+    """A configuration in which the arguments of this package's classes have their present names; imports nothing."""
+    if levels == 0:
+        return config  # deeper than any that is read
+    if isinstance(config, list):
+        return [current_arguments(x, levels - 1) for x in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: current_arguments(x, levels - 1) for key, x in config.items()}
+    module, _, short = str(found.get("class_path")).rpartition(".")
+    renamed = RENAMED_ARGUMENTS.get(short, {}) if module.partition(".")[0] in ("", __package__) else {}
+    if renamed and isinstance(given := found.get("init_args"), dict):
+        found["init_args"] = {
+            renamed.get(name, name): RENAMED_VALUES.get((name, x), x) if isinstance(x, str) else x
+            for name, x in given.items()
+        }
+    return found
+
+
+def rename_weights(module: nn.Module, tensors: dict[str, Any]) -> None:
+    """Give the weights of this package's networks in a module their present names, in a dict of its tensors by name."""
+    for path, part in module.named_modules():
+        kinds = [kind.__name__ for kind in type(part).__mro__ if kind.__module__.startswith(f"{__package__}.")]
+        renamed = next((RENAMED_WEIGHTS[kind] for kind in kinds if kind in RENAMED_WEIGHTS), {})
+        prefix = f"{path}." if path else ""
+        for old, new in renamed.items():
+            for name in [name for name in tensors if isinstance(name, str) and name.startswith(f"{prefix}{old}.")]:
+                tensors.setdefault(prefix + new + name.removeprefix(prefix + old), tensors.pop(name))
 
 
 def public(family: str, short: str) -> type | None:
@@ -105,7 +154,7 @@ def _trusted(module: str, short: str, where: str) -> type:
 
 
 def parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """What a class takes by name, with real annotations; what its `**kwargs` reach in its base classes too."""
+    """The parameters of a class by name, with resolved annotations; those that `**kwargs` pass to its bases too."""
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if base is object or "__init__" not in vars(base):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .denoising import Prediction, log_variance, log_variances
 from .random import Draw
-from .schedules import Schedule, like
+from .schedules import Schedule, expand_like
 
 
 def prior(schedule: Schedule, x_0: Tensor) -> Tensor:
@@ -34,11 +34,11 @@ def kl(schedule: Schedule, x_0: Tensor, t: Tensor, prediction: Prediction, m: fl
         x_0: (B, *) clean images.
         t: (B,) in 2 … T.
         prediction: at x_t.
-        m: the share of the larger log-variance in the reverse step's, a number or (B, *).
+        m: the weight of the larger log-variance in the reverse step's, a number or (B, *).
     """
     s = t - 1
-    error = like(schedule.x_0_share(t, s), x_0) * (x_0 - prediction.x_0)
-    small, gap = (like(x, x_0) for x in log_variances(schedule, t, s))
+    error = expand_like(schedule.posterior_x0_coef(t, s), x_0) * (x_0 - prediction.x_0)
+    small, gap = (expand_like(x, x_0) for x in log_variances(schedule, t, s))
     apart = (m.to(x_0) if isinstance(m, Tensor) else m) * gap  # log σ_p² - log σ_q²
     terms = 0.5 * (_above_tangent(-apart) + error.square() * torch.exp(-(small + apart)))
     return terms.flatten(1).sum(1)
@@ -51,7 +51,7 @@ def decoder(schedule: Schedule, x_0: Tensor, prediction: Prediction, m: float | 
         schedule: ᾱ.
         x_0: (B, *) of `levels` values evenly spaced on [-1, 1].
         prediction: at x_1.
-        m: the share of the larger log-variance: 1 is σ² = 1 - ᾱ_1, 0 is β̃ of the step from 2 to 1 (DDPM's choice).
+        m: the weight of the larger log-variance: 1 is σ² = 1 - ᾱ_1, 0 is β̃ of the step from 2 to 1 (DDPM's choice).
         levels: 256 for bytes.
     """
     t = torch.ones(len(x_0), dtype=torch.long, device=x_0.device)
@@ -80,7 +80,7 @@ def _above_tangent(x: Tensor) -> Tensor:
 
 
 def _expanded(coefficient: Tensor, x: Tensor) -> Tensor:
-    return coefficient.to(x) if coefficient.ndim == x.ndim else like(coefficient, x)
+    return coefficient.to(x) if coefficient.ndim == x.ndim else expand_like(coefficient, x)
 
 
 class VLB:
@@ -147,5 +147,5 @@ class VLB:
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
-    """Nats of an image of so many values to bits a value."""
+    """Nats of an image of `dimensions` values to bits per dimension."""
     return nats / (dimensions * math.log(2))

@@ -1,8 +1,8 @@
-"""Which times are trained, and how much each counts.
+"""Which times are trained, and the weight of each.
 
     L = E_t [ w(t)·‖target - output‖² ],    L_simple: t uniform on 1 … T and w = 1
 
-A time drawn with probability p_t counts 1/(T·p_t), so that the mean stays that of uniform times.
+A time drawn with probability p_t has the weight 1/(T·p_t), so that the expected loss stays that of uniform times.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from .schedules import Schedule
 
 
 class Weighting(ABC):
-    """How much each example's squared error counts."""
+    """The weight of each example's squared error."""
 
     trains_mean = True  # whether it trains the mean at all
 
@@ -25,7 +25,7 @@ class Weighting(ABC):
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
         """(B,) float64 factors of ‖target - output‖² at times t (B,).
 
-        Papers weigh the error of x_0 or of ε; `parameterization.error_scale` turns one into the other.
+        Papers weigh the error of x_0 or of ε; `parameterization.x0_error_scale` turns one into the other.
         """
 
 
@@ -39,8 +39,8 @@ class Simple(Weighting):
         return torch.ones_like(schedule.snr(t))
 
 
-class Nothing(Weighting):
-    """w = 0: the squared error does not count, and L_vlb alone trains the network, its mean too.
+class ZeroWeight(Weighting):
+    """w = 0: without the squared error, L_vlb alone trains the network, its mean too.
 
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, section 3.3.
     """
@@ -52,7 +52,7 @@ class Nothing(Weighting):
 
 
 class MinSNR(Weighting):
-    """The error of x_0 counts min(SNR, γ): that of ε min(1, γ/SNR), that of v min(SNR, γ)/(SNR + 1).
+    """w = min(SNR, γ) for the error of x_0, min(1, γ/SNR) for that of ε, min(SNR, γ)/(SNR + 1) for that of v.
 
     Paper: Efficient diffusion training via min-SNR weighting strategy. Hang et al., 2023, arXiv 2303.09556, 3.4.
 
@@ -66,11 +66,11 @@ class MinSNR(Weighting):
         self.gamma = gamma
 
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
-        return schedule.snr(t).clamp(max=self.gamma) / parameterization.error_scale(schedule, t)
+        return schedule.snr(t).clamp(max=self.gamma) / parameterization.x0_error_scale(schedule, t)
 
 
 class P2(Weighting):
-    """The error of ε counts 1/(k + SNR)^γ: less where little noise hides only what no eye sees.
+    """w = 1/(k + SNR)^γ for the error of ε: small at low noise, which hides only details that no eye sees.
 
     Paper: Perception prioritized training of diffusion models. Choi et al., 2022, arXiv 2204.00227, equation 8.
 
@@ -86,11 +86,11 @@ class P2(Weighting):
 
     def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
         snr = schedule.snr(t)
-        return snr / (self.k + snr) ** self.gamma / parameterization.error_scale(schedule, t)
+        return snr / (self.k + snr) ** self.gamma / parameterization.x0_error_scale(schedule, t)
 
 
 class Times(NamedTuple):
-    """Drawn times (B,) int64 in 1 … T, and how much each counts, 1/(T·p_t), (B,)."""
+    """Drawn times (B,) int64 in 1 … T, and their importance weights 1/(T·p_t), (B,)."""
 
     t: Tensor
     importance: Tensor
@@ -99,20 +99,20 @@ class Times(NamedTuple):
 class TimestepSampler(nn.Module, ABC):
     """Draws the time at which each example of a batch is trained.
 
-    What it learns on the way is in its buffers, hence in every checkpoint.
+    Its state is in buffers, hence in every checkpoint.
     """
 
     learns = False
 
     def prepare(self, schedule: Schedule) -> None:
-        """Called once, before all else."""
+        """Make the buffers that depend on the schedule; called once, first."""
 
     @abstractmethod
     def forward(self, schedule: Schedule, draw: Draw, total: int) -> Times:
         """Times for the samples of a draw (B,), which belong to a step's global batch of `total`."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Told each example's time and loss, (total,) each, in the samples' order; the same on every device."""
+        """Learn from each example's time and loss, (total,) each, in the samples' order; the same on every device."""
 
 
 class Uniform(TimestepSampler):
@@ -142,15 +142,15 @@ class Stratified(TimestepSampler):
 
 
 class LossAware(TimestepSampler):
-    """p_t ∝ √E[L_t²] over each time's last losses, so that every t adds alike to the spread of the mean.
+    """p_t ∝ √E[L_t²] over each time's last losses, so that every t contributes equally to the variance of the mean.
 
-    Uniform until every time has its `history`, and a little for good.
+    Uniform until every time has its `history`; a fraction `uniform` of the draws stays so.
 
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 18.
 
     Args:
-        history: how many losses of each time are remembered, at least 1.
-        uniform: the share of draws that stay uniform, in (0, 1].
+        history: losses kept for each time, at least 1.
+        uniform: the fraction of draws that stay uniform, in (0, 1].
     """
 
     losses: Tensor

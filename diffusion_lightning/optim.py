@@ -1,4 +1,4 @@
-"""Schedules of the learning rate that PyTorch lacks, or cannot derive from a config; all others are its own.
+"""Learning-rate schedules that PyTorch lacks or cannot build from a config; all others are `torch.optim.lr_scheduler`'s.
 
 Not to be confused with `schedules`, the noise's.
 """
@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 
 class LinearWarmup(LRScheduler):
-    """lr_k = lr·min(1, k/steps) in optimizer step k = 0, 1, …: from nothing at all, then constant.
+    """lr_k = lr·min(1, k/steps) in optimizer step k = 0, 1, …: from 0, then constant.
 
     The first step moves no weight, though the optimizer's averages see its gradient.
 
@@ -21,7 +21,7 @@ class LinearWarmup(LRScheduler):
         steps: length of the way up, at least 1.
 
     Raises:
-        ValueError: where steps < 1.
+        ValueError: if steps < 1.
     """
 
     def __init__(self, optimizer: Optimizer, steps: int) -> None:

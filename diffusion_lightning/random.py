@@ -32,7 +32,7 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 def philox(even: Tensor, odd: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Ten rounds of Philox4x32 on counters `(c0, c2)`, `(c1, c3)`, each stacked in dimension 0 of an int64 tensor.
 
-    With h, l the high and low word of a product:
+    With h, l the high and low word of an integer product:
     c0' = h(M1·c2) ^ c1 ^ k0, c1' = l(M1·c2), c2' = h(M0·c0) ^ c3 ^ k1, c3' = l(M0·c0); then k += Weyl constants.
     An int64 product of two 32-bit words wraps, which leaves all its 64 bits right.
 
@@ -55,10 +55,10 @@ def philox(even: Tensor, odd: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_seed(seed: int, of: str = "the seed") -> int:
-    """The seed, if it is one.
+    """Return the seed.
 
     Raises:
-        ValueError: otherwise; with `of`, what it is the seed of.
+        ValueError: if it is not a whole number in 0 … 2⁶³ - 1; `of` names what it seeds.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise ValueError(f"{of} is {seed}, but a seed is a whole number from 0 to 2^63 - 1: give one of these")
@@ -84,7 +84,7 @@ def fuse() -> None:
 
 
 def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
-    """Whole numbers on a device, without waiting for what it is at."""
+    """Whole numbers on a device, without synchronizing with it."""
     return torch.tensor(numbers).to(device, non_blocking=True)
 
 
@@ -187,9 +187,9 @@ def permutation(n: int, seed: int, purpose: str, step: int) -> Tensor:
 
 
 class Draw(NamedTuple):
-    """Where a batch's draws lie; what each is for is said when it is made, as in `draw.normal("eps", like=x_0)`.
+    """The key of a batch's draws; the purpose of each is given when it is made, as in `draw.normal("eps", like=x_0)`.
 
-    `sample` (B,) are the samples' numbers; `purpose`, such as `training`, is what all of the draws are for.
+    `sample` (B,) are the samples' numbers; `purpose`, such as `training`, is common to all of the draws.
     """
 
     seed: int | Tensor

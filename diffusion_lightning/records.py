@@ -1,4 +1,4 @@
-"""What a checkpoint says of its model, data and metrics, read as data and made into objects.
+"""The configuration in a checkpoint, of its model, data and metrics: read as data and built into objects.
 
 A record is a tree of `{"class_path": NAME, "init_args": {…}}` and plain values: numbers, texts, lists of these. It
 comes from a file, so it names no code. A name is looked up in a table: the public classes of this package, and the
@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from .known import FAMILIES, LISTED, find, parameters, public
+from .known import FAMILIES, LISTED, current_arguments, find, parameters, public
 
 BYTES = 1_000_000  # of a record's text
 DEPTH = 24  # of its tree
@@ -70,7 +70,9 @@ def text(config: Spec) -> str:
 
 
 def parsed(record: Any, path: str | Path) -> Spec:
-    """The configuration that a checkpoint's text says; YAML in older files.
+    """Parse the configuration in a checkpoint's text; YAML in older files.
+
+    Arguments that an earlier version named otherwise get their present names.
 
     Raises:
         ValueError: if it is no text, longer than 1 MB, has an alias (which may stand for millions), or is damaged.
@@ -91,7 +93,7 @@ def parsed(record: Any, path: str | Path) -> Spec:
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"the configuration in {path} holds no keys: nothing was loaded; use another checkpoint")
-    return found
+    return current_arguments(found)
 
 
 class _Plain(yaml.SafeLoader):
@@ -119,7 +121,7 @@ def read(spec: Any, family: type, where: str, trust: Collection[str] = ()) -> Pa
 
 
 def takes_class(name: Any, parameter: str, trust: Collection[str]) -> bool:
-    """Whether a parameter of a class of this name takes a class, so that a user's word for it is one's name."""
+    """Whether a parameter of a class of this name takes a class, so that a user's value for it names a class."""
     known = parameters(find(str(name), parameter, trust)).get(parameter)
     if known is None:
         return False
@@ -181,7 +183,7 @@ def _check_sources(kind: type, arguments: Spec, where: str, trust: frozenset[str
             continue
         raise ValueError(
             f"{where}.{name} is {value}, which a file names and which lies outside of the run: nothing was fetched or "
-            f"read; if you know it, trust it by --trust {value}, or by trust=[{value!r}] in Python"
+            f"read; if you trust it, say so by --trust {value}, or by trust=[{value!r}] in Python"
         )
 
 
@@ -218,7 +220,7 @@ def _value(value: Any, kind: Any, where: str, trust: frozenset[str], depth: int)
 
 def _one_of(value: Any, kinds: tuple[Any, ...], where: str, trust: frozenset[str], depth: int) -> Any:
     families = [kind for kind in kinds if isinstance(kind, type) and _is_family(kind)]
-    if isinstance(value, dict) and families:  # its own error says more
+    if isinstance(value, dict) and families:  # its own error is more precise
         return _part(value, families[0], where, trust, depth + 1)
     # Texts before paths, whole numbers before floats.
     for kind in sorted(kinds, key=lambda kind: (kind is Path, kind is float)):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Schedule(nn.Module):
-    """Any falling ᾱ from 1 at t = 0 towards 0 at t = T. Subclasses compute it; the rest is the same for all.
+    """A falling ᾱ, from 1 at t = 0 towards 0 at t = T. Subclasses compute it; the rest is the same for all.
 
     Paper: Denoising diffusion probabilistic models. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, equations 4, 6, 7.
 
@@ -27,7 +27,7 @@ class Schedule(nn.Module):
         alpha_bar: (T+1,) float64, `alpha_bar[0] == 1`, falling, not negative.
 
     Raises:
-        ValueError: where alpha_bar is not such a table.
+        ValueError: if alpha_bar is not such a table.
     """
 
     alpha_bar: Tensor
@@ -69,15 +69,15 @@ class Schedule(nn.Module):
         alpha_bar = self._at(t)
         return alpha_bar / (1 - alpha_bar)
 
-    def roots(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 - ᾱ_t), float64, of the shape of t."""
         alpha_bar = self._at(t)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def scales(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and √(1 - ᾱ_t) for products with x (B, *): (B, 1 …) of its type on its device, or numbers for an int."""
-        signal, noise = self.roots(t)
-        return like(signal, x), like(noise, x)
+        """√ᾱ_t and √(1 - ᾱ_t) to multiply x (B, *): (B, 1 …) of its type on its device, or numbers for an int."""
+        signal, noise = self.alpha_sigma(t)
+        return expand_like(signal, x), expand_like(noise, x)
 
     def q_sample(self, x_0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
         """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε (equation 4): shapes (B, *), (B,) or an int in 0 … T, (B, *)."""
@@ -106,11 +106,11 @@ class Schedule(nn.Module):
         """
         at_t, at_s = self._at(t), self._at(s)
         of_x_t = (at_t / at_s).sqrt() * (1 - at_s) / (1 - at_t)
-        mean = like(self.x_0_share(t, s), x_t) * x_0 + like(of_x_t, x_t) * x_t
-        return mean, like(self.posterior_variance(t, s), x_t)
+        mean = expand_like(self.posterior_x0_coef(t, s), x_t) * x_0 + expand_like(of_x_t, x_t) * x_t
+        return mean, expand_like(self.posterior_variance(t, s), x_t)
 
-    def x_0_share(self, t: int | Tensor, s: int | Tensor) -> Tensor:
-        """√ᾱ_s·β_{t|s}/(1 - ᾱ_t), what x_0 counts in the posterior's mean; float64, of the shape of t."""
+    def posterior_x0_coef(self, t: int | Tensor, s: int | Tensor) -> Tensor:
+        """√ᾱ_s·β_{t|s}/(1 - ᾱ_t), the coefficient of x_0 in the posterior's mean; float64, of the shape of t."""
         return self._at(s).sqrt() * self.beta(t, s) / (1 - self._at(t))
 
     def _at(self, t: int | Tensor) -> Tensor:
@@ -124,17 +124,17 @@ class Schedule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Schedule":
         """Moves the table with the module, but never casts it: bf16 would make ᾱ = 1 for the first ten t.
 
-        It stays on the CPU where the device has no float64.
+        It stays on the CPU if the device has no float64.
         """
         device = fn(torch.empty(0)).device
         self.alpha_bar = self._on_cpu.to("cpu" if device.type == "mps" else device)
         return self
 
 
-def like(coefficient: Tensor, x: Tensor) -> Tensor:
+def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A float64 coefficient (B,) in x's type and on its device, ready to broadcast against x (B, *).
 
-    A number () stays as it is: a product with x has x's type, and takes a number of the CPU on any device.
+    A number () stays as it is: multiplied with x it gives x's type, and a number on the CPU multiplies on any device.
     """
     return coefficient.to(x).view(-1, *(1,) * (x.ndim - 1)) if coefficient.ndim else coefficient
 
@@ -230,7 +230,7 @@ class ZeroTerminalSNR(Schedule):
 
     √ᾱ_t ← (√ᾱ_t - √ᾱ_T)·√ᾱ_1/(√ᾱ_1 - √ᾱ_T)
 
-    At T a network that predicts ε would know nothing of x_0, so it takes `X0` or `Velocity`.
+    At T, ε determines nothing of x_0, so the network must predict `X0` or `Velocity`.
 
     Paper: Common diffusion noise schedules and sample steps are flawed. Lin et al., 2023, arXiv 2305.08891,
     algorithm 1.

@@ -76,7 +76,7 @@ def test_the_loss_depends_on_the_label_and_trains_its_row() -> None:
 @pytest.mark.parametrize(
     ("y", "says"),
     [
-        ([0, 4], "a label is 4, but the model knows 3 classes: give labels 0 … 2, or 3 for no class"),
+        ([0, 4], "a label is 4, but the model has 3 classes: give labels 0 … 2, or 3 for the null condition"),
         ([0, -1], "a label is -1"),
         ([0], "there are 2 samples"),
     ],
@@ -130,4 +130,4 @@ def test_classes_that_the_data_do_not_tell_are_refused(tmp_path: Path, capsys: p
     )
     with pytest.raises(SystemExit):
         main(["fit", "--config", config, "--trainer.logger", "false"])
-    assert "knows 10 classes, but all training images are of class 0" in capsys.readouterr().err
+    assert "has 10 classes, but all training images are of class 0" in capsys.readouterr().err

@@ -60,10 +60,10 @@ def test_the_errors_of_all_outputs_are_those_of_x_0_through_one_factor(make: typ
     right = parameterization.prediction(schedule, output, x_t, t)
     other = parameterization.prediction(schedule, wrong, x_t, t)
     expected = (output - wrong).square() / (right.x_0 - other.x_0).square()
-    torch.testing.assert_close(parameterization.error_scale(schedule, t), expected.flatten(), rtol=1e-8, atol=0)
+    torch.testing.assert_close(parameterization.x0_error_scale(schedule, t), expected.flatten(), rtol=1e-8, atol=0)
     snr = schedule.snr(t)
     by_name = {Epsilon: snr, X0: torch.ones_like(snr), Velocity: snr + 1}
-    torch.testing.assert_close(parameterization.error_scale(schedule, t), by_name[make], rtol=1e-10, atol=0)
+    torch.testing.assert_close(parameterization.x0_error_scale(schedule, t), by_name[make], rtol=1e-10, atol=0)
 
 
 def test_noise_alone_says_nothing_where_no_signal_is_left() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -136,6 +137,19 @@ def test_lightnings_private_parts_are_touched_in_one_room(path: Path) -> None:
             owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
             assert owner not in LIGHTNINGS, f"{path}:{node.lineno}: {owner}.{node.attr}"
         assert not (isinstance(node, ast.Attribute) and node.attr == "_trainer"), f"{path}:{node.lineno}"
+
+
+PRIVATE = re.compile(r"\b(mend(s|ed|ing)?|rehears(al|e)|by heart)\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_words_are_the_fields(path: Path) -> None:
+    """No docstring says what a thing does not do first; no text has a private word for fix, dry run or overfit."""
+    text = path.read_text(encoding="utf-8")
+    assert PRIVATE.search(text) is None, f"{path}: {PRIVATE.search(text)}"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            assert not (ast.get_docstring(node) or "").startswith("Nothing"), f"{path}: {getattr(node, 'name', '')}"
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))

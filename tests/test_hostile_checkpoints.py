@@ -313,7 +313,7 @@ def test_every_reader_reads_a_checkpoint_that_is_whole(
 def test_the_model_of_a_checkpoint_is_read_though_other_words_in_it_are_hostile(
     kind: str, whole: Checkpoint, flag: Path
 ) -> None:
-    name = "denoiser.network.time1.weight"
+    name = "denoiser.network.time_mlp1.weight"
     assert torch.equal(load(made(kind, whole, flag)).state_dict()[name], average(whole)[name])
 
 
@@ -390,7 +390,7 @@ def test_a_checkpoint_whose_parts_are_of_another_kind_is_refused(
 # Parts of a checkpoint that are of another kind than Lightning and this package write
 
 
-WEIGHT = "denoiser.network.time1.weight"
+WEIGHT = "denoiser.network.time_mlp1.weight"
 OPTIMIZED = "epoch_loop.automatic_optimization.optim_progress"
 STEPS = ("loops", "fit_loop", OPTIMIZED, "optimizer", "step", "total", "ready")
 AVERAGE = ("callbacks", "EMA", "average", WEIGHT)
@@ -646,8 +646,8 @@ def test_weights_that_are_not_finite_are_refused(side: str, value: float, small:
     module, checkpoint = small
     damaged = copy.deepcopy(checkpoint)
     tensors = damaged["state_dict"] if side == "weights" else average(damaged)
-    tensors["denoiser.network.time1.weight"].view(-1)[3] = value
-    with pytest.raises(ValueError, match=r"time1\.weight that is not finite"):
+    tensors["denoiser.network.time_mlp1.weight"].view(-1)[3] = value
+    with pytest.raises(ValueError, match=r"time_mlp1\.weight that is not finite"):
         checkpoints.check_fits(module, damaged, "x.ckpt")
 
 
@@ -656,7 +656,7 @@ def test_weights_that_are_not_finite_are_refused(side: str, value: float, small:
 def test_an_average_that_is_not_of_all_weights_is_refused(fault: str, small: tuple[Diffusion, Checkpoint]) -> None:
     module, checkpoint = small
     damaged = copy.deepcopy(checkpoint)
-    name = "denoiser.network.time1.weight"
+    name = "denoiser.network.time_mlp1.weight"
     if fault == "has one more":
         average(damaged)["stray"] = torch.zeros(1)
     else:

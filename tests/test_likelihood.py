@@ -253,7 +253,7 @@ def test_the_gradient_of_the_bound_by_the_variance_is_that_of_float64(make: type
     # ½·(log σ² - log β̃ + (β̃ + apart²)/σ²) in float64, of the same float32 numbers, and its derivative by hand.
     below, above = schedule.alpha_bar[t], schedule.alpha_bar[t - 1]
     gap = pixel(torch.log1p(-below) - torch.log1p(-above))  # log β - log β̃: to the last digit however small ᾱ is
-    apart = pixel(schedule.x_0_share(t, t - 1)) * (x_0.double() - (x_0 - error).double())
+    apart = pixel(schedule.posterior_x0_coef(t, t - 1)) * (x_0.double() - (x_0 - error).double())
     spread = -0.5 * gap * torch.expm1(-m.double() * gap)
     shift = -0.5 * gap * apart**2 * torch.exp(-m.double() * gap) / pixel(schedule.posterior_variance(t, t - 1))
 

@@ -10,12 +10,12 @@ from diffusion_lightning.objectives import (
     P2,
     LossAware,
     MinSNR,
-    Nothing,
     Simple,
     Stratified,
     TimestepSampler,
     Uniform,
     Weighting,
+    ZeroWeight,
 )
 from diffusion_lightning.random import Draw
 from diffusion_lightning.schedules import Cosine, Linear, ZeroTerminalSNR
@@ -63,7 +63,7 @@ def test_stratified_times_are_one_from_each_part_of_the_global_batch(T: int, tot
 def test_a_weight_is_the_same_for_what_the_network_outputs(make: type[Parameterization]) -> None:
     """w·‖Δo‖², with the output's error written as one of x_0, is the weight that the paper gives x_0's."""
     schedule, t = Cosine(T=100), torch.arange(1, 100)
-    snr, scale = schedule.snr(t), make().error_scale(schedule, t)
+    snr, scale = schedule.snr(t), make().x0_error_scale(schedule, t)
     for weighting, of_x_0 in (
         (MinSNR(gamma=5.0), snr.clamp(max=5)),
         (MinSNR(gamma=1.0), snr.clamp(max=1)),
@@ -81,7 +81,7 @@ def test_weights_as_the_papers_write_them() -> None:
     for parameterization, expected in ((Epsilon(), least / snr), (X0(), least), (Velocity(), least / (snr + 1))):
         torch.testing.assert_close(MinSNR()(schedule, parameterization, t), expected, rtol=1e-10, atol=0)
         assert torch.equal(Simple()(schedule, parameterization, t), torch.ones(4, dtype=F64))
-        assert torch.equal(Nothing()(schedule, parameterization, t), torch.zeros(4, dtype=F64))
+        assert torch.equal(ZeroWeight()(schedule, parameterization, t), torch.zeros(4, dtype=F64))
     torch.testing.assert_close(P2()(schedule, Epsilon(), t), 1 / (1 + snr), rtol=1e-10, atol=0)
 
 

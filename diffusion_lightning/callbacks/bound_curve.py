@@ -1,4 +1,4 @@
-"""The curve of the variational bound's terms over t, which says where the bits go."""
+"""The curve of the variational bound's terms over t, which shows where the bits go."""
 
 from pathlib import Path
 

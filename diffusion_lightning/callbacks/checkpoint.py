@@ -16,7 +16,7 @@ from ..distributed import internals, preemption
 from ..files import written
 from .base import checkpoints_folder
 
-VALIDATION = "epoch_loop.val_loop.batch_progress"  # where Lightning keeps how far a validation has come
+VALIDATION = "epoch_loop.val_loop.batch_progress"  # Lightning's key of a validation's progress
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -80,7 +80,7 @@ class Checkpoint(CheckpointBase):
         if due and trainer.global_step != self._saved and not internals.validation_follows(trainer):
             self.save(trainer)
 
-    # A validation may take hours: the state it begins with is kept, and says that the validation is still to be done.
+    # A validation may take hours: the state it begins with is kept, marked as with a validation to do.
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -115,8 +115,8 @@ class Checkpoint(CheckpointBase):
             trainer.fit_loop.epoch_loop.max_steps += 1
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.monitor is None or rehearsal or trainer.state.fn != TrainerFn.FITTING:
+        dry_run = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.monitor is None or dry_run or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
@@ -140,7 +140,7 @@ class Checkpoint(CheckpointBase):
             self.save(trainer)
 
     def last(self, trainer: Trainer) -> Path:
-        """Where the newest checkpoint lies."""
+        """The path of the newest checkpoint."""
         return checkpoints_folder(trainer) / "last.ckpt"
 
     def save(self, trainer: Trainer) -> None:

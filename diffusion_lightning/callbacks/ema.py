@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which is what a diffusion model is judged by."""
+"""The exponential moving average of the weights, with which a diffusion model is evaluated."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ..distributed.fsdp import gathered, like_shards, local
+from ..known import rename_weights
 
 # Numbers that an update works on at a time on a CPU, so that what lies between its operations stays in a cache; on
 # other devices 32 times as many, so that few kernels are started.
@@ -18,7 +19,7 @@ class EMA(Callback):
     """θ̄ ← d·θ̄ + (1 - d)·θ after every optimizer step; validation, test and samples see θ̄, training never does.
 
     Of the parameters alone, on the module's device; buffers are not averaged. After k steps the initial weights still
-    count d^k. A checkpoint holds both: θ as the module's weights, θ̄ as this callback's state. Where the parameters are
+    count d^k. A checkpoint holds both: θ as the module's weights, θ̄ as this callback's state. If the parameters are
     sharded, so is the average; a checkpoint holds it whole. d is logged as `ema/decay`.
 
     θ̄ is float32, and beside it lies what its rounding left out: with d = 0.9999 a step's (1 - d)·(θ - θ̄) is mostly
@@ -33,7 +34,9 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.9999, warmup: bool = False) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"the EMA's decay is {decay}, but it is the share that is kept: give a number in [0, 1)")
+            raise ValueError(
+                f"the EMA's decay is {decay}, but it is the fraction that is kept: give a number in [0, 1)"
+            )
         self.decay, self.warmup = decay, warmup
         self.updates = 0
         self.average: dict[str, Tensor] = {}
@@ -43,7 +46,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def update(self, module: LightningModule) -> float:
-        """One step of the average; gives the decay that it took."""
+        """Update the average once; return the decay used."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         parameters = dict(module.named_parameters())
         for names in self._groups():
@@ -74,7 +77,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def swap(self, module: LightningModule) -> None:
-        """Exchanges the module's weights and the average; a second call undoes the first, bit for bit."""
+        """Swap the module's weights and the average; a second call undoes the first, bit for bit."""
         parameters = dict(module.named_parameters())
         for name, average in self.average.items():
             parameter, mean = local(parameters[name].detach()), local(average)
@@ -86,6 +89,8 @@ class EMA(Callback):
     # After the module is on its device, and after a checkpoint was restored
 
     def _prepare(self, module: LightningModule) -> None:
+        for kept in (self.average, self.compensation):
+            rename_weights(module, kept)
         start = {name: p.detach().float() for name, p in module.named_parameters() if p.requires_grad}
         if self.average and self.average.keys() != start.keys():
             stray = sorted(self.average.keys() ^ start.keys())[0]
@@ -144,7 +149,7 @@ class EMA(Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """A collective call where the parameters are sharded; then the first process alone has the average."""
+        """A collective call if the parameters are sharded; then only rank 0 has the average."""
         kept = {"average": gathered(self.average), "compensation": gathered(self.compensation)}
         return {"updates": self.updates, **kept}
 
@@ -159,7 +164,7 @@ class EMA(Callback):
         self.compensation = {name: x.float() for name, x in state_dict.get("compensation", {}).items()}
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint written in the middle of an evaluation has the two the right way round all the same."""
+        """Swap the two back in a checkpoint that is written during an evaluation."""
         if self.swapped:
             weights, state = checkpoint["state_dict"], checkpoint["callbacks"][self.state_key]
             average = {name: weights[name].float() for name in state["average"]}

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number, before it overwrites what is good, and says which images did it."""
+"""Stop a run whose loss is not finite, before it overwrites good checkpoints, and name the images at fault."""
 
 import math
 from typing import Any
@@ -52,10 +52,9 @@ class FiniteLoss(Callback):
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Nothing where all is finite, on all ranks.
+        """Raise ValueError, on all ranks, if a loss is not finite.
 
-        Raises:
-            ValueError: names the first step at fault, its samples and their times.
+        The message names the first step at fault, its samples and their times.
         """
         recent, self._recent = self._recent, []
         if not recent:

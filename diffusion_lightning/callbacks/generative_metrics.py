@@ -1,4 +1,4 @@
-"""Metrics of generated images under validation and test, sampled with whatever weights evaluation sees (the EMA's)."""
+"""Metrics of generated images under validation and test, sampled with the evaluation's weights (the EMA's)."""
 
 import sys
 import time
@@ -90,7 +90,7 @@ class GenerativeMetrics(Scoring):
                 save_picture(trainer, "closest_pairs.png", picture, "closest_pairs", step)
 
     def _tell_cost(self, trainer: Trainer, n: int, done: Round, steps: int, seconds: float) -> None:
-        """Says once what this schedule of evaluations costs, by the steps done so far."""
+        """Warn once of what this schedule of evaluations costs, measured on the steps so far."""
         if steps < 1:
             return
         once = 0.0 if self.compares else done.reading  # the real images, where they will not be looked at again

@@ -1,4 +1,4 @@
-"""Where along t the model is weak: the mean loss in bands of the time."""
+"""The mean loss in bins of t: at which times the model is weak."""
 
 from itertools import pairwise
 from typing import Any
@@ -11,19 +11,19 @@ from ..modules.base.generative import generative
 
 
 class LossByTimestep(Callback):
-    """Logs the mean loss of the examples whose t lies in each of some equal bands of 1 … T.
+    """Logs the mean loss of the examples whose t lies in each of some equal bins of 1 … T.
 
     As `train_by_t/0001-0100` and so on at every logging interval, over all examples since the last, and as
-    `val_by_t/…` after every validation, over all devices. A band in which no t fell is left out.
+    `val_by_t/…` after every validation, over all devices. A bin in which no t fell is left out.
 
     Args:
-        bands: how many, at least 1; never more than T.
+        bins: how many, at least 1; never more than T.
     """
 
-    def __init__(self, bands: int = 10) -> None:
-        if bands < 1:
-            raise ValueError(f"the loss by timestep in {bands} bands says nothing: give bands ≥ 1")
-        self.bands = bands
+    def __init__(self, bins: int = 10) -> None:
+        if bins < 1:
+            raise ValueError(f"the loss by timestep in {bins} bins is none: give bins ≥ 1")
+        self.bins = bins
         self._sums: Tensor | None = None
         self._restored: Tensor | None = None
 
@@ -34,14 +34,14 @@ class LossByTimestep(Callback):
                 f"LossByTimestep divides losses by their time, but those of {type(module).__name__} have none: leave "
                 "LossByTimestep out"
             )
-        bands = min(self.bands, T)
-        starts = [1 + k * T // bands for k in range(bands + 1)]
+        bins = min(self.bins, T)
+        starts = [1 + k * T // bins for k in range(bins + 1)]
         digits = len(str(T))
         self._names = [f"{a:0{digits}d}-{b - 1:0{digits}d}" for a, b in pairwise(starts)]
         self._ends = torch.tensor(starts[1:])
 
     def _empty(self, module: LightningModule) -> Tensor:
-        """(2, bands): the losses' sum and number."""
+        """(2, bins): the losses' sum and number."""
         self._ends = self._ends.to(module.device)
         exact = torch.float32 if module.device.type == "mps" else torch.float64
         return torch.zeros(2, len(self._ends), dtype=exact, device=module.device)
@@ -62,7 +62,7 @@ class LossByTimestep(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._sums = self._empty(module)
         if self._restored is not None and trainer.is_global_zero:
-            if self._restored.shape == self._sums.shape:  # else of other bands
+            if self._restored.shape == self._sums.shape:  # else of other bins
                 self._sums += self._restored.to(self._sums)
             self._restored = None
         self._step = trainer.global_step

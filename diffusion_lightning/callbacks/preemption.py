@@ -1,4 +1,4 @@
-"""Leaves when the job is told to, at an optimizer step that is saved first; nothing is done twice or lost."""
+"""Leave a run on a signal, at an optimizer step that is saved first; nothing is done twice or lost."""
 
 import signal
 from typing import Any, NoReturn, Protocol
@@ -13,13 +13,13 @@ from ..distributed import internals, preemption
 
 
 class Saves(Protocol):
-    """What writes checkpoints, and says where they lie by `job.keeps`: `Checkpoint`."""
+    """The interface of what writes checkpoints and registers them with `preemption.keeps`: `Checkpoint`."""
 
     def save(self, trainer: Trainer) -> None: ...
 
 
 class Preemption(CheckpointBase):
-    """Told to leave (SIGUSR1, SIGTERM, SIGHUP, Ctrl-C), saves `last.ckpt` after this step or the next, and leaves.
+    """On SIGUSR1, SIGTERM, SIGHUP or Ctrl-C, save `last.ckpt` after this step or the next, and leave.
 
     The processes agree: each step they add up their flags, on the CPU and in the background, and look at the sum a
     step later, so that no step waits for it. A signal in a validation, sampling included, is answered at once: it
@@ -29,7 +29,7 @@ class Preemption(CheckpointBase):
     It is a checkpointing callback, since these come after all others, and is added after `Checkpoint`.
 
     Args:
-        checkpoint: what saves; None in what trains nothing and is left at once.
+        checkpoint: saves; None if nothing is trained, so that the run is left at once.
     """
 
     def __init__(self, checkpoint: Saves | None = None) -> None:
@@ -55,7 +55,7 @@ class Preemption(CheckpointBase):
         if step == done:
             return
         self._step = step
-        self._agreed = self._any_asked()
+        self._agreed = self._any_signalled()
         if self._agreed and step != trainer.max_steps and not internals.validation_follows(trainer):
             if self.checkpoint is not None:
                 self.checkpoint.save(trainer)
@@ -68,18 +68,18 @@ class Preemption(CheckpointBase):
     def _leave(self, trainer: Trainer) -> NoReturn:
         raise preemption.Preempted(f" at step {trainer.global_step}")
 
-    def _any_asked(self) -> bool:
-        """Whether a process had been told to leave by the step before."""
+    def _any_signalled(self) -> bool:
+        """Whether any rank had a signal by the step before."""
         if self._group is None:
-            return preemption.asked()
-        asked = False
+            return preemption.signalled()
+        signalled = False
         if self._sum is not None:
             total, work = self._sum
             work.wait()
-            asked = bool(total)
-        total = torch.tensor(float(preemption.asked()))
+            signalled = bool(total)
+        total = torch.tensor(float(preemption.signalled()))
         self._sum = total, dist.all_reduce(total, group=self._group, async_op=True)
-        return asked
+        return signalled
 
     # A validation: begun with a checkpoint, repeated as a whole
 

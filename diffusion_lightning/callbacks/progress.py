@@ -11,7 +11,7 @@ from ..modules.base import batches
 
 
 class Progress(Callback):
-    """A bar over the optimizer steps of `fit`, where Lightning's own counts the batches of one epoch.
+    """A bar over the optimizer steps of `fit`, unlike Lightning's own, which counts the batches of one epoch.
 
     The loss is read from the device when the bar is drawn, not at every step.
 

@@ -32,7 +32,7 @@ class SamplerTable(Scoring):
         cache: keep references between runs.
 
     Raises:
-        ValueError: where there is nothing to compare, or two samplers are the same.
+        ValueError: if there is nothing to compare, or two samplers are the same.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class SamplerTable(Scoring):
         super().__init__(metrics, batch_size, seed, split, cache)
         if not metrics or not samplers or min(steps, default=0) < 1 or n < 1:
             raise ValueError(
-                f"a table of {len(metrics)} metrics of {n} samples, {len(samplers)} samplers and steps {steps} says "
-                "nothing: give at least one of each, none below 1"
+                f"a table of {len(metrics)} metrics of {n} samples, {len(samplers)} samplers and steps {steps} is "
+                "empty: give at least one of each, none below 1"
             )
         self.n = n
         self.rows = [
@@ -92,7 +92,7 @@ def _with_steps(sampler: Sampler, steps: int) -> Sampler:
 
 
 def _names(samplers: list[Sampler]) -> list[str]:
-    """Each one's class, and where several are of one class, the settings in which they differ."""
+    """Each one's class, and if several are of one class, the settings in which they differ."""
     kinds = [type(sampler).__name__ for sampler in samplers]
     settings = [{key: _shown(value) for key, value in vars(s).items() if key != "steps"} for s in samplers]
     names = []

@@ -1,4 +1,4 @@
-"""What a resumed run takes from its configuration and not from the checkpoint."""
+"""Settings that a resumed run takes from its configuration and not from the checkpoint."""
 
 import copy
 import warnings

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ..modules.base import batches
 from ..modules.base.generative import generative
-from ..networks.base import products
+from ..networks.base import matmuls
 from .base import now
 
 
@@ -26,13 +26,13 @@ class Throughput(Callback):
     The time is the first process's, from step to step: the loading of images counts, validations and the writing of
     checkpoints do not, nor does the first step of a start, which warms up.
 
-    Where a CPU has no fast arithmetic for the run's reduced precision, it says so at the start.
+    If a CPU has no fast arithmetic for the run's reduced precision, it warns at the start.
 
     Paper: PaLM: scaling language modeling with pathways. Chowdhery et al., 2022, arXiv 2204.02311, appendix B.
 
     Args:
         peak: P in operations a second, above 0; None takes what the maker states for a known GPU in the run's
-            precision, TF32 for float32 where convolutions may use it, and elsewhere measures large products of
+            precision, TF32 for float32 where convolutions may use it, and otherwise measures large matmuls of
             matrices when training starts, on a CPU in the type in which networks make them. (Lightning's table has
             H200 and H100 NVL at twice their dense peak, which holds for sparse matrices alone: give theirs.)
     """
@@ -53,10 +53,11 @@ class Throughput(Callback):
         if trainer.is_global_zero:
             dtype = _dtype(str(trainer.precision))
             self._peak = (self.peak or peak(module.device, dtype)) * trainer.world_size
-            if module.device.type == "cpu" and dtype not in products.FAST:
+            if module.device.type == "cpu" and dtype not in matmuls.FAST:
                 rank_zero_warn(
-                    f"this CPU has no fast arithmetic for {str(dtype).removeprefix('torch.')}, so that products are "
-                    "made in float32 and rounded to it: --trainer.precision 32-true trains at least as fast here"
+                    f"this CPU has no fast arithmetic for {str(dtype).removeprefix('torch.')}, so that matmuls and "
+                    "convolutions are made in float32 and rounded to it: "
+                    "--trainer.precision 32-true trains at least as fast here"
                 )
 
     # What is no training: the window in which it falls begins anew with the step after it
@@ -96,14 +97,14 @@ class Throughput(Callback):
 
 
 def _dtype(precision: str) -> torch.dtype:
-    """In which products are made under Lightning's `trainer.precision`."""
+    """The type of matmuls under Lightning's `trainer.precision`."""
     names = {"16": torch.float16, "32": torch.float32, "64": torch.float64}
     return names.get(precision.partition("-")[0], torch.bfloat16)
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of which a device is capable: what its maker states, or what products of matrices reach."""
-    if device.type == "cpu" and dtype not in products.FAST:
+    """Peak operations a second of a device: as its maker states, or as measured with matmuls."""
+    if device.type == "cpu" and dtype not in matmuls.FAST:
         dtype = torch.float32
     return _known_peak(device, dtype) or _measured_peak(device, dtype)
 
@@ -124,7 +125,7 @@ def _known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """The best of some products of square matrices within a third of a second, after one that is not timed."""
+    """The best of some matmuls of square matrices within a third of a second, after one that is not timed."""
     side = 1024 if device.type == "cpu" else 4096
     matrix = torch.linspace(-1, 1, side * side, device=device).view(side, side).to(dtype)
     torch.mm(matrix, matrix)
@@ -137,7 +138,7 @@ def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _memory(device: torch.device) -> int | None:
-    """Bytes, the most there were so far; None where the system does not tell."""
+    """Peak memory in bytes so far; None if the system does not measure it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

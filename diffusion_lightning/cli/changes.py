@@ -12,7 +12,7 @@ The configuration that the checkpoint carries is compared with the new one, both
 | `trainer.precision` from or to weights of another type          | refused     | the weights                      |
 | `model.init_args.optimizer.init_args`, `lr_scheduler`           | stated anew | the steps from here on           |
 | the four factors above, where their product stays               | applied     | how a step is shared             |
-| `model.init_args.vlb`, `compile`; `data`: workers, memory, root | applied     | nothing that is trained          |
+| `model.init_args.vlb`, `compile`; `data`: memory, workers, root | applied     | nothing that is trained          |
 | `ema`, `checkpoint`, `trainer`: all the rest                    | applied     | the steps from here on, or none  |
 | `trainer.default_root_dir`, `logger`, progress bar, `init_from` | not said    | nothing                          |
 
@@ -70,7 +70,7 @@ KINDS = [
     (f"{MODEL}.vlb.*", Kind.APPLIED),
     (f"{MODEL}.compile", Kind.APPLIED),
     *((key, Kind.APPLIED) for key in FACTORS),  # their product is looked at by itself
-    *((f"{DATA}.{name}", Kind.APPLIED) for name in ("num_workers", "memory", "root")),
+    *((f"{DATA}.{name}", Kind.APPLIED) for name in ("num_workers", "max_memory_gib", "root")),
     *((pattern, Kind.REFUSED) for pattern in ("model*", "data*", "seed_everything")),
     *((f"trainer.{name}", Kind.REFUSED) for name in ("limit_train_batches", "overfit_batches")),
     ("*", Kind.APPLIED),

@@ -88,7 +88,7 @@ class CLI(LightningCLI):
             raise ValueError(_first_cause(error)) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: a checkpoint's settings never beat the user's."""
+        """Do nothing: a checkpoint's settings never override the user's."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""

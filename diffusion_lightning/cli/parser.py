@@ -8,7 +8,7 @@ from jsonargparse import Namespace, _typehints, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ..files import expanded
-from ..known import FAMILIES, current, public
+from ..known import FAMILIES, RENAMED, current, current_arguments, public
 from .errors import fail, sentence
 
 # Imported for their names: a class known here can be written in a config without its module's path.
@@ -46,7 +46,7 @@ def _at_home(value: Any) -> Any:
 
 
 def _current(value: Any) -> Any:
-    """The value, in which classes have the paths that this version knows them by."""
+    """The value, in which classes have the paths that this version gives them."""
     if isinstance(value, dict):
         return {key: _current(x) for key, x in value.items()}
     if isinstance(value, list):
@@ -58,10 +58,11 @@ def _current(value: Any) -> Any:
 
 
 def _resolved(kind: Any, name: str) -> str:
-    """The path of a class that is named alone: this package's, whichever other libraries have one of the name.
+    """The path of a class that is named alone: this package's, by its present or an earlier name, before all others.
 
     jsonargparse refuses such a name if several libraries have it, and which are imported differs from run to run.
     """
+    name = RENAMED.get(name, name)
     for wanted in kind if isinstance(kind, tuple) else (kind,):
         for family in NAMED if isinstance(wanted, type) else ():
             found = public(family.__name__.rpartition(".")[2], name)
@@ -73,4 +74,4 @@ def _resolved(kind: Any, name: str) -> str:
 _by_name = _typehints.resolve_class_path_by_name
 _typehints.resolve_class_path_by_name = _resolved  # type: ignore[assignment]
 _yaml = get_loader("yaml")
-set_loader("yaml", lambda text: _current(_yaml(text)), exceptions=(yaml.YAMLError,))
+set_loader("yaml", lambda text: current_arguments(_current(_yaml(text))), exceptions=(yaml.YAMLError,))

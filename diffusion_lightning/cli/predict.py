@@ -189,11 +189,7 @@ def _there(folder: Path, made: dict[str, Any]) -> set[int]:
 
 
 def _check(file: Path, found: dict[str, Any] | None, made: dict[str, Any]) -> None:
-    """Nothing where the file says that it was made so.
-
-    Raises:
-        ValueError: names what differs.
-    """
+    """Raise ValueError if a picture's own record is missing or differs from how it would be made now."""
     if found is None:
         raise ValueError(
             f"{file} is there already and does not say that this command drew it: choose another --out, or remove it"

@@ -90,7 +90,7 @@ def _scores(
             f"the images of {generated.path} have shape {generated.shape}, but those of {reference.path} "
             f"{reference.shape}, and resizing changes a distance: make both of one size first"
         )
-    distance = FrechetDistance(extractor, few=options.few)
+    distance = FrechetDistance(extractor, allow_few=options.few)
     if generated.images is None:
         if reference.statistics is None:
             raise ValueError(

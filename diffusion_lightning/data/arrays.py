@@ -27,14 +27,14 @@ class Arrays(Images):
         path: the file. A set too large for memory is best an `.npy`, which is mapped; an `.npz` is read whole.
         images: the array of images in an `.npz`; None takes `arr_0`, `images` or `samples`.
         labels: the array of classes, whole numbers; None takes `labels`, `y` or `arr_1`, and y is 0 without these.
-        held_out: a share of the images below 1, or how many, for `val` and `test`: evenly spaced, from each class in
+        held_out: a fraction of the images below 1, or how many, for `val` and `test`: evenly spaced, from each class in
             proportion.
-        memory: GiB up to which an `.npy` is read into memory; a larger one is copied into the user's cache, split after
-            split, and mapped. The copy's key is made of the file's resolved path, inode, times and size.
+        max_memory_gib: GiB up to which an `.npy` is read into memory; a larger one is copied into the user's cache,
+            split after split, and mapped. The copy's key is made of the file's resolved path, inode, times and size.
         kwargs: see `Images`.
 
     Raises:
-        ValueError: where the file or an array is missing or of another kind or length.
+        ValueError: if the file or an array is missing or of another kind or length.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Arrays(Images):
         images: str | None = None,
         labels: str | None = None,
         held_out: float = 0.05,
-        memory: float = 4.0,
+        max_memory_gib: float = 4.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.path, self.images, self.labels = Path(expanded(str(path))), images, labels
-        self.held_out, self.memory = held_out, memory
+        self.held_out, self.max_memory_gib = held_out, max_memory_gib
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -67,7 +67,7 @@ class Arrays(Images):
         pixels, y = self._found()
         pixels = self._channels_first(pixels)
         order, places = arrange({"train": y}, self.held_out)
-        if isinstance(pixels.base, np.memmap) and pixels.nbytes > self.memory * 2**30:
+        if isinstance(pixels.base, np.memmap) and pixels.nbytes > self.max_memory_gib * 2**30:
             return Splits(self._copied(pixels, order), y[order], places)
         images = torch.from_numpy(np.ascontiguousarray(pixels[order.numpy()]))
         return Splits(images, y[order], places)
@@ -80,7 +80,7 @@ class Arrays(Images):
 
         key = fingerprint([FORMAT, "array", self.path.resolve(), state(self.path), pixels.shape, self.held_out])
         channels, height, width = pixels.shape[1:]
-        return cached(key, (channels, height, width), write, self.memory)[0]
+        return cached(key, (channels, height, width), write, self.max_memory_gib)[0]
 
     def _found(self) -> tuple[NDArray[np.uint8], Tensor]:
         """The images as they lie in the file, and their labels (N,)."""

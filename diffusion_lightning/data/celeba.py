@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..files import expanded
 from ..image_files import state
-from .base import Fit, Images, Pictures, Splits, decode, downloaded, fingerprint
+from .base import Images, Pictures, ResizeCrop, Splits, decode, downloaded, fingerprint
 
 CUT = (89 - 64, 121 - 64, 89 + 64, 121 + 64)  # left, top, right, bottom of the square
 
@@ -27,15 +27,15 @@ class CelebA(Images):
     Args:
         root: torchvision's root folder, which has `celeba/`; what it lacks is downloaded, which needs `gdown`.
         size: pixels a side, at most 128.
-        memory: GiB up to which the faces are read into memory; more stay in a mapped file.
+        max_memory_gib: GiB up to which the faces are read into memory; more stay in a mapped file.
         kwargs: see `Images`.
     """
 
-    def __init__(self, root: str | Path = "data", size: int = 64, memory: float = 4.0, **kwargs: Any) -> None:
+    def __init__(self, root: str | Path = "data", size: int = 64, max_memory_gib: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 1 <= size <= 128:
             raise ValueError(f"size is {size}, but the square that is cut out has 128 pixels: give 1 to 128")
-        self.root, self.memory, self.shape = Path(expanded(str(root))), memory, (3, size, size)
+        self.root, self.max_memory_gib, self.shape = Path(expanded(str(root))), max_memory_gib, (3, size, size)
 
     def prepare_data(self) -> None:
         self._found("test", download=self.may_download)
@@ -61,7 +61,7 @@ class CelebA(Images):
             )
         key = fingerprint(["CelebA", folder.resolve(), names, *found])
         pictures = Pictures(names, lambda i: folder / names[i], key)
-        images, _ = decode(pictures, Fit(self.shape, box=CUT), "stop", self.memory)
+        images, _ = decode(pictures, ResizeCrop(self.shape, box=CUT), "raise", self.max_memory_gib)
         return Splits(images, torch.zeros(len(names), dtype=torch.long), places)
 
     def _found(self, split: str, download: bool = False) -> Any:

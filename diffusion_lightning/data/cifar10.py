@@ -8,7 +8,7 @@ from .base import ByTorchvision
 class CIFAR10(ByTorchvision):
     """50,000 photographs to train and 10,000 held out, (3, 32, 32), ten classes.
 
-    It is downloaded where it is not there yet. `val` and `test` are the test set.
+    It is downloaded if it is missing. `val` and `test` are the test set.
 
     Source: Learning multiple layers of features from tiny images. Krizhevsky, 2009, technical report, University of
     Toronto.

@@ -8,7 +8,7 @@ from .base import ByTorchvision
 class FashionMNIST(ByTorchvision):
     """60,000 clothes to train and 10,000 held out, (1, 28, 28), ten classes.
 
-    It is downloaded where it is not there yet. `val` and `test` are the test set.
+    It is downloaded if it is missing. `val` and `test` are the test set.
 
     Source: Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms. Xiao, Rasul, Vollgraf,
     2017, arXiv 1708.07747.

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..files import expanded
 from ..image_files import Source, state
 from .base import (
-    Broken,
-    Fit,
     Images,
+    OnError,
     Pictures,
+    ResizeCrop,
     Splits,
     arrange,
     check_labels,
@@ -30,26 +30,27 @@ class HuggingFace(Images):
     """The pictures of one column of a set, in its order, as (channels, size, size); needs the package `datasets`.
 
     They are decoded once, before the first step, and kept in the user's cache. `image_files.decoded` reads a picture:
-    upright, over white, of 8 bits. `base.Fit` brings it to the size: its central square, averaged over areas.
+    upright, over white, of 8 bits. `base.ResizeCrop` brings it to the size: its central square, averaged over areas.
 
     The cache's key is made of the set's own mark and, for each of its files and each picture that is a file of its
     own, of the resolved path, inode, times and size, see `image_files.state`.
 
     Args:
         name: a name on the hub, or a folder: written by `save_to_disk`, or of parquet or picture files.
-        config: which configuration of the set, where it has several.
-        size: pixels a side; None where all pictures have one size, which then need not be square.
+        config: which configuration of the set, if it has several.
+        size: pixels a side; None if all pictures have one size, which then need not be square.
         channels: 3, or 1 for grey.
         image: the column of pictures.
         label: the column of classes, whole numbers; None: y is 0.
-        held_out: a share of the training images below 1, or how many, for `val` and `test`; None takes the set's own
-            splits `validation` and `test` or, where it has none, 0.05.
-        broken: `stop` refuses a set with pictures that cannot be read, `skip` leaves them out; both name them.
-        memory: GiB up to which the images are read into memory; more stay in a mapped file, where `num_workers` help.
+        held_out: a fraction of the training images below 1, or how many, for `val` and `test`; None takes the set's own
+            splits `validation` and `test` or, if it has none, 0.05.
+        on_error: `raise` refuses a set with pictures that cannot be read, `skip` leaves them out; both name them.
+        max_memory_gib: GiB up to which the images are read into memory; more stay in a mapped file, where
+            `num_workers` help.
         kwargs: see `Images`.
 
     Raises:
-        ValueError: where the set cannot be had or lacks a column, and as `base.decode` and `base.arrange` do.
+        ValueError: if the set cannot be loaded or lacks a column, and as `base.decode` and `base.arrange` do.
     """
 
     def __init__(
@@ -61,19 +62,19 @@ class HuggingFace(Images):
         image: str = "image",
         label: str | None = None,
         held_out: float | None = None,
-        broken: Broken = "stop",
-        memory: float = 4.0,
+        on_error: OnError = "raise",
+        max_memory_gib: float = 4.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.set_name, self.config, self.image, self.label = expanded(name), config, image, label
         self.channels, self.size, self.held_out = channels, size, held_out
-        self.broken, self.memory = broken, memory
-        Fit.check(channels, size)
+        self.on_error, self.max_memory_gib = on_error, max_memory_gib
+        ResizeCrop.check(channels, size)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """(channels, H, W): of the first picture that can be read where no size is given."""
+        """(channels, H, W): of the first picture that can be read, if no size is given."""
         if self.size is not None:
             return self.channels, self.size, self.size
         rows = (self._source(split, i) for split, part in self._encoded.items() for i in range(len(part)))
@@ -109,7 +110,8 @@ class HuggingFace(Images):
             lambda k: self._source(*rows[k]),
             fingerprint(["hub", *key]),
         )
-        images, kept = decode(pictures, Fit(self.shape, keep=self.size is None), self.broken, self.memory)
+        resize = ResizeCrop(self.shape, keep=self.size is None)
+        images, kept = decode(pictures, resize, self.on_error, self.max_memory_gib)
         return Splits(images, torch.cat(list(labels.values()))[order], places).of(kept)
 
     @cached_property
@@ -123,7 +125,7 @@ class HuggingFace(Images):
             raise ValueError(f"{self.set_name} has the splits {', '.join(found)}, but none is named train: rename one")
         if "train" not in own:
             own = {"train": next(iter(found))}
-        sets = {split: found[name] for split, name in own.items() if self._told(split, found[name])}
+        sets = {split: found[name] for split, name in own.items() if self._labelled(split, found[name])}
         for name in filter(None, (self.image, self.label)):
             for part in sets.values():
                 if name not in part.column_names:
@@ -131,8 +133,8 @@ class HuggingFace(Images):
                     raise ValueError(f"{self.set_name} has the columns {has}, but no {name}: name another")
         return sets
 
-    def _told(self, split: str, part: Any) -> bool:
-        """Whether a split has the labels that are wanted: those of a `test` are often kept back, as -1 or left out."""
+    def _labelled(self, split: str, part: Any) -> bool:
+        """Whether a split has the wanted labels: those of a `test` are often kept back, as -1 or left out."""
         if split == "train" or self.label is None:
             return True
         if self.label in part.column_names and any(value not in (-1, None) for value in part[self.label][:]):

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..files import expanded
 from ..image_files import left_out, no_pictures, state, walk
-from .base import Broken, Fit, Images, Pictures, Splits, arrange, decode, fingerprint, own_splits, size_of_first
+from .base import Images, OnError, Pictures, ResizeCrop, Splits, arrange, decode, fingerprint, own_splits, size_of_first
 
 
 class ImageFolder(Images):
     """The pictures of a folder and the folders in it, sorted by path, as (channels, size, size).
 
     They are decoded once, before the first step, and kept in the user's cache. `image_files.decoded` reads a picture:
-    upright, over white, of 8 bits. `base.Fit` brings it to the size: its central square, averaged over areas.
+    upright, over white, of 8 bits. `base.ResizeCrop` brings it to the size: its central square, averaged over areas.
 
     The cache's key is made of the folder's resolved path and of each picture's name, inode, times and size, see
     `image_files.state`, so no picture is read to find it; a folder that was copied or moved is decoded anew.
@@ -28,18 +28,19 @@ class ImageFolder(Images):
 
     Args:
         path: the folder; links in it are followed, and names that begin with a dot are skipped.
-        size: pixels a side; None where all pictures have one size, which then need not be square.
+        size: pixels a side; None if all pictures have one size, which then need not be square.
         channels: 3, or 1 for grey.
         classes: take the name of the first folder below the path (or below `train/`) as class, numbered as sorted;
             otherwise y is 0.
-        held_out: a share of the images below 1, or how many, for `val` and `test`; None takes the folder's own splits
-            or, where it has none, 0.05.
-        broken: `stop` refuses a folder with pictures that cannot be read, `skip` leaves them out; both name them.
-        memory: GiB up to which the images are read into memory; more stay in a mapped file, where `num_workers` help.
+        held_out: a fraction of the images below 1, or how many, for `val` and `test`; None takes the folder's own
+            splits or, if it has none, 0.05.
+        on_error: `raise` refuses a folder with pictures that cannot be read, `skip` leaves them out; both name them.
+        max_memory_gib: GiB up to which the images are read into memory; more stay in a mapped file, where
+            `num_workers` help.
         kwargs: see `Images`.
 
     Raises:
-        ValueError: where the folder has no pictures or but one class, and as `base.decode` and `base.arrange` do.
+        ValueError: if the folder has no pictures or only one class, and as `base.decode` and `base.arrange` do.
     """
 
     def __init__(
@@ -49,18 +50,18 @@ class ImageFolder(Images):
         channels: int = 3,
         classes: bool = False,
         held_out: float | None = None,
-        broken: Broken = "stop",
-        memory: float = 4.0,
+        on_error: OnError = "raise",
+        max_memory_gib: float = 4.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        Fit.check(channels, size)
+        ResizeCrop.check(channels, size)
         self.path, self.size, self.channels, self.classes = Path(expanded(str(path))), size, channels, classes
-        self.held_out, self.broken, self.memory = held_out, broken, memory
+        self.held_out, self.on_error, self.max_memory_gib = held_out, on_error, max_memory_gib
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """(channels, H, W): of the first picture that can be read where no size is given."""
+        """(channels, H, W): of the first picture that can be read, if no size is given."""
         if self.size is not None:
             return self.channels, self.size, self.size
         return self.channels, *size_of_first((file for files in self._sets.values() for file in files), str(self.path))
@@ -81,7 +82,8 @@ class ImageFolder(Images):
         known = [(name, *state(file)) for name, file in zip(names, files, strict=True)]
         key = fingerprint(["folder", self.path.resolve(), *known])
         pictures = Pictures([str(file) for file in files], lambda i: files[i], key)
-        images, kept = decode(pictures, Fit(self.shape, keep=self.size is None), self.broken, self.memory)
+        resize = ResizeCrop(self.shape, keep=self.size is None)
+        images, kept = decode(pictures, resize, self.on_error, self.max_memory_gib)
         return Splits(images, y, places).of(kept)
 
     @cached_property

@@ -8,7 +8,7 @@ from .base import ByTorchvision
 class MNIST(ByTorchvision):
     """60,000 digits to train and 10,000 held out, (1, 28, 28), the digit as class.
 
-    It is downloaded where it is not there yet. `val` and `test` are the test set.
+    It is downloaded if it is missing. `val` and `test` are the test set.
 
     Source: Gradient-based learning applied to document recognition. LeCun, Bottou, Bengio, Haffner, 1998,
     Proceedings of the IEEE 86 (11).

@@ -1,1 +1,1 @@
-"""What several processes, devices and a cluster's jobs ask for: threads, ends, waiting, shards, agreement."""
+"""Several processes, devices and a cluster's jobs: threads, signals, timeouts, shards, agreement."""

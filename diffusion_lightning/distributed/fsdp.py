@@ -1,4 +1,4 @@
-"""Parameters in shards (FSDP2): every process holds its part of each, and all of them are gathered where needed.
+"""Parameters in shards (FSDP2): every rank holds a shard of each, gathered when needed.
 
 In training a block is gathered for its forward and its backward pass, which all processes run alike. An evaluation
 calls the network a different number of times on each process, so it calls a whole copy, gathered once at its start.
@@ -33,14 +33,14 @@ def shards(trainer: Trainer) -> bool:
 
 
 def prepare(trainer: Trainer) -> None:
-    """Before processes meet: shards over all devices, and checkpoints of one file that any number of them can read."""
+    """Before the process group is set up, shard over all devices; checkpoints are one file for any number of them."""
     internals.shard_over_all(trainer.strategy, trainer.num_nodes * trainer.num_devices)
 
 
 class Sharded:
     """A part of a module, sharded in its place, and the whole copy of it that takes its place in evaluations.
 
-    The copy is no part of the module: parameters, optimizer and checkpoints know the shards alone.
+    The copy is no submodule: parameters, optimizer and checkpoints see the shards alone.
 
     Args:
         owner: the module.
@@ -82,7 +82,7 @@ class Sharded:
 
 
 class WholeInEvaluations(Callback):
-    """Has evaluations run on whole weights, after callbacks have put in those that are to be evaluated."""
+    """Run evaluations on whole weights, once other callbacks have swapped in those to evaluate."""
 
     def __init__(self) -> None:
         self.parts: list[Sharded] = []
@@ -108,7 +108,7 @@ def shard(module: nn.Module, parts: list[tuple[nn.Module, str]], mesh: DeviceMes
     """Shards the parts of a module, each the attribute of an owner, in which all of its parameters lie.
 
     Raises:
-        ValueError: where one lies elsewhere, whose gradients nobody would add up.
+        ValueError: if one lies elsewhere: its gradients would not be reduced.
     """
     found = [
         Sharded(owner, name, mesh) for owner, name in parts if any(True for _ in getattr(owner, name).parameters())
@@ -128,7 +128,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For a checkpoint: tensors as they are, and sharded ones whole, on the CPU of the first process alone.
+    """For a checkpoint: tensors as they are, and sharded ones whole, on the CPU of rank 0 alone.
 
     A collective call, which gathers one after another.
     """
@@ -142,12 +142,12 @@ def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def local(x: Tensor) -> Tensor:
-    """The shard that this process holds, sharing its memory; any other tensor as it is."""
+    """The shard of this rank, sharing its memory; any other tensor as it is."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def like_shards(x: Tensor, of: Tensor) -> Tensor:
-    """A copy of a whole tensor that every process has, on the device of another and in shards where that is."""
+    """A copy of a tensor that every rank has whole, on the device of another one and sharded like it."""
     if isinstance(of, DTensor) and not isinstance(x, DTensor):
         return distribute_tensor(x.to(of.device), of.device_mesh, of.placements, src_data_rank=None).clone()
     return x.clone() if isinstance(x, DTensor) else x.to(of.device, copy=True)

@@ -1,4 +1,4 @@
-"""What Lightning keeps to itself and this package needs all the same: every touch of it, each with its reason.
+"""Lightning's private parts that this package needs: every access, each with its reason.
 
 A new version of Lightning is tried here first; `tests/test_floors.py` allows such names nowhere else.
 """
@@ -29,7 +29,7 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 def count_steps_as_done(trainer: Trainer) -> None:
-    """Sets the count of steps by which loggers label their rows to the optimizer's.
+    """Set the step with which loggers label their rows to the optimizer's.
 
     A checkpoint that was saved after Lightning had counted the batch, as at the end of a run that ends with a
     validation, is counted again if a run goes on from it.
@@ -38,12 +38,12 @@ def count_steps_as_done(trainer: Trainer) -> None:
 
 
 def restored_step(trainer: Trainer) -> int | None:
-    """The step of the checkpoint that is being restored, before the loops know it; None for a fresh run."""
+    """The step of the checkpoint that is being restored, before the loops have it; None for a fresh run."""
     return trainer._checkpoint_connector._loaded_checkpoint.get("global_step")
 
 
 def has_trainer(module: LightningModule) -> bool:
-    """Whether a module is attached to a trainer; asking for `module.trainer` raises if it is not."""
+    """Whether a module is attached to a trainer; `module.trainer` raises if it is not."""
     return module._trainer is not None
 
 
@@ -80,5 +80,5 @@ def shard_over_all(strategy: Any, devices: int) -> None:
 
 
 def graph_is_static(strategy: Any) -> bool:
-    """Whether DDP is told that every step's graph is the first one's."""
+    """Whether DDP's `static_graph` is set: every step's graph is the first one's."""
     return bool(strategy._ddp_kwargs.get("static_graph"))

@@ -1,10 +1,10 @@
-"""The job that this process belongs to: what it is called, how it is told to leave, and how it goes back to the queue.
+"""The job that this process belongs to: its name, the signals that end it, and how it goes back to the queue.
 
 Schedulers announce the end of a job by SIGUSR1 (SLURM's `--signal`) or SIGTERM (torchrun, Kubernetes, preemption); a
 person presses Ctrl-C (SIGINT) or closes the terminal (SIGHUP, unless `nohup` has it ignored). While nothing would be
 lost by leaving (imports, start-up, validation, sampling), the signal is answered at once by the exception `Preempted`;
-from `hold()` to `release()` it raises a flag, `asked()`, which the training looks at after each step. A second Ctrl-C
-ends the process at once. Nothing here imports more than Python's own, so that it listens before the long imports begin.
+from `hold()` to `release()` it raises a flag, `signalled()`, which training checks after each step. A second Ctrl-C
+ends the process at once. Only Python's own modules are imported, so that it listens before the long imports begin.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ TURN = 30  # seconds that a process has to end its logs and put the job back bef
 PATIENCE = 60  # seconds in which SLURM ends a job that was put back
 SIGNALS = [getattr(signal, n) for n in ("SIGUSR1", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
 OF_PEOPLE = [number for number in SIGNALS if number.name in ("SIGINT", "SIGHUP")]
-NAMES = {"SIGINT": "Ctrl-C"}  # of what people know by another
+NAMES = {"SIGINT": "Ctrl-C"}  # of what people call otherwise
 
 
 class _Request:
-    """What this process was told, whether it may leave at once, and what it has done by then."""
+    """The signal of this process, whether it may leave at once, and what it has done by then."""
 
     signal: str | None = None
     held = False
@@ -42,7 +42,7 @@ _request = _Request()
 
 
 class Preempted(BaseException):
-    """The process was told to leave and lost nothing; no error, hence no `Exception` that others would catch.
+    """Raised to leave on a signal without loss; no error, hence no `Exception` that others would catch.
 
     Args:
         where: what follows "stopped by SIGTERM" in its message, such as " at step 7".
@@ -115,7 +115,7 @@ def listening() -> Iterator[None]:
 
 
 def ignore(worker: int = 0) -> None:
-    """In a worker process: schedulers signal all processes, but a worker ends when its parent says so."""
+    """In a worker process: schedulers signal all processes, but a worker ends with its parent."""
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=_obey_parent, daemon=True).start()
@@ -127,18 +127,18 @@ def _obey_parent() -> None:
     os._exit(0)
 
 
-def asked() -> bool:
-    """Whether this process was told to leave."""
+def signalled() -> bool:
+    """Whether this process has had a signal to leave."""
     return _request.signal is not None
 
 
 def keeps(words: Callable[[], str]) -> None:
-    """From now on, whoever stops the command hears by these words what is kept of its work, and how to go on."""
+    """Set the words that state, when the command is stopped, what is kept of its work and how to go on."""
     _request.kept = words
 
 
 def kept() -> str | None:
-    """What is kept of the command's work, and how to go on; None if nothing is."""
+    """What is kept of the command's work, and how to go on; None if nothing is kept."""
     return _request.kept() if _request.kept is not None else None
 
 
@@ -146,9 +146,9 @@ def hold() -> None:
     """From now on leaving would lose something: a signal only raises the flag.
 
     Raises:
-        Preempted: where the flag is up already.
+        Preempted: if the flag is up already.
     """
-    if asked() and not _request.over:
+    if signalled() and not _request.over:
         _leave()
     _request.held = True
 
@@ -157,10 +157,10 @@ def release() -> None:
     """From now on nothing would be lost: a signal is answered at once.
 
     Raises:
-        Preempted: where one came in the meantime.
+        Preempted: if one came in the meantime.
     """
     _request.held = False
-    if asked() and not _request.over:
+    if signalled() and not _request.over:
         _leave()
 
 
@@ -170,7 +170,7 @@ def finish() -> None:
 
 
 def name() -> str | None:
-    """The job's name, which its requeues and restarts share; None where there is no job, or it has no name."""
+    """The job's name, which its requeues and restarts share; None if there is no job, or it has no name."""
     if "SLURM_JOB_ID" in os.environ:
         return f"slurm {os.environ.get('SLURM_CLUSTER_NAME', '')} {_slurm_id()}"
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
@@ -190,7 +190,7 @@ def _slurm_id() -> str:
 
 
 def leave(stop: Preempted) -> int:
-    """Puts the job back into SLURM's queue, says so, and returns the status to exit with.
+    """Put the job back into SLURM's queue, print that, and return the exit status.
 
     A job that is being cancelled, or whose time is over, stays so, and what a person stopped by Ctrl-C does too. SLURM
     ends a requeued job by itself; its processes wait for that, since one that ended before would count as failed. The
@@ -202,7 +202,7 @@ def leave(stop: Preempted) -> int:
         if _speaks():
             _say(f"{message}: {kept() or 'nothing new is kept, start it again'}")
         return INTERRUPTED if stop.by_hand else EXIT_CODE
-    for number in SIGNALS:  # by which SLURM ends it
+    for number in SIGNALS:  # with which SLURM ends it
         signal.signal(number, signal.SIG_DFL)
     rank = int(os.environ.get("SLURM_PROCID") or 0)
     time.sleep(min(TURN * rank, PATIENCE))
@@ -219,7 +219,7 @@ def _say(line: str) -> None:
 
 
 def _requeue(job: str) -> bool | None:
-    """Whether this process put the job back; None where another one did."""
+    """Whether this process put the job back; None if another one did."""
     words = ["squeue", "--noheader", "--jobs", job, "--Format", "State:32,RestartCnt:32"]
     found = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace").stdout.split()
     state, restarts = found if len(found) == 2 else ("", "0")

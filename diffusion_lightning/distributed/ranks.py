@@ -1,4 +1,4 @@
-"""What the ranks of a run have in common, and what ends a run if they do not."""
+"""Facts that the ranks of a run must share, and the error if they differ."""
 
 import platform
 from typing import Any, TypeVar

@@ -6,8 +6,8 @@ one busy process, a small network on two threads is then many times slower than 
 for some microseconds, as long as the next operation of a small network lets it wait, and then sleeps. To sleep at once
 would make such a network half as slow again on an idle machine (`python -m benchmarks shared`).
 
-Both are fixed when torch loads its OpenMP library, so `settle` comes before that. What the user's environment says of
-them is never changed.
+Both are fixed when torch loads its OpenMP library, so `settle` comes before that. What the user's environment sets is
+never changed.
 """
 
 import math
@@ -17,13 +17,13 @@ from pathlib import Path
 
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the second wins in torch's builds that have MKL
 WAITS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}  # the second for Intel's OpenMP library and LLVM's
-ALSO = "OMP_WAIT_POLICY"  # which says as much, in one word for all libraries
+ALSO = "OMP_WAIT_POLICY"  # the same, for all libraries
 
 _ours = False  # whether the number in the environment was written by `settle`
 
 
 def settle() -> None:
-    """Write into the environment how many threads torch starts, and that they sleep where they wait.
+    """Write into the environment how many threads torch starts, and that they sleep while they wait.
 
     Does nothing if torch is loaded already, and leaves alone what the user has set: the number and the way of waiting
     each as a whole.
@@ -59,7 +59,7 @@ def available(root: Path = Path("/")) -> int:
     that a run that is resumed on the same machine has the same number.
 
     Args:
-        root: of the file system, where Linux tells about the machine.
+        root: of the file system, in which Linux describes the machine.
     """
     quota = _quota(root)
     cores = len({_core(root, cpu) for cpu in os.sched_getaffinity(0)})

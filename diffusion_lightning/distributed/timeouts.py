@@ -1,4 +1,4 @@
-"""What the processes of one job do when one of them is gone: how long the others wait, and what they say.
+"""Processes of a job when one of them is gone: how long the others wait, and their message.
 
 A process that dies closes its connections, and gloo raises in the others at once. A process that hangs, or a link that
 is cut, closes nothing: the others wait in a collective until the process group's timeout. Gloo then raises. NCCL has no
@@ -67,13 +67,12 @@ def limit_waiting(trainer: Trainer, timeout: timedelta = TIMEOUT) -> None:
 
 
 def check_started(trainer: Trainer) -> None:
-    """Nothing where a launcher started no more processes than the trainer counts.
+    """Raise ValueError if a launcher started more processes than the trainer counts.
+
+    Each process would take itself for the only one, and all would write into one folder.
 
     Args:
         trainer: a trainer that was just built.
-
-    Raises:
-        ValueError: where each process would take itself for the only one, and all would write into one folder.
     """
     launcher, key = ("torchrun", "WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else ("srun", STEP_TASKS)
     if (started := int(os.environ.get(key) or 0)) > trainer.world_size:
@@ -113,7 +112,7 @@ def ending_with(trainer: Trainer) -> Iterator[None]:
 
 
 def _end(trainer: Trainer, seconds: float) -> list[tuple[int, str]]:
-    """Waits for what was started at most this long, kills the rest, and says what failed and how, by its local rank."""
+    """Wait for the started processes at most this long, kill the rest, return what failed and how, by local rank."""
     started: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
     processes = [process for process in started if isinstance(process, subprocess.Popen)]
     started.clear()  # Lightning's observer, which would kill this process too if one failed, looks at the list
@@ -140,7 +139,7 @@ def _follow(parent: int) -> None:
 
 
 def lost(error: BaseException) -> str | None:
-    """One sentence where an error, or what it came of, says that another process or the way to it is gone; else None.
+    """One sentence if an error, or its cause, shows that another process or the connection to it is lost; else None.
 
     Args:
         error: what ended a training.

@@ -1,4 +1,4 @@
-"""What an extractor is, and what those have in common that ship with their weights.
+"""The interface of an extractor, and the base of the classifiers that are bundled with their weights.
 
 An extractor is any `nn.Module` from bytes (B, C, H, W) to features (B, num_features), with the integer attribute
 `num_features` and, for the metrics' names, `name`; one that is a classifier too has `num_classes` and
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .. import images as pixels
 
 
-class Shipped(nn.Module, ABC):
-    """A small classifier that ships with its weights: features for a Fréchet distance that needs no download.
+class BundledClassifier(nn.Module, ABC):
+    """A small classifier bundled with its weights: features for a Fréchet distance that needs no download.
 
     They are the last convolution's, averaged over the pixels as Inception's pool3 is.
     """
@@ -28,13 +28,13 @@ class Shipped(nn.Module, ABC):
     channels = 1
 
     def load(self) -> None:
-        """The weights that lie beside this file, and nothing to train any more."""
+        """Load the weights beside this file, and freeze them."""
         self.load_state_dict(load(self.weights().read_bytes()))
         self.eval().requires_grad_(False)
 
     @classmethod
     def weights(cls) -> Path:
-        """The file of its weights."""
+        """The path of its weights."""
         return Path(__file__).with_name(f"{cls.name}.safetensors")
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Shipped(nn.Module, ABC):
         shape = [self.channels, self.size, self.size]
         if images.dtype != torch.uint8 or list(images.shape[1:]) != shape:
             raise ValueError(
-                f"the {self.name} net was given {images.dtype} images of shape {list(images.shape[1:])}, but it knows "
+                f"the {self.name} net was given {images.dtype} images of shape {list(images.shape[1:])}, but it takes "
                 f"bytes of shape {shape}: use it on what it was trained on, and another extractor elsewhere"
             )
         return self.convolve(pixels.from_uint8(images))

@@ -1,4 +1,4 @@
-"""A small classifier of 8×8 digits, shipped with its weights: features for a Fréchet distance that needs no network.
+"""A small classifier of 8×8 digits, bundled with its weights: features for a Fréchet distance that needs no network.
 
 Its weights are made, and its held-out accuracy is printed, by `python -m benchmarks.digits_net`.
 """
@@ -6,14 +6,14 @@ Its weights are made, and its held-out accuracy is printed, by `python -m benchm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Shipped
+from .base import BundledClassifier
 
 
-class DigitsNet(Shipped):
+class DigitsNet(BundledClassifier):
     """Bytes (B, 1, 8, 8) to 64 features.
 
     Args:
-        pretrained: load the shipped weights; False starts from random ones.
+        pretrained: load the bundled weights; False starts from random ones.
     """
 
     name = "digits"

@@ -1,7 +1,7 @@
 """The Inception-v3 of published FIDs: TensorFlow's of 2015-12-05, on images resized as TensorFlow 1 did.
 
 Its weights are a file of 95 MB in the layout of pytorch-fid and torch-fidelity. It is looked for in torch's cache,
-where those tools keep it too, downloaded where there is a network, or given by path.
+where those tools keep it too, downloaded if there is a network, or given as a path.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torchvision.models import inception as tv
 from .. import images as pixels
 from ..networks.base import Conv2d
 
-# The same weights under the names by which torch-fidelity and pytorch-fid keep them; a hash ends the name.
+# The same weights under the file names of torch-fidelity and pytorch-fid; a hash ends the name.
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILES[0]}"
 SHA256 = "6726825d"
@@ -40,11 +40,11 @@ class InceptionV3(nn.Module):
 
     Args:
         weights: path of the file of weights; None looks in torch's cache, then downloads.
-        precision: of its features. "bfloat16" is faster and moves the distance: `python -m benchmarks score` says by
+        precision: of its features. "bfloat16" is faster and moves the distance: `python -m benchmarks score` shows by
             how much. Published figures are "float32".
 
     Raises:
-        ValueError: where there are no weights, the file is of another network, or there is no such precision.
+        ValueError: if there are no weights, the file is of another network, or there is no such precision.
     """
 
     name = "inception"
@@ -71,7 +71,7 @@ class InceptionV3(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                f"Inception was given {images.dtype} of shape {list(images.shape)}, but it knows bytes of 1 or 3 "
+                f"Inception was given {images.dtype} of shape {list(images.shape)}, but it takes bytes of 1 or 3 "
                 "channels: pass images through images.to_uint8, and choose another extractor for other channels"
             )
         x = (pixels.resize_tf1(images.expand(-1, 3, -1, -1), 299) - 128) / 128  # (B, 3, 299, 299)

@@ -1,4 +1,4 @@
-"""A small classifier of MNIST's digits, shipped with its weights: features for a Fréchet distance, at hand offline.
+"""A small classifier of MNIST's digits, bundled with its weights: features for a Fréchet distance, without a network.
 
 Its weights are made, and its accuracy on the test set is printed, by `python -m benchmarks.mnist_net`.
 """
@@ -6,14 +6,14 @@ Its weights are made, and its accuracy on the test set is printed, by `python -m
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Shipped
+from .base import BundledClassifier
 
 
-class MNISTNet(Shipped):
+class MNISTNet(BundledClassifier):
     """Bytes (B, 1, 28, 28) to 64 features.
 
     Args:
-        pretrained: load the shipped weights; False starts from random ones.
+        pretrained: load the bundled weights; False starts from random ones.
     """
 
     name = "mnist"

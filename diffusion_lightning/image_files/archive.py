@@ -1,4 +1,4 @@
-"""Images in an `.npz`: what its arrays' headers say, checked against what the file holds, and their bytes in slices."""
+"""Images in an `.npz`: its arrays' headers, checked against what the file holds, and their bytes in slices."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ class Array(NamedTuple):
 
 
 def contents(path: str | Path) -> dict[str, Array]:
-    """The arrays of an `.npz` by name, without reading them; one that cannot be read says why in its `problem`.
+    """The arrays of an `.npz` by name, without reading them; one that cannot be read has the reason in its `problem`.
 
     Raises:
         ValueError: if the file is none.
@@ -47,7 +47,7 @@ def contents(path: str | Path) -> dict[str, Array]:
 
 
 def readable(path: str | Path, name: str, array: Array) -> None:
-    """Raises ValueError if the array cannot be read."""
+    """Raise ValueError if the array cannot be read."""
     if array.problem:
         raise ValueError(f"{name} of {path} {array.problem}: make it again")
 
@@ -78,7 +78,7 @@ def one_image(shape: tuple[int, ...]) -> bool:
 
 
 class Archive:
-    """The images of an `.npz`, an array (N, H, W, C), (N, H, W) or (H, W, 3) of bytes, read when they are asked for.
+    """The images of an `.npz`, an array (N, H, W, C), (N, H, W) or (H, W, 3) of bytes, read when indexed.
 
     Args:
         path: the file.
@@ -154,7 +154,7 @@ class Archive:
 
 
 def _header(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> Array:
-    """What an array's header says; `size` is the whole file's."""
+    """Read an array's header; `size` is the whole file's."""
     try:
         with file.open(info) as stream:
             begin = stream.read(12)
@@ -168,16 +168,16 @@ def _header(file: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> Array:
         shape, fortran, kind = read(start)
     except Exception as error:  # zip, zlib and numpy each have their own
         return Array((), np.dtype("V"), False, 0, f"has no header that numpy reads ({' '.join(str(error).split())})")
-    says, holds = math.prod(shape) * kind.itemsize, info.file_size - start.tell()
+    stated, holds = math.prod(shape) * kind.itemsize, info.file_size - start.tell()
     problem = None
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         problem = "is compressed in a way that numpy does not write"
     elif kind.hasobject:
         problem = "holds Python objects, which are not read"
-    elif says != holds or min(shape, default=0) < 0:
-        problem = f"has shape {list(shape)} of {kind}, which is {says:,} bytes, but the file has {holds:,} of it"
+    elif stated != holds or min(shape, default=0) < 0:
+        problem = f"has shape {list(shape)} of {kind}, which is {stated:,} bytes, but the file has {holds:,} of it"
     elif info.header_offset + info.compress_size > size or info.file_size > DEFLATE * (info.compress_size + 1):
-        problem = f"has shape {list(shape)} of {kind}, which is {says:,} bytes, but the file has only {size:,}"
+        problem = f"has shape {list(shape)} of {kind}, which is {stated:,} bytes, but the file has only {size:,}"
     return Array(shape, kind, fortran and len(shape) > 1, start.tell(), problem)
 
 

@@ -96,7 +96,7 @@ def decoded(source: Source, channels: int) -> Decoded:
 
 
 def head(source: Source, quick: bool = False) -> Head:
-    """What a picture's header says; raises as `decoded` does.
+    """Read a picture's header; raises as `decoded` does.
 
     Args:
         source: the encoded picture.
@@ -111,7 +111,7 @@ def head(source: Source, quick: bool = False) -> Head:
 
 
 def regular(path: Path) -> None:
-    """Raises ValueError if a path is something that must not be opened or waited for: a pipe, a device, a socket."""
+    """Raise ValueError if a path is something that must not be opened or waited for: a pipe, a device, a socket."""
     found = path.stat()
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     if not stat.S_ISREG(found.st_mode):
@@ -185,7 +185,7 @@ def _more(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation 1 … 8; 1 if its EXIF cannot be read, which says nothing of the pixels."""
+    """The EXIF orientation 1 … 8; 1 if its EXIF cannot be read: the pixels are fine."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:  # struct.error, SyntaxError, ValueError, …

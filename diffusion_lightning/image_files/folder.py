@@ -1,6 +1,6 @@
 """Folders of pictures: the one walk through them, their images in slices, and the pictures that this package writes.
 
-A picture that this package draws says in its own file how it was made, so that a folder needs no list beside it.
+A picture that this package draws records in its own file how it was made, so that a folder needs no list beside it.
 """
 
 import hashlib
@@ -197,7 +197,7 @@ def write_png(image: Tensor, path: Path, origin: dict[str, Any]) -> None:
 
 
 def origin(path: Path) -> dict[str, Any] | None:
-    """How a picture says it was made; None if it says nothing, or is no picture."""
+    """The origin that a picture's metadata states; None if there is none, or it is no picture."""
     try:
         with opened(path) as image:
             found = json.loads(image.text[ORIGIN])  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """A checkpoint of another project as one of ours, weights alone.
 
-The network is ours, its weights theirs, so it gives what theirs gives. A folder of diffusers' and a file of DiT's say
-which network they are of; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
-says what they are the weights of.
+The network is ours, its weights theirs, so it gives what theirs gives. A folder of diffusers' and a file of DiT's
+describe their network; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
+describes it.
 """
 
 import json
@@ -37,7 +37,7 @@ def convert(
     Args:
         source: a folder of diffusers', or a file of weights.
         ckpt: the file to write, which is not there yet.
-        config: the configuration whose model it is, the user's own; needed where the source does not say.
+        config: the configuration whose model it is, the user's own; needed if the source does not describe it.
         new_attention_order: guided-diffusion's flag of this name.
 
     Raises:
@@ -82,7 +82,7 @@ def convert(
 
 
 def _open(source: Path, new_attention_order: bool) -> tuple[Weights, Layout, dict[str, Any] | None]:
-    """The weights, how they are laid out, and the model as our configuration describes it, where the source says so."""
+    """The weights, how they are laid out, and the model as our configuration describes it, if the source does."""
     if source.is_dir():
         return _of_diffusers(source)
     weights = _read(source)
@@ -128,7 +128,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _read(file: Path) -> Weights:
-    """A file's weights, the averaged ones where it keeps both; runs nothing that it may hold."""
+    """A file's weights, the averaged ones if it has both; runs nothing that it may hold."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give the path of a folder or of a file of weights")
     try:
@@ -158,7 +158,7 @@ def _give_labels(model: Any, table: Tensor | None, layout: Layout) -> None:
     if theirs != ours:
         raise ValueError(
             f"the {layout.name} checkpoint's table of classes is {theirs or 'missing'}, the model's conditioner's is "
-            f"{ours or 'missing'}: describe the classes by model.init_args.conditioner, with dropout 0 where there is "
+            f"{ours or 'missing'}: describe the classes by model.init_args.conditioner, with dropout 0 if there is "
             "no row for no class"
         )
     assert own is not None

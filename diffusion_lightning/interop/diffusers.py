@@ -11,7 +11,7 @@ from ..networks.unet import Attention, Block, UNet
 from ..schedules import Schedule
 from .layout import Layout, Pair, Weights, described_model, joined, parts
 
-# What the released codes differ in and no paper says.
+# Differences of the released codes that no paper states.
 RELEASES: dict[str, dict[str, Any]] = {
     "DDPM": {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6},
     "IDDPM": {"flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1, "norm_eps": 1e-5},
@@ -50,18 +50,18 @@ class Diffusers(Layout):
     labels = "class_embedding.weight"
 
     def pairs(self, network: Any) -> Iterator[Pair]:
-        return joined(self._pairs(network), "time", "times", [rows for rows in network.shares if rows])
+        return joined(self._pairs(network), "time", "time_proj", [rows for rows in network.time_channels if rows])
 
     def _pairs(self, network: UNet) -> Iterator[Pair]:
-        yield from parts("time1", "time_embedding.linear_1")
-        yield from parts("time2", "time_embedding.linear_2")
-        yield from parts("enter", "conv_in")
+        yield from parts("time_mlp1", "time_embedding.linear_1")
+        yield from parts("time_mlp2", "time_embedding.linear_2")
+        yield from parts("conv_in", "conv_in")
         yield from self._levels(network.down, "down", "down_blocks", "downsamplers")
         yield from self._block(network.middle[0], "middle.0", "mid_block", 0)
         yield from self._block(network.middle[1], "middle.1", "mid_block", 1)
         yield from self._levels(network.up, "up", "up_blocks", "upsamplers")
         yield from parts("norm", "conv_norm_out")
-        yield from parts("leave", "conv_out")
+        yield from parts("conv_out", "conv_out")
 
     def read(self, network: nn.Module, weights: Weights) -> dict[str, Tensor]:
         pattern = re.compile("|".join(map(re.escape, OLD)))
@@ -70,7 +70,7 @@ class Diffusers(Layout):
     def _levels(self, modules: nn.ModuleList, ours: str, theirs: str, samplers: str) -> Iterator[Pair]:
         level, k = 0, 0
         for i, module in enumerate(modules):
-            if isinstance(module, Block) and module.joins:
+            if isinstance(module, Block) and module.takes_skip:
                 yield from self._block(module, f"{ours}.{i}", f"{theirs}.{level}", k)
                 k += 1
                 continue
@@ -102,16 +102,16 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the `UNet` that a `UNet2DModel`'s config describes.
 
     Raises:
-        ValueError: where it has what `UNet` has not.
+        ValueError: if it has an option that `UNet` lacks.
     """
     has = {**DEFAULTS, **config}
     for key, value in FIXED.items():
         if has[key] != value:
-            raise ValueError(f"the UNet2DModel has {key} = {has[key]}, but UNet knows {value} alone: {OWN}")
+            raise ValueError(f"the UNet2DModel has {key} = {has[key]}, but UNet has {value} alone: {OWN}")
     release = next((name for name, values in RELEASES.items() if all(has[k] == v for k, v in values.items())), None)
     if release is None:
         raise ValueError(
-            f"the UNet2DModel has {', '.join(f'{k} = {has[k]}' for k in RELEASES['DDPM'])}, but UNet knows DDPM's "
+            f"the UNet2DModel has {', '.join(f'{k} = {has[k]}' for k in RELEASES['DDPM'])}, but UNet has DDPM's "
             f"{tuple(RELEASES['DDPM'].values())} and IDDPM's {tuple(RELEASES['IDDPM'].values())}: {OWN}"
         )
     scale_shift = has["resnet_time_scale_shift"] == "scale_shift"
@@ -156,7 +156,7 @@ def unet_config(network: UNet) -> dict[str, Any]:
     """The `config.json` of a `UNet2DModel` that is this network.
 
     Raises:
-        ValueError: where `UNet2DModel` cannot have its widths or its attentions' heads.
+        ValueError: if `UNet2DModel` cannot have its widths or its attentions' heads.
     """
     if network.multipliers[0] != 1:
         raise ValueError(
@@ -188,7 +188,7 @@ def unet_config(network: UNet) -> dict[str, Any]:
         "_class_name": "UNet2DModel",
         "sample_size": network.size,
         "in_channels": network.in_channels,
-        "out_channels": network.leave.out_channels,
+        "out_channels": network.conv_out.out_channels,
         "block_out_channels": [network.channels * m for m in network.multipliers],
         "down_block_types": down,
         "up_block_types": up,
@@ -209,7 +209,7 @@ def schedule_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The schedule that a scheduler's config describes: a class of ours and its arguments.
 
     Raises:
-        ValueError: where there is none like it.
+        ValueError: if there is none like it.
     """
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise ValueError(

@@ -18,9 +18,9 @@ class ReleasedDiT(Layout):
     labels = "y_embedder.embedding_table.weight"
 
     def pairs(self, network: Any) -> Iterator[Pair]:
-        yield from parts("time1", "t_embedder.mlp.0")
-        yield from parts("time2", "t_embedder.mlp.2")
-        yield from parts("enter", "x_embedder.proj")
+        yield from parts("time_mlp1", "t_embedder.mlp.0")
+        yield from parts("time_mlp2", "t_embedder.mlp.2")
+        yield from parts("conv_in", "x_embedder.proj")
         for i in range(len(network.blocks)):
             for ours, theirs in (
                 ("qkv", "attn.qkv"),
@@ -31,7 +31,7 @@ class ReleasedDiT(Layout):
             ):
                 yield from parts(f"blocks.{i}.{ours}", f"blocks.{i}.{theirs}")
         yield from parts("modulation", "final_layer.adaLN_modulation.1")
-        yield from parts("leave", "final_layer.linear")
+        yield from parts("proj_out", "final_layer.linear")
 
     def derived(self, network: Any) -> Weights:
         """The fixed places of the patches."""
@@ -44,7 +44,7 @@ def model_arguments(weights: Weights) -> dict[str, Any]:
     All of them have the linear schedule of 1,000 steps, a predicted variance and classes that were dropped in training.
 
     Raises:
-        ValueError: where the width is none of the paper's, so that the number of heads is unknown.
+        ValueError: if the width is none of the paper's, so that the number of heads is unknown.
     """
     width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
     if width not in HEADS:

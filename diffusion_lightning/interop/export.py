@@ -25,7 +25,7 @@ from .diffusers import PREDICTS, Diffusers, scheduler_config, unet_config
 
 
 def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[str] = ()) -> None:
-    """Writes a folder whole.
+    """Write the averaged model in some formats, to a folder that is whole or not there.
 
     Args:
         ckpt: the checkpoint.
@@ -56,11 +56,7 @@ def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[
 
 
 def check_pipeline(model: Diffusion) -> None:
-    """Nothing where diffusers' pipelines can draw what this model draws.
-
-    Raises:
-        ValueError: names what they cannot.
-    """
+    """Raise ValueError if diffusers' pipelines cannot sample from this model; the message names the obstacle."""
     instead = "export its weights or its program, by --format weights or --format program"
     network: Any = model.denoiser.network
     if not Diffusers().stores(network) and type(network).__name__ != "UNet2DModel":
@@ -72,7 +68,7 @@ def check_pipeline(model: Diffusion) -> None:
     predicts = type(model.denoiser.parameterization).__name__
     if predicts not in PREDICTS.values():
         raise ValueError(
-            f"the network predicts {predicts}, but diffusers' schedulers know {', '.join(PREDICTS.values())}: {instead}"
+            f"the network predicts {predicts}, but diffusers' schedulers take {', '.join(PREDICTS.values())}: {instead}"
         )
     if model.denoiser.rescale_timesteps and model.schedule.T != 1000:
         raise ValueError(
@@ -120,7 +116,7 @@ def weights(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
 
 
 class Program(nn.Module):
-    """The denoiser from tensors to tensors: x_0, ε and, where it is predicted, the variance's share m."""
+    """The denoiser from tensors to tensors: x_0, ε and, if it is predicted, the variance's m."""
 
     def __init__(self, model: Diffusion) -> None:
         super().__init__()

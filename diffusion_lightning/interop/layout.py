@@ -1,4 +1,4 @@
-"""Which tensor of a published checkpoint is which of ours, and how the one is laid out in the other; both ways.
+"""The layout of a published checkpoint: which of its tensors is which of ours, and its shape there; both ways.
 
 A layout is a list of pairs, each of one of our tensors and the one or several of theirs that hold the same numbers:
 
@@ -23,10 +23,10 @@ class Pair(NamedTuple):
 
     Args:
         ours: its name in the network, or in the conditioner.
-        theirs: names, of more than one where they are stacked: our queries, keys and values are one tensor.
-        ndim: dimensions of theirs, where they are fewer than ours (a 1×1 convolution as a linear map).
-        heads: where theirs have the rows of queries, keys and values head by head, how many heads.
-        sizes: rows of each of theirs, where they differ.
+        theirs: names, several if they are stacked: our queries, keys and values are one tensor.
+        ndim: dimensions of theirs, if they are fewer than ours (a 1×1 convolution as a linear map).
+        heads: the number of heads, if theirs have the rows of queries, keys and values head by head.
+        sizes: rows of each of theirs, if they differ.
     """
 
     ours: str
@@ -68,14 +68,14 @@ class Layout(ABC):
         """One for each parameter of the network."""
 
     def derived(self, network: Any) -> Weights:
-        """Tensors of theirs that hold no weights of ours: what is worked out anew here and not read."""
+        """Tensors of theirs that hold no weights of ours: recomputed, and not read."""
         return {}
 
     def read(self, network: nn.Module, weights: Weights) -> dict[str, Tensor]:
         """Our `state_dict` of what they stored.
 
         Raises:
-            ValueError: where a tensor is missing, left over or of another size.
+            ValueError: if a tensor is missing, left over or of another size.
         """
         shapes = {name: p.shape for name, p in network.named_parameters()}
         found, left = {}, set(weights) - set(self.derived(network))

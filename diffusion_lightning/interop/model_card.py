@@ -12,7 +12,7 @@ SAMPLING = {
     "pipeline": """from diffusers import DDIMPipeline, DDPMPipeline
 
 images = DDPMPipeline.from_pretrained(".")(batch_size=4, num_inference_steps=TIME).images
-# or in fewer steps, where the network does not predict the variance
+# or in fewer steps, if the network does not predict the variance
 images = DDIMPipeline.from_pretrained(".")(
     batch_size=4, num_inference_steps=50, use_clipped_model_output=True
 ).images""",
@@ -102,7 +102,8 @@ def _facts(model: Diffusion, checkpoint: dict[str, Any], config: dict[str, Any])
 def _named(part: dict[str, Any]) -> str:
     arguments = part.get("init_args")
     given = {k: v for k, v in (arguments if isinstance(arguments, dict) else {}).items() if v is not None}
-    given = {k: Path(v).name if isinstance(v, str) else v for k, v in given.items()}  # whose disk it was says nothing
+    # A path without its folder, which means nothing elsewhere.
+    given = {k: Path(v).name if isinstance(v, str) else v for k, v in given.items()}
     return f"{part['class_path'].rpartition('.')[2]}({', '.join(f'{k}={v}' for k, v in given.items())})"
 
 

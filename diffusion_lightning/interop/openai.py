@@ -25,12 +25,12 @@ class OpenAI(Layout):
         self.new_attention_order = new_attention_order
 
     def pairs(self, network: Any) -> Iterator[Pair]:
-        return joined(self._pairs(network), "time", "times", [rows for rows in network.shares if rows])
+        return joined(self._pairs(network), "time", "time_proj", [rows for rows in network.time_channels if rows])
 
     def _pairs(self, network: UNet) -> Iterator[Pair]:
-        yield from parts("time1", "time_embed.0")
-        yield from parts("time2", "time_embed.2")
-        yield from parts("enter", "input_blocks.0.0")
+        yield from parts("time_mlp1", "time_embed.0")
+        yield from parts("time_mlp2", "time_embed.2")
+        yield from parts("conv_in", "input_blocks.0.0")
         for i, module in enumerate(network.down):
             yield from self._module(module, f"down.{i}", f"input_blocks.{i + 1}", 0)
         first, last = network.middle
@@ -38,11 +38,11 @@ class OpenAI(Layout):
         yield from self._module(last, "middle.1", "middle_block", 2)
         j, k = -1, 0  # what doubles the size comes last in the entry of the block before it
         for i, module in enumerate(network.up):
-            j, k = (j + 1, 0) if module.joins else (j, k)
+            j, k = (j + 1, 0) if module.takes_skip else (j, k)
             yield from self._module(module, f"up.{i}", f"output_blocks.{j}", k)
             k += 2 if isinstance(module, Block) and isinstance(module.attention, Attention) else 1
         yield from parts("norm", "out.0")
-        yield from parts("leave", "out.2")
+        yield from parts("conv_out", "out.2")
 
     def _module(self, module: nn.Module, ours: str, entry: str, k: int) -> Iterator[Pair]:
         if isinstance(module, Downsample):

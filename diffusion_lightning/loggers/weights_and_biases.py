@@ -20,13 +20,13 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 # wandb reports its own faults to its makers, and where no one answers its end waits some 15 s for that.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-UNSENT = "unsent"  # the file in a start's folder that says so, until `wandb sync` leaves its own beside it
+UNSENT = "unsent"  # the file in a start's folder that marks it, until `wandb sync` leaves its own beside it
 FIRST = "first_step"  # the file in a start's folder that holds the step of its first row
 FLUSHED = 1.0  # seconds until a row is in the file; wandb's own 15 are lost where its process is killed
 
 
 class WeightsAndBiases(WandbLogger):
-    """A run in Weights & Biases with one row an optimizer step, which costs the training nothing where it fails.
+    """A run in Weights & Biases with one row an optimizer step, whose failures never stop the training.
 
     All that is logged of a step is one row with `_step` = the number that Lightning logs it at, whatever calls it came
     in; a row is written when the next begins, and at the end. A resumed run goes on in the same run (give its `id`) and
@@ -34,7 +34,7 @@ class WeightsAndBiases(WandbLogger):
 
     Where the server cannot be reached or refuses the run at the start, after at most `init_timeout` + 10 seconds, the
     run is recorded offline. Where it goes away later, the end waits for it `finish_timeout` seconds. The data lie in
-    `save_dir/wandb` in either case, for the command `wandb sync`, and a warning says so; the run's next start sends
+    `save_dir/wandb` in either case, for the command `wandb sync`, with a warning; the run's next start sends
     them first.
 
     WANDB_MODE in the environment wins over `offline`: with `disabled` there is no run, no file and no need of a key,
@@ -51,7 +51,7 @@ class WeightsAndBiases(WandbLogger):
         job_type: what the run is within its group.
         tags: words to find the run by.
         notes: a longer description.
-        resume: what to do where the server has a run of this `id`, as `wandb.init` takes it.
+        resume: what to do if the server has a run of this `id`, as `wandb.init` takes it.
         init_timeout: seconds that the start waits for the server.
         finish_timeout: seconds that the end waits for the server.
 
@@ -104,7 +104,7 @@ class WeightsAndBiases(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, opened where it is not; again after its end."""
+        """The run, opened if it is not; again after its end."""
         if self._experiment is None:
             self._experiment = self._open()
         return self._experiment
@@ -129,7 +129,7 @@ class WeightsAndBiases(WandbLogger):
 
     @rank_zero_only
     def preempting(self, step: int | None = None) -> None:
-        """Tells the server that the run stops here and goes on later.
+        """Mark the run as preempted on the server: it goes on later.
 
         Args:
             step: from which it goes on; a row of that step is begun again then, and is dropped now.
@@ -170,7 +170,7 @@ class WeightsAndBiases(WandbLogger):
             if self._offline:
                 raise
             with contextlib.suppress(Exception):
-                wandb.teardown()  # else its service says that the id is in use
+                wandb.teardown()  # else its service holds the id as in use
             self._offline = True
             run = self._start()
             rank_zero_warn(
@@ -203,7 +203,7 @@ class WeightsAndBiases(WandbLogger):
         row, self._row = self._row, {}
         if not row:
             return
-        self.experiment  # noqa: B018 opened before it is asked what it holds
+        self.experiment  # noqa: B018 opened before its content is read
         if self._step > self._held:
             now = time.monotonic()
             self._recent = [*(kept for kept in self._recent if now - kept[0] < 5 * FLUSHED), (now, self._step, row)]
@@ -224,7 +224,7 @@ class WeightsAndBiases(WandbLogger):
                 self.experiment.log(row, step=step, commit=True)
 
     def _tell(self, what: Callable[[], Any]) -> None:
-        """Says it to wandb's own process; where that ended, to a new one that records offline."""
+        """Send it to wandb's own process; if that ended, to a new one that records offline."""
         try:
             what()
         except OSError as error:  # SLURM sends SIGTERM to all processes of a job, and wandb's obeys
@@ -250,12 +250,14 @@ def _wandb() -> Any:
 
 
 def _mode(offline: bool) -> str:
-    """`online`, `offline` or `disabled`: what the environment says, else the argument, else wandb's own settings."""
+    """`online`, `offline` or `disabled`: from the environment, else the argument, else wandb's own settings."""
     known = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
              "disabled": "disabled"}  # fmt: skip
     given = os.environ.get("WANDB_MODE")
     if given and given not in known:
-        raise ValueError(f"WANDB_MODE is {given}, but wandb knows online, offline and disabled: set it to one of these")
+        raise ValueError(
+            f"WANDB_MODE is {given}, but wandb has the modes online, offline and disabled: set it to one of these"
+        )
     if given or offline:
         return known[given or "offline"]
     _wandb()
@@ -273,19 +275,19 @@ def _check_names(project: str, id: str | None) -> None:
 
 
 def _check_key() -> None:
-    """Asks no one: neither the server nor the terminal."""
+    """Raise ValueError if there is no usable API key; asks neither the server nor the terminal."""
     wandb = _wandb()
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
 
     settings = wandb_setup.singleton().settings
-    mends = "run `wandb login`, set WANDB_API_KEY, or add --trainer.logger.offline true"
+    fixes = "run `wandb login`, set WANDB_API_KEY, or add --trainer.logger.offline true"
     try:
         found = wbauth.authenticate_session(host=settings.base_url, source="", prompt=False, update_session=False)
     except wandb.Error as error:
-        raise ValueError(f"the API key of Weights & Biases cannot be used ({_words(error)}): {mends}") from error
+        raise ValueError(f"the API key of Weights & Biases cannot be used ({_words(error)}): {fixes}") from error
     if found is None:
-        raise ValueError(f"the run is to be sent to {settings.base_url}, but there is no API key for it: {mends}")
+        raise ValueError(f"the run is to be sent to {settings.base_url}, but there is no API key for it: {fixes}")
 
 
 def _folders(root: Path, id: str) -> list[Path]:
@@ -306,7 +308,7 @@ def _first_step(folder: Path) -> int:
 
 
 def _mark(run: Any) -> None:
-    """Leaves word for the next start that not all of this one was sent."""
+    """Leave a mark for the next start that not all of this one was sent."""
     _note(run, UNSENT)
 
 

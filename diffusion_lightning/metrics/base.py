@@ -1,7 +1,7 @@
-"""What metrics over a network's features share: `update(images, real)` over bytes, `compute()`, and a reference.
+"""The base of metrics over a network's features: `update(images, real)` over bytes, `compute()`, and a reference.
 
-Nothing here grows with the number of images but what a metric says it keeps. Each image has a number within its set,
-of which alone it depends what is made of it: so a value is the same on any number of devices.
+Memory does not grow with the number of images, except for what a metric states that it keeps. An image's use depends on
+its number within its set alone: so a value is the same on any number of devices.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ class FeatureMetric(Metric, ABC):
         extractor: see the module; None is that of the first metric in a list of metrics.
 
     Raises:
-        ValueError: where the extractor does not say how many features it gives, or is to classify and cannot.
+        ValueError: if the extractor has no integer `num_features`, or no `classify` although the metric needs it.
     """
 
     is_differentiable = False
@@ -39,7 +39,7 @@ class FeatureMetric(Metric, ABC):
 
     compares = True  # whether it needs real images at all
     classifies = False  # whether it needs the extractor's logits
-    uncertainty = False  # whether to tell an error beside the value, where that costs more
+    uncertainty = False  # whether to compute an error beside the value, if that costs more
     min_samples = 1
     kind = ""  # what the reference is made of: metrics of one kind and of equal settings may have one reference
     settings: tuple[Any, ...] = ()  # what it depends on, beside the extractor and the images
@@ -57,13 +57,13 @@ class FeatureMetric(Metric, ABC):
             self.add_state(f"{side}_seen", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.reference: Reference | None = None
         self.expected: dict[bool, int | None] = {True: None, False: None}
-        self._kept: list[Kept] = []
+        self._kept: list[FeatureBuffer] = []
         self.extractor = None
         if extractor is not None:
             self.over(extractor)
 
     def over(self, extractor: nn.Module) -> None:
-        """Makes it a metric over an extractor's features, where it was made without one."""
+        """Set the extractor of a metric that was built without one."""
         if not isinstance(getattr(extractor, "num_features", None), int):
             raise ValueError(
                 f"the extractor {type(extractor).__name__} does not say how many features it gives: let it have an "
@@ -82,13 +82,13 @@ class FeatureMetric(Metric, ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """Adds the states, whose size the extractor tells."""
+        """Add the states, whose size depends on the extractor."""
 
     def expect(self, generated: int, real: int | None, uncertainty: bool = False) -> None:
-        """Says how many images will come; None where the reference is given.
+        """Set how many images will come; None if the reference is given.
 
         Raises:
-            ValueError: where that is too few.
+            ValueError: if they are too few.
         """
         self.expected = {True: real, False: generated}
         self.uncertainty = uncertainty
@@ -109,7 +109,7 @@ class FeatureMetric(Metric, ABC):
         """
         if images.dtype != torch.uint8:
             raise ValueError(
-                f"the images are {images.dtype}, but a metric sees bytes: pass them through images.to_uint8"
+                f"the images are {images.dtype}, but a metric takes bytes: pass them through images.to_uint8"
             )
         seen = self.real_seen if real else self.fake_seen
         if index is None:
@@ -126,13 +126,13 @@ class FeatureMetric(Metric, ABC):
 
     @abstractmethod
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
-        """Adds features (B, num_features), and logits (B, num_classes) where it `classifies`."""
+        """Add features (B, num_features), and logits (B, num_classes) if it `classifies`."""
 
     def compute(self) -> Any:
-        """The value; first what is made of the real images, where some were shown.
+        """The value; the reference is computed first, if real images were shown.
 
         Raises:
-            ValueError: where there are too few images of a kind.
+            ValueError: if there are too few images of a kind.
         """
         for kind, n in (("generated", int(self.fake_seen)), ("real", int(self.real_seen))):
             if n < self.min_samples and (n > 0 or kind == "generated"):
@@ -144,12 +144,12 @@ class FeatureMetric(Metric, ABC):
         return self.value()
 
     def refer(self) -> Reference:
-        """What is made of the real images; of a metric that keeps nothing of them, nothing."""
+        """The reference, computed from the real images; empty for a metric that keeps none."""
         return {}
 
     @abstractmethod
     def value(self) -> Any:
-        """The value, of what was shown and of `reference`."""
+        """The value, from the images shown and `reference`."""
 
     @property
     def needs_reference(self) -> bool:
@@ -157,7 +157,7 @@ class FeatureMetric(Metric, ABC):
         return self.compares and self.reference is None
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Puts the processes' states together, a process without images included."""
+        """Merge the states of all ranks, including ranks without images."""
         for kept in self._kept:
             kept.fill()
         super().sync(*args, **kwargs)
@@ -171,14 +171,14 @@ class FeatureMetric(Metric, ABC):
             setattr(self, name, value)
 
     def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Module:
-        """To another device together with the reference."""
+        """Move the reference together with the states."""
         if self.reference is not None:
             self.reference = {name: fn(x) for name, x in self.reference.items()}
         return super()._apply(fn, exclude_state)
 
 
 def chosen(total: int | None, size: int, index: Tensor) -> Tensor:
-    """(B,) which of the images with these numbers are among `size` chosen out of `total`; all where there are no more.
+    """(B,) which of the images with these numbers are among `size` chosen out of `total`; all if there are no more.
 
     The choice is a function of the two numbers alone, spread over all of the set.
     """
@@ -192,8 +192,8 @@ def _choice(total: int, size: int) -> Tensor:
     return random.permutation(total, 0, "metrics: kept", 0)[:size]
 
 
-class Kept:
-    """The features of one side that a metric keeps, as states of it: of all images, or of `size` chosen ones."""
+class FeatureBuffer:
+    """A metric's buffer of one side's features, kept as its states: of all images, or of `size` chosen ones."""
 
     def __init__(self, metric: FeatureMetric, real: bool, size: int) -> None:
         self.metric, self.real, self.size = metric, real, size
@@ -203,7 +203,7 @@ class Kept:
         metric._kept.append(self)
 
     def fill(self) -> None:
-        """No images as tensors of the right shape, which processes can put together with what others have."""
+        """Add empty tensors of the right shape if there are none, so that ranks can gather them."""
         if not self._list("index"):
             device = self.metric.device
             self._list("features").append(torch.zeros(0, self.metric.num_features, device=device))
@@ -228,13 +228,13 @@ def _joined(parts: Any) -> Tensor:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The rows of all processes, rank after rank; one that has none gives any empty tensor of as many dimensions."""
+    """The rows of all ranks, in order; a rank without rows passes an empty tensor of as many dimensions."""
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     return torch.cat([part for part in ([x] if alone else gather_all_tensors(x)) if len(part)])
 
 
 def _summed_or_gathered(x: Tensor, group: Any = None) -> list[Tensor]:
-    """What torchmetrics does with a state between processes. Matrices by block, the only large ones, are added up."""
+    """Reduce a state over ranks as torchmetrics does; matrices by block, the only large states, are summed."""
     if x.ndim < 3 or not x.is_floating_point():
         return gather_all_tensors(x, group)
     total = x.clone()

@@ -1,4 +1,4 @@
-"""How many of the classes appear among the samples, and how evenly."""
+"""The number of classes that appear among the samples, and how evenly."""
 
 from typing import Any
 
@@ -7,22 +7,22 @@ from torch import Tensor, nn
 
 from .base import FeatureMetric, Reference
 
-EXPECTED = 5  # samples that a class must have by its share of the real images, to be missed
-APPEARS = 0.1  # of its share of the real images
+EXPECTED = 5  # samples that a class must have given its fraction of the real images, to count as missing
+APPEARS = 0.1  # of its fraction of the real images
 
 
 class ClassCoverage(FeatureMetric):
     """The classes of the samples beside those of the real images, both by a classifier's guess, from counts.
 
-    With p_k the share of class k among the real images and q_k among the n samples:
+    With p_k the fraction of class k among the real images and q_k among the n samples:
 
     - `class_coverage`: of the classes with n·p_k ≥ 5, the share that appears with q_k ≥ p_k/10 (a tenth, since the
       classifier errs now and then);
-    - `class_evenness`: H(q)/H(p), the entropies' ratio: 1 where the samples are spread as the real images are;
+    - `class_evenness`: H(q)/H(p), the entropies' ratio: 1 if the samples are spread as the real images are;
     - `class_overlap`: Σ_k min(p_k, q_k), 1 - the total variation distance;
     - `class_rarest`: the smallest q_k/p_k of those classes, and `class_rarest_index`: which class that is.
 
-    Where no class has n·p_k ≥ 5, as with very few samples of very many classes, the first and the last are left out.
+    If no class has n·p_k ≥ 5, as with very few samples of very many classes, the first and the last are left out.
     Over other extractors than Inception the keys carry the extractor's name.
 
     Args:

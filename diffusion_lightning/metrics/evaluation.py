@@ -1,13 +1,13 @@
 """Generated images scored against real ones: the loop that training, `test` and `score` share.
 
-A metric is any of torchmetrics' kind: `update(images, real)`, or `update(images)` where it looks at generated images
+A metric is any of torchmetrics' kind: `update(images, real)`, or `update(images)` if it takes generated images
 alone, then `compute()` and `reset()`. What it may have beside these, as the metrics of this package do, is used:
 
 - `update(…, index)`: the images' numbers, so that a value does not depend on who made which;
-- `expect(generated, real, uncertainty)`: how many will come, told in advance;
-- `reference`, `needs_reference`, and its `kind` and `settings`: what is made of the real images, kept in a file;
+- `expect(generated, real, uncertainty)`: how many will come, given in advance;
+- `reference`, `needs_reference`, and its `kind` and `settings`: statistics of the real images, kept in a file;
 - `exchange()`: called by every process between the last generated image and the first real one;
-- `extractor`: asked once for each batch, however many metrics have an equal one.
+- `extractor`: called once for each batch, however many metrics have an equal one.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Watch = Callable[[str, list[Block]], Iterable[Block]]
 
 
 class Pictures(Protocol):
-    """Images (N, C, H, W) as bytes or in [-1, 1], in slices: a tensor, or whatever reads them when asked."""
+    """Images (N, C, H, W) as bytes or in [-1, 1], in slices: a tensor, or an object that reads them when indexed."""
 
     def __len__(self) -> int: ...
 
@@ -41,7 +41,7 @@ class Pictures(Protocol):
 
 
 class Shared(nn.Module):
-    """An extractor that remembers its last answer, so that several metrics ask it once a batch.
+    """An extractor that caches its last output, so that several metrics call it once a batch.
 
     Args:
         extractor: the extractor.
@@ -70,7 +70,7 @@ class Shared(nn.Module):
 
 
 def share(metrics: Iterable[Metric]) -> None:
-    """Gives metrics whose extractors are equal, in kind, settings and weights, one and the same.
+    """Let metrics whose extractors are equal, in kind, settings and weights, share one.
 
     A metric without one gets that of the first metric.
     """
@@ -107,7 +107,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def digest(images: Pictures) -> str:
-    """A hash of a set of images: its own `digest()`, where it has one."""
+    """A hash of a set of images: its own `digest()`, if it has one."""
     own: Any = images
     return own.digest() if hasattr(own, "digest") else hashed(images)
 
@@ -125,10 +125,10 @@ def _unseen(name: str, blocks: list[Block]) -> Iterable[Block]:
 
 
 class Evaluation:
-    """Metrics, and the share in them of one process.
+    """The metrics of one rank, and its shard of the images.
 
-    Every process makes and scores its own blocks of numbers, block after block in turn, and waits for no other until
-    the sums are put together.
+    Every rank makes and scores its own blocks of sample numbers, in turn, and waits for no other until the sums are
+    reduced.
 
     Args:
         metrics: see the module.
@@ -171,7 +171,7 @@ class Evaluation:
             metric.to(self.device)
 
     def _look(self, warn: bool = False) -> None:
-        """Takes the references that the cache has, where every process has them whole; a collective call."""
+        """Read the references that the cache has, if every rank can read them; a collective call."""
         metric: Any
         for metric in self.metrics:
             if id(metric) not in self._files:
@@ -188,7 +188,7 @@ class Evaluation:
                 del self._files[id(metric)]
 
     def _file(self, metric: Any) -> tuple[Path, str]:
-        """Where the metric's reference is kept between runs, and the text of all that it depends on."""
+        """The file that keeps the metric's reference between runs, and the text of all that it depends on."""
         assert self.cache is not None
         shape = list(self.real[0:1].shape[1:])  # type: ignore[index]
         text = f"{metric.kind} {metric.settings} {metric.extractor.key} {self._digest} {shape}"
@@ -207,7 +207,7 @@ class Evaluation:
             yield first, min(self.batch_size, n - first)
 
     def expect(self, n: int, uncertainty: bool = False) -> None:
-        """Forgets the images of the round before, and says how many generated ones will come; a collective call."""
+        """Forget the images of the last round, and set how many generated ones will come; a collective call."""
         self._look()  # another callback may have made a reference since
         metric: Any
         for metric in self.metrics:
@@ -228,7 +228,7 @@ class Evaluation:
         return self.values(watch)
 
     def values(self, watch: Watch = _unseen) -> dict[str, Any]:
-        """Shows the real images to the metrics that want them, puts the processes together and computes.
+        """Show the real images to the metrics that need them, reduce over ranks and compute.
 
         Args:
             watch: given a name and this process's blocks of real images, gives them one by one: a bar.
@@ -254,7 +254,7 @@ class Evaluation:
         return found
 
     def _update(self, metrics: list[Metric], images: Tensor, first: int, real: bool) -> None:
-        # In one layout whatever they come from, on which the last bit of a convolution depends.
+        # In one memory format, on which the last bit of a convolution depends.
         images = pixels.to_uint8(images).to(self.device).clone(memory_format=torch.contiguous_format)
         index = torch.arange(first, first + len(images), device=self.device)
         for metric in metrics:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric, Kept, Reference
+from .base import FeatureBuffer, FeatureMetric, Reference
 from .statistics import read_statistics
 
 BLOCKS = 10
@@ -57,11 +57,10 @@ class FrechetDistance(FeatureMetric):
     """The Fréchet distance over any features, from running moments: no image and no feature is kept.
 
     Over Inception's features it is the FID and is called `fid`; over others it is another distance, `fd_<name>`. It
-    falls with the number of samples, so that values compare at the same number alone. With `uncertainty` it tells
-    beside the value
+    is biased for small N: compare values at equal N. With `uncertainty` it gives beside the value
 
     - `…_error`: its standard error by the samples, a jackknife of ten blocks, one left out at a time (too large, by
-      up to a half, where the distance is nothing but bias);
+      up to a half, if the distance is nothing but bias);
     - `…_infinity`: the value expected of infinitely many samples, a straight line in 1/n through the nested first
       five to ten tenths (Effectively unbiased FID. Chong, Forsyth, 2020, arXiv 1911.07023, section 4);
     - `…_samples`: their number.
@@ -72,8 +71,8 @@ class FrechetDistance(FeatureMetric):
     Args:
         extractor: bytes (B, C, H, W) to features (B, num_features), with attributes `num_features` and, for the
             distance's name, `name`; see `FeatureMetric`.
-        few: allow no more samples than features, where the covariance is singular and the distance mostly bias; the
-            value is then accompanied by `…_few` = 1, and is rounded as other tools round it (`_as_published`).
+        allow_few: allow no more samples than features, so that the covariance is singular and the distance mostly bias;
+            the value is then accompanied by `…_few` = 1, and is rounded as other tools round it (`_as_published`).
         reference: path of a file of statistics, `.npz` with `mu` and `sigma`, to take in the place of the data's own.
     """
 
@@ -84,16 +83,16 @@ class FrechetDistance(FeatureMetric):
     real_n: Tensor
 
     def __init__(
-        self, extractor: nn.Module | None = None, few: bool = False, reference: str | None = None, **kwargs: Any
+        self, extractor: nn.Module | None = None, allow_few: bool = False, reference: str | None = None, **kwargs: Any
     ) -> None:
-        self.few, self.file, self.settings = few, reference, (few,)
+        self.allow_few, self.file, self.settings = allow_few, reference, (allow_few,)
         super().__init__(extractor, **kwargs)
 
     def begin(self) -> None:
         self.name = getattr(self.extractor, "distance", f"fd{self.suffix}")
-        self.min_samples = 2 if self.few else self.num_features + 1
-        if self.few:  # up to as many as there are features, which is less than their covariance
-            self.kept_real, self.kept_fake = (Kept(self, real, self.num_features) for real in (True, False))
+        self.min_samples = 2 if self.allow_few else self.num_features + 1
+        if self.allow_few:  # up to as many as there are features, which is less than their covariance
+            self.kept_real, self.kept_fake = (FeatureBuffer(self, real, self.num_features) for real in (True, False))
         self._add_states("real", 1)
         self._add_states("fake", 1)
         if self.file is not None:
@@ -116,11 +115,11 @@ class FrechetDistance(FeatureMetric):
     def _too_few(self, kind: str, n: int) -> str:
         return (
             f"{self.name} has {self.num_features} features, but only {n} {kind} images were given, which leaves their "
-            f"covariance singular: give at least {self.min_samples}, or allow it by few (of score: --few)"
+            f"covariance singular: give at least {self.min_samples}, or allow it with allow_few (of score: --few)"
         )
 
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
-        if self.few:
+        if self.allow_few:
             (self.kept_real if real else self.kept_fake).add(features, index)
         side, features = ("real" if real else "fake"), features.double()
         n, total, scatter = (getattr(self, f"{side}_{part}") for part in ("n", "sum", "scatter"))
@@ -141,7 +140,7 @@ class FrechetDistance(FeatureMetric):
         return made if made["n"] > self.num_features else {**made, "features": self.kept_real()}
 
     def value(self) -> Any:
-        """d², float64; a dict by name where `uncertainty` or `few` have more to tell."""
+        """d², float64; a dict by name if `uncertainty` or `allow_few` add values."""
         assert self.reference is not None
         mean, factor = self.reference["mu"], _factor(self.reference["sigma"])
 
@@ -170,7 +169,7 @@ class FrechetDistance(FeatureMetric):
         return values if len(values) > 1 else values[self.name]
 
     def _moments(self, side: str, blocks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, covariance and number of some blocks, put together over the processes."""
+        """Mean, covariance and number of some blocks, reduced over ranks."""
         n, total, scatter = (getattr(self, f"{side}_{part}") for part in ("n", "sum", "scatter"))
         n, total = n[..., blocks].flatten(), total[..., blocks, :].flatten(0, -2)  # of every process and block
         mean = total.sum(0) / n.sum()

@@ -1,4 +1,4 @@
-"""How sure a classifier is of each image, and how many classes it sees in all of them."""
+"""The Inception score: how confident a classifier is in each image, and how many classes it finds in all."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from .base import FeatureMetric
 
 
 class InceptionScore(FeatureMetric):
-    """exp of the mean KL(p(y|x) ‖ p(y)) under a classifier, from running sums; it knows no real images.
+    """exp of the mean KL(p(y|x) ‖ p(y)) under a classifier, from running sums; it uses no real images.
 
     The images are cut in their order into `splits` runs of equal length, as torch-fidelity does without shuffling:
-    the mean and the standard deviation over these. It says nothing of images that repeat within a class.
+    the mean and the standard deviation over these. It does not detect images that repeat within a class.
 
     Keys: `is_mean`, `is_std` over Inception, `is_<name>_mean`, … over others.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric, Kept, Reference
+from .base import FeatureBuffer, FeatureMetric, Reference
 
 
 class KID(FeatureMetric):
@@ -27,7 +27,7 @@ class KID(FeatureMetric):
         kept: of how many images a side the features are kept to draw from: all, or as many as this, evenly chosen.
         seed: of the subsets; where all images are kept, torch-fidelity draws the same ones.
         precision: of the kernel. float32 is what torch-fidelity and published values are computed in; near sets, whose
-            distance is a small difference of large sums, are told apart better in float64.
+            distance is a small difference of large sums, are resolved better in float64.
     """
 
     kind = "features"
@@ -57,7 +57,7 @@ class KID(FeatureMetric):
         super().__init__(extractor, **kwargs)
 
     def begin(self) -> None:
-        self.real, self.fake = (Kept(self, real, self.kept) for real in (True, False))
+        self.real, self.fake = (FeatureBuffer(self, real, self.kept) for real in (True, False))
 
     def _too_few(self, kind: str, n: int) -> str:
         return (

@@ -17,16 +17,16 @@ MEMORY = 2**24  # numbers of samples that are float64 at once
 
 
 class NearestNeighbours(FeatureMetric):
-    """The share of samples that are copies: whose nearest training image is far nearer than the second nearest,
+    """The fraction of samples that are copies, whose nearest training image is far nearer than the second nearest,
     d_1 ≤ ratio·d_2, with Euclidean distances, once in pixels and once in features.
 
-    A copy is so told from what is merely easy to draw, since an image of a crowded place has several near ones. Of
+    This separates a copy from an image that is merely typical, which has several near ones. Of
     images that the training set holds twice, d_1 and d_2 are both 0, and a copy of these counts too.
 
     The generated images are shown first, then, in every round, all real ones, of which none is kept: so no memory
     grows with the training set.
 
-    Keys: `copies_pixels`, `copies_features` (shares), `nearest_pixels` (the median of d_1 as a root mean square
+    Keys: `copies_pixels`, `copies_features` (fractions), `nearest_pixels` (the median of d_1 as a root mean square
     difference of grey levels), `nearest_features`; those of features over other extractors than Inception with the
     extractor's name. `picture` shows the closest pairs.
 
@@ -77,7 +77,7 @@ class NearestNeighbours(FeatureMetric):
             self._parts.append((images[wanted], features[wanted], index[wanted]))
 
     def exchange(self) -> None:
-        """Gives every process the samples of all, between the last generated image and the first real one."""
+        """Gather the samples of all ranks, between the last generated image and the first real one."""
         none = torch.zeros(0, 0, 0, 0, dtype=torch.uint8), torch.zeros(0, self.num_features), torch.zeros(0).long()
         parts = self._parts or [tuple(x.to(self.device) for x in none)]
         images, features, index = (gathered(torch.cat(part)) for part in zip(*parts, strict=True))
@@ -110,13 +110,13 @@ class NearestNeighbours(FeatureMetric):
             setattr(self, f"{space}_distance", torch.cat([before, near], 1).sort(1).values[:, :2])
 
     def value(self) -> dict[str, Tensor]:
-        """The shares and medians, float64; makes `picture`."""
+        """The fractions and medians, float64; makes `picture`."""
         if self._samples is None:
             raise ValueError("neighbours among no images: show the generated images first, then the real ones")
         images, _ = self._samples
         found, ratios, nearest = {}, {}, {}
         for space in SPACES:
-            # What each process found in its share of the real images, (processes, samples, …).
+            # What each rank found in its shard of the real images, (ranks, samples, …).
             of_all = getattr(self, f"{space}_distance").view(-1, len(images), 2)
             pictures = getattr(self, f"{space}_image").view(-1, *images.shape)
             best = of_all[:, :, 0].argmin(0)
@@ -133,7 +133,7 @@ class NearestNeighbours(FeatureMetric):
         return found
 
     def reset(self) -> None:
-        """Forgets the samples."""
+        """Forget the samples."""
         super().reset()
         self._forget()
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import FeatureMetric, Kept, Reference
+from .base import FeatureBuffer, FeatureMetric, Reference
 
 ROWS = 1000  # images whose distances to all others are in memory at once
 
@@ -14,7 +14,7 @@ class PrecisionRecall(FeatureMetric):
     """Improved precision and recall: an image is covered that lies no farther from one of the other side than its k-th
     nearest neighbour of its own side does.
 
-    precision is the share of the samples covered by real images, recall the share of the real images covered by
+    precision is the fraction of samples covered by real images, recall the fraction of real images covered by
     samples. Distances are ‖f - g‖ in float64, summed over the features in their order.
 
     Keys: `precision`, `recall` over Inception, `precision_<name>`, `recall_<name>` over others.
@@ -39,7 +39,7 @@ class PrecisionRecall(FeatureMetric):
         super().__init__(extractor, **kwargs)
 
     def begin(self) -> None:
-        self.real, self.fake = (Kept(self, real, self.kept) for real in (True, False))
+        self.real, self.fake = (FeatureBuffer(self, real, self.kept) for real in (True, False))
 
     def add(self, images: Tensor, features: Tensor, logits: Tensor | None, real: bool, index: Tensor) -> None:
         (self.real if real else self.fake).add(features, index)
@@ -48,7 +48,7 @@ class PrecisionRecall(FeatureMetric):
         return {"features": self.real()}
 
     def value(self) -> dict[str, Tensor]:
-        """Both shares, float64."""
+        """Both fractions, float64."""
         assert self.reference is not None
         fake, real = self.fake().double(), self.reference["features"].double()
         return {
@@ -58,7 +58,7 @@ class PrecisionRecall(FeatureMetric):
 
 
 def _covered(of: Tensor, by: Tensor, k: int) -> Tensor:
-    """The share of rows within the k-th neighbour's distance of one of the rows `by`."""
+    """The fraction of rows within the k-th neighbour's distance of one of the rows `by`."""
     reach = torch.cat([_distances(rows, by).kthvalue(k + 1).values for rows in by.split(ROWS)])  # its own 0 is first
     return torch.cat([(_distances(rows, by) <= reach).any(1) for rows in of.split(ROWS)]).double().mean()
 

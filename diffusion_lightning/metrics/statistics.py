@@ -1,4 +1,4 @@
-"""Files of a reference: what a metric has made of the real images, as arrays in one `.npz`.
+"""Files of a reference: a metric's statistics of the real images, as arrays in one `.npz`.
 
 Those of a Fréchet distance are the ones of pytorch-fid and of guided-diffusion's evaluator: `mu` (d,), `sigma` (d, d).
 """
@@ -23,7 +23,7 @@ def write_arrays(path: str | Path, arrays: Arrays, **texts: str) -> None:
 
 
 def keep(path: Path, arrays: Arrays, of: str) -> None:
-    """Writes a file for `kept`, with a text that says what the arrays are made of, and a hash of all of it.
+    """Writes a file for `kept`, with a text that identifies what the arrays are made of, and a hash of all of it.
 
     One with a number that is not finite is not written: each later run would have it in its values.
     """
@@ -72,7 +72,7 @@ def read_arrays(path: str | Path, names: Collection[str] | None = None) -> Array
     """The file's numbers, or those of these names, on the CPU; runs nothing that the file may hold.
 
     Raises:
-        ValueError: where there is no such file, or it is none of arrays.
+        ValueError: if there is no such file, or it is no `.npz` of arrays.
     """
     if not Path(path).is_file():
         raise ValueError(f"the statistics {path} do not exist: give the path of an .npz file")
@@ -88,7 +88,7 @@ def read_statistics(path: str | Path, num_features: int) -> Arrays:
     """`mu` and `sigma` of a Fréchet distance, float64.
 
     Raises:
-        ValueError: where the file has none, or of another number of features, or what is no number.
+        ValueError: if the file has none, or they are of another number of features, or not finite numbers.
     """
     arrays = read_arrays(path, ("mu", "sigma", "n", "shape"))  # beside these there may be gigabytes of images
     if "mu" not in arrays or "sigma" not in arrays:

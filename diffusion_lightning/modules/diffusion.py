@@ -2,10 +2,10 @@
 
     repeat: x_0 ~ q(x_0);  t ~ Uniform(1 … T);  ε ~ N(0, I);  step on ∇‖ε - ε_θ(√ᾱ_t·x_0 + √(1 - ᾱ_t)·ε, t)‖²
 
-Every draw is a function of (seed, purpose, optimizer step, number of the sample in the global batch), and of nothing
-else: ranks draw different noise, and a run does not depend on how many devices share a global batch.
+Every draw is a function of (seed, purpose, optimizer step, number of the sample in the global batch) alone:
+ranks draw different noise, and a run does not depend on how many devices share a global batch.
 
-Where the network predicts the variance, L_hybrid = L_simple + λ·L_vlb trains it; the test is the bound in bits/dim.
+If the network predicts the variance, L_hybrid = L_simple + λ·L_vlb trains it; the test is the bound in bits/dim.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,10 +47,10 @@ class Diffusion(Generative):
         shape: (C, H, W) of one image; None asks the network, (in_channels, size, size).
         parameterization: what the network outputs; None is `Epsilon()`.
         rescale_timesteps: feed the network 1000/T·(t - 1), as IDDPM does, and not t - 1.
-        conditioner: what the network is told of y; None is `Unconditional()`.
+        conditioner: embeds y for the network; None is `Unconditional()`.
         timesteps: how t is drawn; None is `Uniform()`.
-        weighting: w, how much each squared error counts; None is `Simple()`, and `Nothing()` leaves the bound alone.
-        vlb_weight: λ, at least 0; None is 0.001 if the network predicts the variance, 1 under `Nothing()`, else 0.
+        weighting: w, the weight of each squared error; None is `Simple()`, and `ZeroWeight()` leaves the bound alone.
+        vlb_weight: λ, at least 0; None is 0.001 if the network predicts the variance, 1 under `ZeroWeight()`, else 0.
         vlb: which reverse process `test` measures; None is `VLB()`.
         optimizer: given the parameters, makes the optimizer.
         lr_scheduler: given the optimizer, makes the schedule of the learning rate, stepped once an optimizer step;
@@ -60,7 +60,7 @@ class Diffusion(Generative):
             at the first validation, shorter steps after it. Outside of a trainer, `compile()` does so.
 
     Raises:
-        ValueError: where the network does not take and return images of this shape, or nothing would train it.
+        ValueError: if the network does not take and return images of this shape, or nothing would train it.
     """
 
     denoiser: Denoiser
@@ -172,7 +172,7 @@ class Diffusion(Generative):
         optimizers.clipped(self, optimizer, *clip, **more)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A resumed run keeps the schedule of the learning rate that it began with, unless `keeps_rate` is false."""
+        """Restore; a resumed run keeps the learning-rate schedule that it began with, unless `keeps_rate` is false."""
         super().on_load_checkpoint(checkpoint)
         if self.fits and self.keeps_rate:
             optimizers.check_resumed(self, checkpoint)
@@ -197,7 +197,7 @@ class Diffusion(Generative):
     # Before training starts
 
     def configure_callbacks(self) -> list:
-        """Of Lightning's hooks the only one before the processes meet."""
+        """Check and prepare the strategy: of Lightning's hooks the only one before the process group is set up."""
         checks.check_strategy(self.trainer)
         if fsdp.shards(self.trainer):
             fsdp.prepare(self.trainer)

@@ -1,4 +1,4 @@
-"""Noise predictors. Any `nn.Module` with `forward(x_t, t, c) -> (B, C, H, W)` serves; these are the papers'."""
+"""Networks. Any `nn.Module` with `forward(x_t, t, c) -> (B, C, H, W)` serves; these are the papers'."""
 
 from .dit import DiT as DiT
 from .unet import UNet as UNet

@@ -4,7 +4,7 @@
     and the choices of its released code that the paper leaves open.
 
 The image is cut into patches, each a token with its place added to it. Every block is attention and an MLP between
-norms whose shift and scale, and whose share in the sum, are linear in the embedding of time and condition (adaLN-Zero).
+norms whose shift and scale, and whose gate in the sum, are linear in the embedding of time and condition (adaLN-Zero).
 """
 
 from typing import ClassVar
@@ -37,7 +37,7 @@ class DiT(nn.Module):
         out_channels: channels of the output; None is `in_channels`, and twice as many predict the variance too.
 
     Raises:
-        ValueError: where the patches do not divide the size, or the heads or 4 do not divide the width.
+        ValueError: if the patches do not divide the size, or the heads or 4 do not divide the width.
     """
 
     S: ClassVar[dict[str, int]] = {"width": 384, "depth": 12, "heads": 6}
@@ -66,7 +66,7 @@ class DiT(nn.Module):
             )
         if heads < 1 or width < 1 or width % heads:
             raise ValueError(
-                f"a width of {width} features cannot be shared by {heads} heads: make width divisible by heads"
+                f"a width of {width} features cannot be split among {heads} heads: make width divisible by heads"
             )
         if width % 4:
             raise ValueError(
@@ -75,12 +75,12 @@ class DiT(nn.Module):
             )
         self.in_channels, self.size, self.patch = in_channels, size, patch
         self.condition_width = width
-        self.time1, self.time2 = Linear(FREQUENCIES, width), Linear(width, width)
-        self.enter = Conv2d(in_channels, width, patch, stride=patch)
+        self.time_mlp1, self.time_mlp2 = Linear(FREQUENCIES, width), Linear(width, width)
+        self.conv_in = Conv2d(in_channels, width, patch, stride=patch)
         self.register_buffer("positions", _positions(size // patch, width), persistent=False)
         self.blocks = nn.ModuleList([Block(width, heads, int(width * mlp_ratio)) for _ in range(depth)])
         self.modulation = Linear(width, 2 * width)
-        self.leave = Linear(width, patch**2 * (out_channels or in_channels))
+        self.proj_out = Linear(width, patch**2 * (out_channels or in_channels))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -89,12 +89,12 @@ class DiT(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight.data.flatten(1))  # the patches' as a linear layer's
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        for linear in (self.time1, self.time2):
+        for linear in (self.time_mlp1, self.time_mlp2):
             nn.init.normal_(linear.weight, std=0.02)
         for module in self.modules():
             if isinstance(module, DiT | Block):
                 nn.init.zeros_(module.modulation.weight)
-        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.proj_out.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """What the network is trained to output at x_t, (B, out_channels, H, W).
@@ -105,7 +105,7 @@ class DiT(nn.Module):
             c: (B, width), added to the time's embedding; None for no condition.
 
         Raises:
-            ValueError: where the images' channels or size do not fit the network.
+            ValueError: if the images' channels or size do not fit the network.
         """
         if x_t.shape[1] != self.in_channels:
             raise ValueError(
@@ -117,14 +117,14 @@ class DiT(nn.Module):
                 f"the DiT was built for images of {self.size}×{self.size} pixels, but these have {x_t.shape[2]}×"
                 f"{x_t.shape[3]}: set the network's size to theirs, or bring them to its"
             )
-        waves = sinusoidal(t, FREQUENCIES, cosine_first=True, shift=0).to(self.time1.weight.dtype)
-        emb = self.time2(F.silu(self.time1(waves)))  # (B, width)
+        waves = sinusoidal(t, FREQUENCIES, cosine_first=True, shift=0).to(self.time_mlp1.weight.dtype)
+        emb = self.time_mlp2(F.silu(self.time_mlp1(waves)))  # (B, width)
         emb = F.silu(emb if c is None else emb + c)
-        x = self.enter(x_t).flatten(2).mT + self.positions  # (B, tokens, width)
+        x = self.conv_in(x_t).flatten(2).mT + self.positions  # (B, tokens, width)
         for block in self.blocks:
             x = block(x, emb)
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
-        return self._joined(self.leave(_norm(x) * (1 + scale) + shift))
+        return self._joined(self.proj_out(_norm(x) * (1 + scale) + shift))
 
     def _joined(self, x: Tensor) -> Tensor:
         """Tokens (B, h·w, p·p·C) to images (B, C, h·p, w·p)."""

@@ -11,7 +11,7 @@ def sinusoidal(t: Tensor, width: int, cosine_first: bool = False, shift: int = 1
 
     DDPM's with these defaults; IDDPM, ADM and DiT have `cosine_first=True, shift=0`.
 
-    Always float32, since in bfloat16 a thousand times collapse to some five hundred.
+    Always float32: in bfloat16 a thousand times would collapse to some five hundred.
 
     Paper: Attention is all you need. Vaswani et al., 2017, arXiv 1706.03762, section 3.5, in the form that DDPM uses.
     """

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Conv2d, DoublingConv, Dropout, GroupNorm, Linear, attend, doubled, gpu
+from .base import Conv2d, Dropout, GroupNorm, Linear, UpsampleConv, attend, gpu, upsample2x
 from .embeddings import sinusoidal
 
 
@@ -42,7 +42,7 @@ class Style(NamedTuple):
         if rest or heads < 1 or channels % heads:
             wanted = f"heads of {self.head_channels}" if self.head_channels else f"{heads} heads"
             raise ValueError(
-                f"attention over {channels} features cannot be shared among {wanted}: choose heads or head_channels "
+                f"attention over {channels} features cannot be split among {wanted}: choose heads or head_channels "
                 "that divide them"
             )
         return heads
@@ -70,12 +70,12 @@ class UNet(nn.Module):
         scale_shift: the time scales and shifts the features after a block's second normalisation (IDDPM's adaptive
             group normalisation); otherwise it is added before.
         resample_blocks: residual blocks halve and double the size (ADM, section 3.1), not single convolutions.
-        release: whose released code decides what no paper says. IDDPM's embeds the time as cos | sin with other
+        release: whose released code decides what no paper states. IDDPM's embeds the time as cos | sin with other
             frequencies, pads a strided convolution on all sides, has ε = 1e-5 in its norms where DDPM's has 1e-6, and
             starts from the defaults of PyTorch, and from zero where DDPM's starts near zero.
 
     Raises:
-        ValueError: where the levels do not divide the size, or the groups or heads do not divide the features.
+        ValueError: if the levels do not divide the size, or the groups or heads do not divide the features.
     """
 
     def __init__(
@@ -112,19 +112,21 @@ class UNet(nn.Module):
         stray = [a for a in attention if a not in sizes]
         if stray:
             raise ValueError(
-                f"attention is asked for at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: "
+                f"attention is set at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: "
                 "choose among these"
             )
         if release not in ("DDPM", "IDDPM"):
-            raise ValueError(f"release is {release}, but the details of DDPM's and IDDPM's code are known: give one")
+            raise ValueError(
+                f"release is {release}, but only DDPM and IDDPM have released code to follow: give one of them"
+            )
         self.in_channels, self.size, self.channels, self.halvings = in_channels, size, channels, halvings
         self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
         self.resample_blocks, self.release = resample_blocks, release
         eps = 1e-6 if release == "DDPM" else 1e-5
         self.condition_width = 4 * channels
         self.style = style = Style(self.condition_width, dropout, groups, eps, scale_shift, heads, head_channels)
-        self.time1, self.time2 = Linear(channels, style.time), Linear(style.time, style.time)
-        self.enter = Conv2d(in_channels, channels, 3, padding=1)
+        self.time_mlp1, self.time_mlp2 = Linear(channels, style.time), Linear(style.time, style.time)
+        self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
 
         self.down = nn.ModuleList()
         skips, width = [channels], channels
@@ -148,11 +150,13 @@ class UNet(nn.Module):
                 self.up.append(Block(width, width, style, resize=2.0) if resample_blocks else Upsample(width))
 
         blocks_in_order: Iterator[Any] = chain(self.down, self.middle, self.up)
-        self.shares = [block.share for block in blocks_in_order]
-        self.times = Linear(style.time, sum(self.shares))  # what every block adds of the time, made at once
+        self.time_channels = [block.time_channels for block in blocks_in_order]
+        self.time_proj = Linear(
+            style.time, sum(self.time_channels)
+        )  # the time's projections of all blocks, computed at once
 
         self.norm = style.norm(width)
-        self.leave = Conv2d(width, out_channels or in_channels, 3, padding=1)
+        self.conv_out = Conv2d(width, out_channels or in_channels, 3, padding=1)
         if release == "DDPM":
             self._start_as_ddpm()
         else:
@@ -160,17 +164,17 @@ class UNet(nn.Module):
         self.set_memory_format(torch.device("cpu"), reduced=False)
 
     def set_memory_format(self, device: torch.device, reduced: bool, compiled: bool = False) -> None:
-        """Puts the weights, and with them the features, into the order that is fastest on a device.
+        """Set the memory format of the weights, and with it of the features, that is fastest on a device.
 
-        Channels last, the order in which convolutions are fastest; but not where a CPU computes in less than float32
-        (`reduced`), whose normalisation is slow in it (`python -m benchmarks gains` shows both), nor where training on
-        a GPU is `compiled`: the features are put in order there, and the gradients come channels first, to be copied
-        into the order of the weights.
+        Channels last, in which convolutions are fastest; but not if a CPU computes in less than float32 (`reduced`),
+        whose normalisation is slow in it (`python -m benchmarks gains` shows both), nor if training on a GPU is
+        `compiled`: the compiler sets the features' format there, and gradients arrive channels first and would be
+        copied into the format of the weights.
         """
         if not (device.type == "cpu" and reduced) and not (device.type == "cuda" and compiled):
             self.to(memory_format=torch.channels_last)
             return
-        for parameter in self.parameters():  # not by `to`, which leaves 1×1 kernels the strides of channels last
+        for parameter in self.parameters():  # not with `to`, which leaves 1×1 kernels the strides of channels last
             parameter.data = parameter.data.contiguous().flatten().view(parameter.shape)
 
     def _start_as_ddpm(self) -> None:
@@ -186,15 +190,15 @@ class UNet(nn.Module):
                 for weight in module.qkv.weight.data.chunk(3):
                     _fan_average(weight)
                 _fan_average(module.out.weight, 1e-10)
-        for weight in self.times.weight.data.split(self.shares):
+        for weight in self.time_proj.weight.data.split(self.time_channels):
             _fan_average(weight)
-        _fan_average(self.leave.weight, 1e-10)
+        _fan_average(self.conv_out.weight, 1e-10)
 
     def _start_as_iddpm(self) -> None:
         """PyTorch's defaults, as they are by now; what ends a residual branch, and the net, at zero."""
         ends = [m.conv2 for m in self.modules() if isinstance(m, Block)]
         ends += [m.out for m in self.modules() if isinstance(m, Attention)]
-        for end in [*ends, self.leave]:
+        for end in [*ends, self.conv_out]:
             nn.init.zeros_(end.weight)
             nn.init.zeros_(end.bias)  # type: ignore[arg-type]
 
@@ -207,7 +211,7 @@ class UNet(nn.Module):
             c: (B, 4·channels), added to the time's embedding; None for no condition.
 
         Raises:
-            ValueError: where the images' channels or size do not fit the network.
+            ValueError: if the images' channels or size do not fit the network.
         """
         if x_t.shape[1] != self.in_channels:
             raise ValueError(
@@ -224,10 +228,10 @@ class UNet(nn.Module):
             waves = sinusoidal(t, self.channels)
         else:
             waves = sinusoidal(t, self.channels, cosine_first=True, shift=0)
-        emb = self.time2(F.silu(self.time1(waves.to(self.time1.weight.dtype))))
-        times = self.times(F.silu(emb if c is None else emb + c))[:, :, None, None]
-        time = iter(times.split(self.shares, dim=1))
-        h = self.enter(x_t)
+        emb = self.time_mlp2(F.silu(self.time_mlp1(waves.to(self.time_mlp1.weight.dtype))))
+        times = self.time_proj(F.silu(emb if c is None else emb + c))[:, :, None, None]
+        time = iter(times.split(self.time_channels, dim=1))
+        h = self.conv_in(x_t)
         skips = [h]
         for module in self.down:
             h = module(h, next(time))
@@ -235,12 +239,12 @@ class UNet(nn.Module):
         for module in self.middle:
             h = module(h, next(time))
         for module in self.up:
-            h = module(torch.cat([h, skips.pop()], dim=1) if module.joins else h, next(time))
-        return self.leave(F.silu(self.norm(h)))
+            h = module(torch.cat([h, skips.pop()], dim=1) if module.takes_skip else h, next(time))
+        return self.conv_out(F.silu(self.norm(h)))
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention where asked for.
+    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention if `attend`.
 
     With `resize` 0.5 or 2 the features after the first SiLU, and the input, are averaged or repeated to that size.
     """
@@ -248,8 +252,8 @@ class Block(nn.Module):
     def __init__(self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0) -> None:
         super().__init__()
         self.scale_shift, self.resize = style.scale_shift, resize
-        self.share = 2 * to if style.scale_shift else to  # of what the U-Net makes of the time
-        self.joins = resize == 1.0  # on the way up, it is fed the output of its counterpart too
+        self.time_channels = 2 * to if style.scale_shift else to  # its channels of the U-Net's `time_proj`
+        self.takes_skip = resize == 1.0  # on the way up, it also takes the output of its counterpart
         self.norm1 = style.norm(from_)
         self.conv1 = Conv2d(from_, to, 3, padding=1)
         self.norm2 = style.norm(to)
@@ -274,7 +278,7 @@ class Block(nn.Module):
     def _resized(self, h: Tensor) -> Tensor:
         if self.resize < 1:
             return F.avg_pool2d(h, 2)
-        return doubled(h)
+        return upsample2x(h)
 
 
 class Attention(nn.Module):
@@ -294,12 +298,12 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H·W, C/heads)
         mixed = attend(q, k, v).transpose(2, 3).reshape(b, c, h, w)
-        if x.is_contiguous():  # of one head, it lies channels last
+        if x.is_contiguous():  # with one head it is channels last
             mixed = mixed.contiguous()
         return x + self.out(mixed)
 
     def _of_tokens(self, x: Tensor) -> Tensor:
-        """Of (B, H·W, C): the same by products of matrices alone, that leave the channels last, their gradients too."""
+        """The same over (B, H·W, C) with matmuls alone, which keep channels last, in their gradients too."""
         qkv = F.linear(x, self.qkv.weight.flatten(1), self.qkv.bias).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, H·W, C/heads)
         return F.linear(attend(q, k, v).transpose(1, 2).flatten(2), self.out.weight.flatten(1), self.out.bias)
@@ -311,7 +315,7 @@ class Downsample(nn.Module):
     DDPM's released code pads at the right and bottom alone, as TensorFlow's SAME does, IDDPM's on all sides.
     """
 
-    joins, share = False, 0
+    takes_skip, time_channels = False, 0
 
     def __init__(self, channels: int, release: str) -> None:
         super().__init__()
@@ -325,11 +329,11 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Twice the size: nearest neighbour, then a convolution."""
 
-    joins, share = False, 0
+    takes_skip, time_channels = False, 0
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = DoublingConv(channels, channels)
+        self.conv = UpsampleConv(channels, channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.conv(x)

@@ -16,7 +16,7 @@ class Ancestral(Sampler):
     Args:
         steps: see `Sampler`.
         variance: m of log σ² = m·log β + (1 - m)·log β̃, in [0, 1]: 1 is "fixed large", 0 "fixed small"; None is
-            what the network predicts, and fixed large where it predicts none.
+            what the network predicts, and fixed large if it predicts none.
         clip: see `Sampler`.
         spacing: see `Sampler`.
         dynamic: see `Sampler`.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import random
 from ..denoising import Prediction
-from ..schedules import Schedule, like
+from ..schedules import Schedule, expand_like
 from .spacing import Spacing, Trailing
 
 Denoise = Callable[[Tensor, int, Tensor | None], Prediction]
@@ -22,10 +22,10 @@ Watch = Callable[[int, Tensor], None]
 
 
 class Step(NamedTuple):
-    """What a sampler's step from t to s may use.
+    """The inputs of a sampler's step from t to s.
 
     `prediction` is the denoiser's at x_t, `before` the time and the prediction of the step before (None at the
-    first), `predict(x, t)` asks the denoiser again, `noise()` draws standard normals of x_t's shape.
+    first), `predict(x, t)` calls the denoiser again, `noise()` draws standard normals of x_t's shape.
     """
 
     schedule: Schedule
@@ -42,11 +42,11 @@ class Sampler(ABC):
 
     Args:
         steps: number of steps, in 1 … T; None is all T.
-        clip: bound to which |x_0| is clipped before anything is made of it; None for no clipping, as latents want.
+        clip: bound to which |x_0| is clipped before it is used; None for no clipping, as for latents.
         spacing: which times are visited; None is `Trailing()`.
-        dynamic: dynamic thresholding: a quantile, in (0, 1], of each sample's |x_0|; where it exceeds the bound `clip`,
+        dynamic: dynamic thresholding: a quantile, in (0, 1], of each sample's |x_0|; if it exceeds the bound `clip`,
             x_0 is clipped to it instead and scaled back into the bound (Imagen: Saharia et al., 2022, arXiv
-            2205.11487, section 2.3). For guidance that saturates; None is none.
+            2205.11487, section 2.3). Against guidance that saturates; None turns it off.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Sampler(ABC):
     def angles(self, schedule: Schedule) -> dict[int, float]:
         """The angle φ of noise and signal, tan φ = √(1 - ᾱ_t)/√ᾱ_t, at each time that it visits, rising from 0."""
         times = self.times(schedule)[::-1]
-        signal, noise = schedule.roots(torch.tensor(times))
+        signal, noise = schedule.alpha_sigma(torch.tensor(times))
         return dict(zip(times, torch.atan2(noise, signal).flatten().tolist(), strict=True))
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Sampler(ABC):
         """The times visited, falling from at most T to 0.
 
         Raises:
-            ValueError: where there are more steps than times.
+            ValueError: if there are more steps than times.
         """
         steps = self.steps or schedule.T
         if steps > schedule.T:
@@ -109,10 +109,10 @@ class Sampler(ABC):
 
         Args:
             denoise: `denoise(x_t, t, c) -> Prediction`.
-            schedule: the one that the denoiser was made for.
+            schedule: that of the denoiser.
             x_T: (B, C, H, W) standard normal noise.
             c: (B, …) condition.
-            seeds: one integer a sample, of which alone its noise is a function; None is 0 … B - 1.
+            seeds: one integer a sample, which alone determines its noise; None is 0 … B - 1.
             watch: called with t and x_t where each step starts, and with 0 and x_0 at the end; not to change them.
 
         Returns:
@@ -128,7 +128,7 @@ class Sampler(ABC):
         Paper: Denoising diffusion implicit models. Song, Meng, Ermon, 2020, arXiv 2010.02502, section 4.3.
 
         Raises:
-            ValueError: where the sampler adds noise of its own.
+            ValueError: if the sampler adds noise of its own.
         """
         if not self.deterministic:
             raise ValueError(
@@ -178,7 +178,7 @@ class Sampler(ABC):
         2201.09865, algorithm 1 and section 4.2.
 
         Raises:
-            ValueError: where resample is below 1.
+            ValueError: if resample is below 1.
         """
         if resample < 1:
             raise ValueError(f"resample is {resample}, but each step is taken at least once: give 1 or more")
@@ -222,7 +222,7 @@ class Sampler(ABC):
             if t > 0:
                 # Without the raw output, which no step looks at: held, a GPU could not write the next one there.
                 return self._clipped(schedule, x_t, t, denoise(x_t, t, c)._replace(output=None))
-            # Clean already; only an inversion asks, and for the noise: that of the least noisy time, t = 1.
+            # Clean already; only an inversion needs a prediction here, of the noise: that at the least noisy time, 1.
             return Prediction(x_t, denoise(x_t, 1, c).eps)
 
         before, visits = None, Counter[tuple[int, int]]()
@@ -253,12 +253,12 @@ class Sampler(ABC):
         x_0 = prediction.x_0
         if self.dynamic is not None:
             reach = _precise(x_0.flatten(1).abs()).quantile(self.dynamic, dim=1).clamp(min=self.clip)
-            x_0 = x_0 * like(self.clip / reach, x_0)
+            x_0 = x_0 * expand_like(self.clip / reach, x_0)
         return _with_x_0(schedule, x_t, t, prediction, x_0.clamp(-self.clip, self.clip))
 
 
 def _precise(x: Tensor) -> Tensor:
-    """X in float32, or in float64 if it is."""
+    """Return x in float32, or in float64 if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -276,4 +276,4 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     even = angle.sin() < 1e-6  # the same direction: a straight line is the circle
     of_start = torch.where(even, 1 - weight, torch.sin((1 - weight) * angle) / angle.sin())
     of_end = torch.where(even, weight, torch.sin(weight * angle) / angle.sin())
-    return like(of_start, start) * start + like(of_end, end) * end
+    return expand_like(of_start, start) * start + expand_like(of_end, end) * end

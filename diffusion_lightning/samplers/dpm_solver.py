@@ -34,7 +34,7 @@ class DPMSolver(Sampler):
     ) -> None:
         super().__init__(steps, clip, spacing, dynamic)
         if order not in (1, 2):
-            raise ValueError(f"order is {order}, but DPMSolver remembers at most one step: give order 1 or 2")
+            raise ValueError(f"order is {order}, but DPMSolver keeps at most one earlier step: give order 1 or 2")
         self.order = order
 
     @property
@@ -45,7 +45,7 @@ class DPMSolver(Sampler):
         if at.t == 0:  # an inversion's first step, of infinite length, is DDIM's
             signal, noise = at.schedule.scales(at.s, x_t)
             return signal * at.prediction.x_0 + noise * at.prediction.eps
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = at.schedule.roots(at.t), at.schedule.roots(at.s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = at.schedule.alpha_sigma(at.t), at.schedule.alpha_sigma(at.s)
         x_0 = at.prediction.x_0
         if self.order == 2 and at.before is not None:
             before, other = at.before

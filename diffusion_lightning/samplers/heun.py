@@ -12,7 +12,7 @@ class Heun(Sampler):
     """x_s = α_s·(x_t/α_t + (σ_s - σ_t)·(ε_t + ε_s)/2) with α = √ᾱ, σ = √((1 - ᾱ)/ᾱ), ε_s predicted at DDIM's x_s.
 
     In x/α against σ the slope of the reverse equation is ε itself. Two network calls a step, but one at the last,
-    where ε_s cannot be asked for, and where σ is beyond EDM's largest, 80, there to see of x_0 being nothing: such a
+    where ε_s cannot be predicted, and where σ is beyond EDM's largest, 80, there to see of x_0 being nothing: such a
     step, which a cosine schedule (σ_T = 20,000) or zero terminal SNR begins with, has a slope that means nothing
     multiplied by its great length. These steps are DDIM's.
 
@@ -45,5 +45,5 @@ class Heun(Sampler):
         sigma_t, sigma_s = at.schedule.snr(at.t).rsqrt(), at.schedule.snr(at.s).rsqrt()
         if at.s == 0 or max(sigma_t, sigma_s) > LARGEST:
             return euler
-        change = at.schedule.roots(at.s)[0] * (sigma_s - sigma_t) / 2
+        change = at.schedule.alpha_sigma(at.s)[0] * (sigma_s - sigma_t) / 2
         return euler + change * (at.predict(euler, at.s).eps - at.prediction.eps)

@@ -1,4 +1,4 @@
-"""Which of a schedule's times a sampler visits."""
+"""The times of a schedule that a sampler visits."""
 
 from abc import ABC, abstractmethod
 
@@ -9,7 +9,7 @@ from ..schedules import Schedule
 
 
 class Spacing(ABC):
-    """Which of the schedule's times a sampler visits."""
+    """The choice of the schedule's times that a sampler visits."""
 
     @abstractmethod
     def __call__(self, schedule: Schedule, steps: int) -> list[int]:

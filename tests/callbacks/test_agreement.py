@@ -246,7 +246,7 @@ def test_no_reference_is_kept_of_ranks_with_other_images(
     monkeypatch.setenv("DIFFUSION_LIGHTNING_CACHE", str(tmp_path))
 
     def work(rank: int) -> Any:
-        callback = GenerativeMetrics([FrechetDistance(DigitsNet(), few=True)], n=40, batch_size=20)
+        callback = GenerativeMetrics([FrechetDistance(DigitsNet(), allow_few=True)], n=40, batch_size=20)
         strategy = SimpleNamespace(
             root_device=torch.device("cpu"),
             reduce_boolean_decision=lambda holds, all: False not in everywhere(bool(holds)),

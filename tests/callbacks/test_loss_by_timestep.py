@@ -1,4 +1,4 @@
-"""The loss by bands of t, against sums by hand, over resumes and accumulated batches."""
+"""The loss by bins of t, against sums by hand, over resumes and accumulated batches."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def by_hand(outputs: list[dict], low: int, high: int) -> float:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_each_band_is_the_mean_of_its_examples(tmp_path: Path, accumulate: int) -> None:
-    _, spy, logged = run(tmp_path, LossByTimestep(bands=5), max_steps=4, accumulate_grad_batches=accumulate)
+    _, spy, logged = run(tmp_path, LossByTimestep(bins=5), max_steps=4, accumulate_grad_batches=accumulate)
     bands = {"01-10": (1, 10), "11-20": (11, 20), "21-30": (21, 30), "31-40": (31, 40), "41-50": (41, 50)}
     for step, seen in (("1", spy.train[: 2 * accumulate]), ("3", spy.train[2 * accumulate :])):
         found = next(row for row in logged if row["step"] == step and row["train_by_t/01-10"])
@@ -88,5 +88,5 @@ def test_a_resume_in_the_middle_of_an_interval_logs_the_same(tmp_path: Path) -> 
 
 
 def test_no_bands_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 bands says nothing"):
-        LossByTimestep(bands=0)
+    with pytest.raises(ValueError, match="0 bins is none"):
+        LossByTimestep(bins=0)

@@ -73,7 +73,7 @@ def test_the_frames_are_even_in_what_there_is_to_see(schedule: Schedule, spacing
     assert len(frames) == chain.columns == min(10, steps + 1)
     assert {frames[0], frames[-1]} == {max(visited), 0}
     free = set(visited) - set(frames)
-    angle = {t: float(torch.atan2(*reversed(schedule.roots(t)))) for t in visited}
+    angle = {t: float(torch.atan2(*reversed(schedule.alpha_sigma(t)))) for t in visited}
     top = angle[frames[0]]
     for k, t in enumerate(frames[1:-1], start=1):
         wanted = top * (1 - k / (len(frames) - 1))

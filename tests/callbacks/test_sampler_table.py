@@ -102,8 +102,8 @@ def test_a_name_says_what_distinguishes_a_sampler() -> None:
     ("arguments", "says"),
     [
         ({"steps": [5, 13]}, "takes 13 steps, but the schedule has T = 12"),
-        ({"steps": [0]}, "steps [0] says nothing"),
-        ({"steps": []}, "steps [] says nothing"),
+        ({"steps": [0]}, "steps [0] is empty"),
+        ({"steps": []}, "steps [] is empty"),
         ({"samplers": []}, "0 samplers"),
         ({"n": 64}, "64 features, but only 64 generated images"),
         ({"n": 0}, "metrics of 0 samples"),

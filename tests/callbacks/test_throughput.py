@@ -22,7 +22,7 @@ from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import DiT, UNet
-from diffusion_lightning.networks.base import products
+from diffusion_lightning.networks.base import matmuls
 from diffusion_lightning.networks.unet import Attention
 from diffusion_lightning.schedules import Cosine
 
@@ -197,15 +197,15 @@ def test_a_peak_of_nothing_is_refused() -> None:
 def test_a_cpu_that_is_slow_in_bf16_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, reduced: list[torch.dtype], told: bool
 ) -> None:
-    monkeypatch.setattr(products, "FAST", {torch.float32, *reduced})
+    monkeypatch.setattr(matmuls, "FAST", {torch.float32, *reduced})
     config = str(timed(tmp_path))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(["fit", "--config", config, "--trainer.max_steps", "2", "--trainer.precision", precision])
     said = [str(warning.message) for warning in caught if "this CPU" in str(warning.message)]
     assert said == told * [
-        "this CPU has no fast arithmetic for bfloat16, so that products are made in float32 and rounded to it: "
-        "--trainer.precision 32-true trains at least as fast here"
+        "this CPU has no fast arithmetic for bfloat16, so that matmuls and convolutions are made in float32 and "
+        "rounded to it: --trainer.precision 32-true trains at least as fast here"
     ]
 
 
@@ -213,7 +213,7 @@ def test_a_cpu_that_is_slow_in_bf16_is_told_of(
 def test_a_cpus_peak_is_of_the_type_in_which_products_are_made(
     monkeypatch: pytest.MonkeyPatch, fast: set[torch.dtype], expected: float
 ) -> None:
-    monkeypatch.setattr(products, "FAST", {torch.float32, *fast})
+    monkeypatch.setattr(matmuls, "FAST", {torch.float32, *fast})
     measured = {BF16: 800e9, torch.float32: 390e9}
     monkeypatch.setattr(throughput, "_measured_peak", lambda device, dtype: measured[dtype])
     assert throughput.peak(torch.device("cpu"), BF16) == expected

@@ -91,7 +91,7 @@ PINNED = {
     "celeba64_ddpm": Recipe("CelebA", 78_700_803, ("Linear", 1000), ("Adam", 2e-4), 5000, 500_000, 0.1, True,
                             bound=(1.0, 0.0), tested=(50_000, "Ancestral", 1000, 1.0)),
     "cifar10_iddpm": Recipe("CIFAR10", 52_546_438, ("Cosine", 4000), ("AdamW", 1e-4), vlb_weight=0.001, **IDDPM),
-    "cifar10_iddpm_vlb": Recipe("CIFAR10", 52_546_438, ("Cosine", 4000), ("AdamW", 1e-4), weighting="Nothing()",
+    "cifar10_iddpm_vlb": Recipe("CIFAR10", 52_546_438, ("Cosine", 4000), ("AdamW", 1e-4), weighting="ZeroWeight()",
                                 timesteps="LossAware(history=10, uniform=0.001)", vlb_weight=1.0, **IDDPM),
     "imagenet64_iddpm": Recipe("ImageFolder", 121_063_942, ("Cosine", 4000), ("AdamW", 1e-4), vlb_weight=0.001,
                                **{**IDDPM, "steps": 1_500_000, "dropout": 0.0}),
@@ -126,7 +126,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Built:
         found.append((self, model, data))
 
     def zeros(self: UNet, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        return x_t.new_zeros(len(x_t), self.leave.out_channels, *x_t.shape[2:])
+        return x_t.new_zeros(len(x_t), self.conv_out.out_channels, *x_t.shape[2:])
 
     monkeypatch.setattr(Trainer, "_fit_impl", fit)
     monkeypatch.setattr(CLI, "_check_trained", lambda cli: None)  # no step is
@@ -198,12 +198,12 @@ def test_recipe(name: str, built: Built, tmp_path: Path) -> None:
     )
     check_table(schedule)
     assert model.compiles == (trainer.max_steps > 100_000)  # where minutes at the start are nothing
-    assert model.predicts_variance == (network.leave.out_channels == 2 * model.shape[0]) == ("iddpm" in name)
+    assert model.predicts_variance == (network.conv_out.out_channels == 2 * model.shape[0]) == ("iddpm" in name)
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0.0)
     assert (trainer.num_devices, trainer.accumulate_grad_batches, trainer.gradient_clip_algorithm) == (1, 1, None)
     if evaluation:  # beside all training images, and by more samples than the distance has features
         assert evaluation.split == "train"
-        assert not metrics[0].few
+        assert not metrics[0].allow_few
         assert min(n for n, _ in evaluation.protocol.values()) > metrics[0].num_features
 
 
@@ -337,7 +337,7 @@ def small(name: str, folder: Path) -> Path:
             config[key].update(n=4)
     if "metrics" in config:
         extractor = {"class_path": "tests.cli.test_configs.Tiny"}
-        config["metrics"].update(batch_size=2, metrics=[metric("FrechetDistance", extractor=extractor, few=True)])
+        config["metrics"].update(batch_size=2, metrics=[metric("FrechetDistance", extractor=extractor, allow_few=True)])
     if config["checkpoint"]["monitor"] != "val/loss":
         config["checkpoint"]["monitor"] = "val/fd_tiny"
     path = folder / "small.yaml"

@@ -213,7 +213,7 @@ def test_the_whole_of_the_science_by_options_alone(tmp_path: Path) -> None:
         assert len(list((root / "out").iterdir())) == 2
 
 
-def test_a_rehearsal_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--config", str(small_config(tmp_path)), "--trainer.fast_dev_run", "true"])
     assert not (tmp_path / "run/checkpoints").exists()
     assert "keeps nothing" in capsys.readouterr().out

@@ -182,7 +182,7 @@ def test_a_file_of_improved_diffusion_through_every_command(
     [
         ([], "holds weights and does not say of which network or schedule: give a configuration"),
         (["CONFIG", "--model.init_args.network.init_args.blocks", "2"], "has no input_blocks.2.0.in_layers"),
-        (["CONFIG", "--model.init_args.network.init_args.channels", "16"], r"\[32, 8\], but the network's time1"),
+        (["CONFIG", "--model.init_args.network.init_args.channels", "16"], r"\[32, 8\], but the network's time_mlp1"),
         (["CONFIG", "--model.init_args.network.init_args.attention", "[]"], "has no output_blocks.1.1.conv.weight"),
         (["CONFIG", "--model.init_args.conditioner", "ClassLabels", "--model.init_args.conditioner.classes", "10",
           "--model.init_args.conditioner.width", "32"], r"table of classes is missing, the model's conditioner's is"),

@@ -93,11 +93,11 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a name among many": (
         lambda: named([f"class {i}" for i in range(99)]), {"y": "x"}, r"class 0, .*class 9, … \(99 in all\)"
     ),
-    "a name of a model without names": (conditional, {"y": "Flags"}, "keeps no names of its classes: give"),
-    "a name beyond the table": (lambda: named([*NAMES, "a", "b"]), {"y": "b"}, "a label is 4, but the model knows 3"),
+    "a name of a model without names": (conditional, {"y": "Flags"}, "has no names of its classes: give"),
+    "a name beyond the table": (lambda: named([*NAMES, "a", "b"]), {"y": "b"}, "a label is 4, but the model has 3"),
     "a name of a model without classes": (without_classes, {"y": "Flags"}, "trained without a condition: leave y out"),
     "an int of a model without classes": (without_classes, {"y": 0}, "trained without a condition: leave y out"),
-    "an int too large": (named, {"y": 4}, "a label is 4, but the model knows 3 classes: give labels 0 … 2, or 3"),
+    "an int too large": (named, {"y": 4}, "a label is 4, but the model has 3 classes: give labels 0 … 2, or 3"),
     "a negative int": (named, {"y": -1}, "a label is -1"),
     "a float": (named, {"y": 1.0}, "the labels are float32 of .*, but a class is one whole number"),
     "true or false": (named, {"y": True}, "the labels are bool"),
@@ -190,10 +190,10 @@ def test_samples_of_a_class_go_on_whether_its_name_is_given_or_its_number(
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("two", "y is two, but the model knows no class of this name (did you mean Two?): give one of zero, one, Two"),
-        ("11", "a label is 11, but the model knows 10 classes"),
-        ("2.0", "y is 2.0, but the model knows no class of this name"),
-        ("true", "y is true, but the model knows no class of this name"),
+        ("two", "y is two, but the model has no class of this name (did you mean Two?): give one of zero, one, Two"),
+        ("11", "a label is 11, but the model has 10 classes"),
+        ("2.0", "y is 2.0, but the model has no class of this name"),
+        ("true", "y is true, but the model has no class of this name"),
     ],
     ids=["a name in other letters", "a number too large", "a float", "a word of YAML"],
 )

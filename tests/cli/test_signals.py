@@ -198,7 +198,7 @@ def test_what_was_ignored_at_the_start_stays_ignored(number: int) -> None:
     try:
         with preemption.listening():
             signal.raise_signal(number)
-            assert not preemption.asked()
+            assert not preemption.signalled()
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, handler)
@@ -213,7 +213,7 @@ from diffusion_lightning.distributed import preemption as job
 with job.listening():
     job.hold()
     print("held", flush=True)
-    while not job.asked():
+    while not job.signalled():
         time.sleep(0.001)
     for _ in range(int(sys.argv[2])):
         print("a word", flush=True)

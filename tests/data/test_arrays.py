@@ -70,7 +70,7 @@ def test_a_large_file_stays_mapped(tmp_path: Path, own_cache: Path) -> None:
     np.save(tmp_path / "a.npy", COLOUR)
     seen = []
     for memory in (4.0, 0.0, 0.0):
-        data = Arrays(tmp_path / "a.npy", memory=memory, batch_size=7, flip=True)
+        data = Arrays(tmp_path / "a.npy", max_memory_gib=memory, batch_size=7, flip=True)
         data.setup("fit")
         seen.append(list(data.train_dataloader()))
     assert len(list((own_cache / "pictures").glob("*.bytes"))) == 1

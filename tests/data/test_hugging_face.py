@@ -91,7 +91,7 @@ def test_broken_pictures_are_named_or_left_out(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(columns, features=part.features).save_to_disk(tmp_path / "set")
     with pytest.raises(ValueError, match=r"2 of 10 pictures cannot be read \(number 0 of train, number 4 of train;"):
         HuggingFace(str(tmp_path / "set")).prepare_data()
-    data = HuggingFace(str(tmp_path / "set"), label="label", broken="skip", held_out=3)
+    data = HuggingFace(str(tmp_path / "set"), label="label", on_error="skip", held_out=3)
     with pytest.warns(UserWarning, match="number 0 of train, number 4 of train"):
         data.prepare_data()
     images, labels = (torch.cat(both) for both in zip(data.read("train"), data.read("val"), strict=True))
@@ -99,7 +99,7 @@ def test_broken_pictures_are_named_or_left_out(tmp_path: Path) -> None:
     assert seen == {expected(i).numpy().tobytes(): i % 2 for i in range(10) if i not in (0, 4)}
     assert len(images) == 8
     with pytest.raises(ValueError, match="none of the pictures of val can be read"):  # number 4 is the one held out
-        HuggingFace(str(tmp_path / "set"), label="label", broken="skip", held_out=1).read("val")
+        HuggingFace(str(tmp_path / "set"), label="label", on_error="skip", held_out=1).read("val")
 
 
 @pytest.mark.parametrize("kept_back", [True, False])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_lightning.data import ImageFolder
-from diffusion_lightning.data.base import Fit, store
+from diffusion_lightning.data.base import ResizeCrop, store
 
 from ..support.pictures import Pixels, noise, with_broken
 
@@ -29,7 +29,7 @@ def save(folder: Path, files: dict[str, Pixels], **options: Any) -> Path:
 
 def fit(path: Path, *shape: int) -> Pixels:
     channels, height, width = shape
-    return Fit((channels, height, width), keep=True)(path)[0]
+    return ResizeCrop((channels, height, width), keep=True)(path)[0]
 
 
 # One picture.
@@ -39,7 +39,7 @@ def fit(path: Path, *shape: int) -> Pixels:
 def test_the_central_square_is_averaged_over_areas(height: int, width: int, size: int, tmp_path: Path) -> None:
     pixels = noise(height, width, 3)
     save(tmp_path, {"a.png": pixels})
-    found, enlarged, _ = Fit((3, size, size))(tmp_path / "a.png")
+    found, enlarged, _ = ResizeCrop((3, size, size))(tmp_path / "a.png")
     side = min(height, width)
     top, left, block = (height - side) // 2, (width - side) // 2, side // size
     square = pixels[top : top + side, left : left + side].astype(float)
@@ -51,7 +51,7 @@ def test_the_central_square_is_averaged_over_areas(height: int, width: int, size
 def test_a_part_of_an_area_that_is_no_whole_number_of_pixels(tmp_path: Path) -> None:
     """10 pixels to 4: each is the mean of the 2 or 3 pixels whose centres it covers."""
     save(tmp_path, {"a.png": np.arange(0, 100, 10).astype(np.uint8)[None].repeat(10, 0)})
-    found = Fit((1, 4, 4))(tmp_path / "a.png").pixels
+    found = ResizeCrop((1, 4, 4))(tmp_path / "a.png").pixels
     centres = np.arange(10) + 0.5
     for k in range(4):
         covered = np.arange(0, 100, 10)[(centres > 2.5 * k) & (centres <= 2.5 * (k + 1))]
@@ -179,7 +179,7 @@ def test_the_splits_are_disjoint_whole_and_sorted(tmp_path: Path) -> None:
     assert both == sorted(x.numpy().tobytes() for x in order)
     assert len(set(both)) == 40
     files = sorted((p for p in folder.rglob("*.*") if p.suffix != ".txt" and p.name[0] != "."), key=str)
-    expected = [Fit((3, 8, 8))(file)[0] for file in files]
+    expected = [ResizeCrop((3, 8, 8))(file)[0] for file in files]
     held = {(2 * k + 1) * 40 // 16 for k in range(8)}
     assert np.array_equal(val.numpy(), [x for i, x in enumerate(expected) if i in held])
     assert np.array_equal(train.numpy(), [x for i, x in enumerate(expected) if i not in held])
@@ -190,7 +190,7 @@ def test_the_first_folder_is_the_class(tmp_path: Path) -> None:
     data = ImageFolder(folder, size=8, classes=True, held_out=0.1)
     assert torch.bincount(data.read("train")[1]).tolist() == [18, 18, 18]
     assert torch.bincount(data.read("val")[1]).tolist() == [2, 2, 2]
-    of_files = {Fit((3, 8, 8))(p)[0].tobytes(): p.relative_to(folder).parts[0] for p in folder.rglob("[0-9]*.*")}
+    of_files = {ResizeCrop((3, 8, 8))(p)[0].tobytes(): p.relative_to(folder).parts[0] for p in folder.rglob("[0-9]*.*")}
     for image, y in zip(*data.read("train"), strict=True):
         assert of_files[image.numpy().tobytes()] == "abc"[y]
 
@@ -264,7 +264,9 @@ def test_mapped_and_in_memory_are_the_same_batches(workers: int, tmp_path: Path)
     folder = nested(tmp_path / "f")
     seen = []
     for memory in (4.0, 0.0):
-        data = ImageFolder(folder, size=8, classes=True, memory=memory, batch_size=6, flip=True, num_workers=workers)
+        data = ImageFolder(
+            folder, size=8, classes=True, max_memory_gib=memory, batch_size=6, flip=True, num_workers=workers
+        )
         data.setup("fit")
         seen.append([(image.clone(), y.clone()) for image, y in data.train_dataloader()])
     assert len(seen[0]) == 6
@@ -272,7 +274,7 @@ def test_mapped_and_in_memory_are_the_same_batches(workers: int, tmp_path: Path)
 
 
 def test_a_reference_is_made_in_slices(tmp_path: Path) -> None:
-    data = ImageFolder(nested(tmp_path / "f"), size=8, memory=0)
+    data = ImageFolder(nested(tmp_path / "f"), size=8, max_memory_gib=0)
     reference, images = data.reference("train"), data.read("train")[0]
     assert len(reference) == len(images) == 38
     assert torch.equal(reference[:], images.float() / 127.5 - 1)
@@ -324,7 +326,7 @@ def test_three_broken_ones_among_3000_are_all_named(tmp_path: Path, own_cache: P
     assert "\n" not in str(caught.value)
     assert not list((own_cache / "pictures").iterdir())
     for _ in range(2):  # the second time from the cache
-        data = ImageFolder(folder, size=8, broken="skip", classes=True)
+        data = ImageFolder(folder, size=8, on_error="skip", classes=True)
         with pytest.warns(UserWarning, match="3 of 3000 pictures cannot be read and are left out") as told:
             data.prepare_data()
         assert all(str(name) in str(told[0].message) for name in names)
@@ -334,7 +336,7 @@ def test_three_broken_ones_among_3000_are_all_named(tmp_path: Path, own_cache: P
     kept = {image.numpy().tobytes(): int(y) for image, y in zip(images, labels, strict=True)}
     for i in (0, 3, 8, 2999):
         name = next(folder.rglob(f"{i:04}.*"))
-        assert kept[Fit((3, 8, 8))(name)[0].tobytes()] == i % 7
+        assert kept[ResizeCrop((3, 8, 8))(name)[0].tobytes()] == i % 7
     with pytest.raises(ValueError, match="3 of 3000"):
         ImageFolder(folder, size=8, classes=True).prepare_data()
 
@@ -361,7 +363,7 @@ def test_more_than_ten_are_counted(tmp_path: Path) -> None:
         ({"path": "one", "classes": True}, "has one class alone, k, but a condition needs two"),
         ({"path": "one/k", "classes": True}, "lies in no class's folder"),
         ({"path": "words"}, "none of the pictures of .* can be read"),
-        ({"path": "words", "size": 8, "broken": "skip"}, "2 of 2 pictures cannot be read"),
+        ({"path": "words", "size": 8, "on_error": "skip"}, "2 of 2 pictures cannot be read"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(arguments: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -383,7 +385,7 @@ def test_a_link_to_nothing_is_a_broken_picture(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of 41 pictures cannot be read .*lost\.png"):
         ImageFolder(folder, size=8).prepare_data()
     with pytest.warns(UserWarning, match=r"left out: .*lost\.png"):
-        ImageFolder(folder, size=8, broken="skip").prepare_data()
+        ImageFolder(folder, size=8, on_error="skip").prepare_data()
 
 
 def test_what_the_disk_refuses_is_no_broken_picture(
@@ -396,8 +398,8 @@ def test_what_the_disk_refuses_is_no_broken_picture(
         raise OSError(errno.EIO, "Input/output error", str(source))
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(ValueError, match=r"could not be read .* which says nothing of the picture"):
-        ImageFolder(folder, size=8, broken="skip").prepare_data()
+    with pytest.raises(ValueError, match=r"could not be read .* which is no fault of the picture"):
+        ImageFolder(folder, size=8, on_error="skip").prepare_data()
     assert not list((own_cache / "pictures").iterdir())
     monkeypatch.setattr(Image, "open", opened)
-    ImageFolder(folder, size=8, broken="skip").prepare_data()
+    ImageFolder(folder, size=8, on_error="skip").prepare_data()

@@ -187,8 +187,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no labels": (X, "holds images alone, but the conditioner is ClassLabels"),
     "a dict without labels": ({"image": X, "kind": Y}, "the keys image, kind, but the conditioner is ClassLabels"),
     "too few labels": ((X, Y[:7]), "has 8 images, but 7 labels"),
-    "a label out of range": ((X, torch.where(Y == 2, 9, Y)), "a label is 9, but the model knows 3 classes"),
-    "a label below 0": ((X, Y - 1), "a label is -1, but the model knows 3 classes"),
+    "a label out of range": ((X, torch.where(Y == 2, 9, Y)), "a label is 9, but the model has 3 classes"),
+    "a label below 0": ((X, Y - 1), "a label is -1, but the model has 3 classes"),
     "labels as floats": ((X, Y.double()), r"labels are float64 of shape \[8\], but a class is one whole number"),
     "labels as floats of shape (B, 1)": ((X, Y[:, None].float()), r"labels are float32 of shape \[8, 1\]"),
     "one-hot labels": ((X, torch.nn.functional.one_hot(Y)), r"labels are int64 of shape \[8, 3\]"),
@@ -220,7 +220,7 @@ def test_that_comes_before_any_step(name: str, stage: str, tmp_path: Path) -> No
 
 @pytest.mark.tried("One's own data")
 def test_a_label_out_of_range_in_a_later_batch_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a label is [34], but the model knows 3 classes"):
+    with pytest.raises(ValueError, match=r"a label is [34], but the model has 3 classes"):
         trainer(tmp_path).fit(model(), loader((X, Y), (X, Y + 2)))
 
 

@@ -14,7 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from diffusion_lightning.extractors import InceptionV3, inception
 from diffusion_lightning.metrics.evaluation import fingerprint
-from diffusion_lightning.networks.base import products
+from diffusion_lightning.networks.base import matmuls
 
 from ..conftest import small_config
 from ..support.commands import fails
@@ -36,14 +36,14 @@ def test_features_and_logits_are_those_of_torch_fidelity(weights: Path) -> None:
         assert torch.equal(logits, expected_logits)
     assert torch.equal(ours(x[:, :1]), ours(x[:, :1].expand(-1, 3, -1, -1)))
     assert not any(p.requires_grad for p in ours.parameters())
-    with pytest.raises(ValueError, match="knows bytes of 1 or 3 channels"):
+    with pytest.raises(ValueError, match="takes bytes of 1 or 3 channels"):
         ours(x[:, :2])
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_bfloat16_is_near_and_told_apart(weights: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     """Rounded, and so no part of what is kept of references in float32; whatever surrounds it, on any CPU."""
-    monkeypatch.setattr(products, "FAST", {torch.float32} | ({torch.bfloat16} if fast else set()))
+    monkeypatch.setattr(matmuls, "FAST", {torch.float32} | ({torch.bfloat16} if fast else set()))
     exact, half = InceptionV3(str(weights)), InceptionV3(str(weights), "bfloat16")
     x = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16):

@@ -323,7 +323,7 @@ def test_what_is_not_a_file_is_left_out_if_broken_ones_are(
     folder = put(tmp_path / "f", "a.png", ODD["plain.png"][0])
     make(folder / "b.png")
     with pytest.warns(UserWarning, match=r"1 of 2 pictures cannot be read and are left out: .*b\.png"):
-        assert len(by_training(folder, broken="skip")) == 1
+        assert len(by_training(folder, on_error="skip")) == 1
 
 
 @TRIED

@@ -83,7 +83,7 @@ def faces(folder: Path, seed: int) -> None:
 
 SETS: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], Any]]] = {
     "a folder": (pictures, lambda folder: ImageFolder(folder, held_out=1)),
-    "a mapped array": (array, lambda folder: Arrays(folder / "a.npy", held_out=1, memory=0)),
+    "a mapped array": (array, lambda folder: Arrays(folder / "a.npy", held_out=1, max_memory_gib=0)),
     "a saved set": (saved_set, lambda folder: HuggingFace(str(folder), held_out=1)),
     "a set of picture files": (pictures, lambda folder: HuggingFace(str(folder), held_out=1)),
     "faces": (faces, lambda folder: CelebA(folder, size=8)),

@@ -74,7 +74,7 @@ def test_diffusers_draws_the_same_images_by_ddim(run: Path, exported: Path) -> N
 def test_the_weights_are_the_averaged_ones(run: Path, exported: Path) -> None:
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     weights = load_file(exported / "model.safetensors")
-    name = "denoiser.network.enter.weight"
+    name = "denoiser.network.conv_in.weight"
     assert torch.equal(weights[name], checkpoint["callbacks"]["EMA"]["average"][name])
     assert not torch.equal(weights[name], checkpoint["state_dict"][name])
     unet = load_file(exported / "unet/diffusion_pytorch_model.safetensors")

@@ -123,7 +123,7 @@ def test_nothing_may_be_missing_or_left_over(layout: Layout) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"act_fn": "gelu"}, "has act_fn = gelu, but UNet knows silu alone"),
+        ({"act_fn": "gelu"}, "has act_fn = gelu, but UNet has silu alone"),
         ({"freq_shift": 1}, "has flip_sin_to_cos = True, freq_shift = 1"),
         ({"block_out_channels": (32, 48)}, r"levels of \[32, 48\] features"),
         ({"up_block_types": ("UpBlock2D", "UpBlock2D")}, "attends on the way down"),

@@ -342,7 +342,7 @@ def test_float64_survives_a_cast_and_costs_a_checkpoint_nothing() -> None:
 
 def test_what_makes_no_distance_is_refused() -> None:
     metric = FrechetDistance(Pixels())
-    with pytest.raises(ValueError, match=r"torch.float32, but a metric sees bytes"):
+    with pytest.raises(ValueError, match=r"torch.float32, but a metric takes bytes"):
         metric.update(torch.zeros(2, 1, 4, 4), real=True)
     metric.update(torch.zeros(50, 1, 4, 4, dtype=torch.uint8), real=True)
     metric.update(torch.zeros(16, 1, 4, 4, dtype=torch.uint8), real=False)
@@ -363,7 +363,7 @@ def test_the_shipped_classifier() -> None:
     guess = net.classify(images.to_uint8(data.scaled(x)))[1].argmax(1)
     assert (guess == y).double().mean() >= 0.97
     assert DigitsNet.weights().stat().st_size < 300_000
-    with pytest.raises(ValueError, match=r"shape \[3, 32, 32\], but it knows bytes of shape \[1, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"shape \[3, 32, 32\], but it takes bytes of shape \[1, 8, 8\]"):
         net(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
@@ -375,7 +375,7 @@ def test_the_shipped_classifier_of_mnist_reads_other_digits() -> None:
     features, logits = MNISTNet().classify(framed)
     assert features.shape == (1500, MNISTNet.num_features)
     assert (logits.argmax(1) == y).double().mean() > 0.85
-    with pytest.raises(ValueError, match=r"shape \[1, 8, 8\], but it knows bytes of shape \[1, 28, 28\]"):
+    with pytest.raises(ValueError, match=r"shape \[1, 8, 8\], but it takes bytes of shape \[1, 28, 28\]"):
         MNISTNet()(x)
 
 

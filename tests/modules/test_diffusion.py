@@ -18,7 +18,7 @@ from diffusion_lightning.likelihood import VLB, bits_per_dim, prior
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.modules.base.gradients import clip
 from diffusion_lightning.networks import UNet
-from diffusion_lightning.objectives import LossAware, MinSNR, Nothing, Uniform
+from diffusion_lightning.objectives import LossAware, MinSNR, Uniform, ZeroWeight
 from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM, Ancestral
 from diffusion_lightning.schedules import Cosine, Linear, Schedule
@@ -155,7 +155,7 @@ class Tripled(nn.Module):
         (lambda: Diffusion(nn.Conv2d(3, 3, 3), Linear(), (1, 8)), r"shape is \[1, 8\]"),
         (lambda: Diffusion(Tripled(), Linear(), (1, 8, 8)), r"images of shape \[1, 8, 8\] into \[3, 8, 8\]"),
         (lambda: tiny(vlb_weight=-1.0), "vlb_weight is -1.0 and the weighting Simple"),
-        (lambda: tiny(weighting=Nothing(), vlb_weight=0.0), "vlb_weight is 0.0 and the weighting Nothing"),
+        (lambda: tiny(weighting=ZeroWeight(), vlb_weight=0.0), "vlb_weight is 0.0 and the weighting ZeroWeight"),
         (lambda: tiny().generate(1, DDIM(2), y=torch.zeros(1)), "without a condition"),
         (lambda: tiny().generate(0, DDIM(2)), "give n ≥ 1"),
     ],
@@ -223,7 +223,7 @@ def gradients(module: Diffusion, t: int) -> tuple[float, float]:
     module.zero_grad()
     x = torch.rand(4, 1, 8, 8) * 2 - 1
     module._losses(x, torch.full((4,), t), Draw(module.seed, "training", 0, torch.arange(4))).sum().backward()
-    bias = module.denoiser.network.leave.bias.grad  # type: ignore[union-attr]
+    bias = module.denoiser.network.conv_out.bias.grad  # type: ignore[union-attr]
     return bias[0].abs().item(), bias[1].abs().item()  # type: ignore[index]
 
 
@@ -250,9 +250,9 @@ def test_the_hybrid_loss_is_the_simple_one_and_a_thousandth_of_the_bound() -> No
 
 @pytest.mark.parametrize("t", [1, 2, 10, 20])
 def test_the_bound_leaves_the_mean_to_the_simple_loss(t: int) -> None:
-    """L_hybrid's stop-gradient: the mean's gradient is L_simple's alone; under `Nothing` the bound trains both."""
+    """L_hybrid's stop-gradient: the mean's gradient is L_simple's alone; under `ZeroWeight` the bound trains both."""
     hybrid = learned(vlb_weight=5.0)
-    simple, pure = (learned(weighting=w, vlb_weight=v) for w, v in ((None, 0.0), (Nothing(), None)))
+    simple, pure = (learned(weighting=w, vlb_weight=v) for w, v in ((None, 0.0), (ZeroWeight(), None)))
     for other in (simple, pure):
         other.load_state_dict(hybrid.state_dict())
     torch.manual_seed(0)
@@ -324,7 +324,7 @@ class ExactWithVariance(nn.Module):
         alpha_bar = schedule.alpha_bar[t]
         variance = std**2 * (1 - alpha_bar) / (alpha_bar * std**2 + 1 - alpha_bar)
         small, large = schedule.posterior_variance(t, t - 1), schedule.beta(t, t - 1)
-        best = small + schedule.x_0_share(t, t - 1) ** 2 * variance
+        best = small + schedule.posterior_x0_coef(t, t - 1) ** 2 * variance
         self.m[2:] = (best / small).log() / (large / small).log()
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:

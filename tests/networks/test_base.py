@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lightning.networks import UNet, base
-from diffusion_lightning.networks.base.doubling import FEWEST
 from diffusion_lightning.networks.base.normalisation import group_norm
+from diffusion_lightning.networks.base.upsample import FEWEST
 
 from ..conftest import tiny_unet
 
@@ -95,7 +95,7 @@ def test_trained_compiled_on_a_gpu_the_weights_lie_as_gradients_come(device: str
     network = UNet(1, 8, 32, (1, 2), 1, (8,), 0.0, 8)
     network.set_memory_format(torch.device(device), False, compiled)
     last = not (device == "cuda" and compiled)
-    assert network.leave.weight.is_contiguous(memory_format=torch.channels_last) == last
+    assert network.conv_out.weight.is_contiguous(memory_format=torch.channels_last) == last
     assert all(p.is_contiguous() != last for p in network.parameters() if p.shape[2:] == (3, 3) and p.shape[1] > 1)
 
 
@@ -130,7 +130,7 @@ def test_the_norm_by_channels_of_equal_pixels_is_finite() -> None:
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_twice_the_size_and_a_convolution(n: int, layout: torch.memory_format) -> None:
     """By few pixels and by many: in the values, and in the gradients of all that goes in."""
-    conv = base.DoublingConv(3, 5).double().to(memory_format=layout)
+    conv = base.UpsampleConv(3, 5).double().to(memory_format=layout)
     assert (n * 5 * 4 >= FEWEST) == (n == 64)
     x = torch.randn(n, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     given = [x, conv.weight, conv.bias]

@@ -36,11 +36,11 @@ def pairs(ours: DiT, theirs: DiTTransformer2DModel) -> list[tuple[nn.Module, lis
     blocks = list(theirs.transformer_blocks)
     embedders = [block.norm1.emb.timestep_embedder for block in blocks]
     found: list[tuple[nn.Module, list[nn.Module]]] = [
-        (ours.enter, [theirs.pos_embed.proj]),
-        (ours.time1, [embedder.linear_1 for embedder in embedders]),
-        (ours.time2, [embedder.linear_2 for embedder in embedders]),
+        (ours.conv_in, [theirs.pos_embed.proj]),
+        (ours.time_mlp1, [embedder.linear_1 for embedder in embedders]),
+        (ours.time_mlp2, [embedder.linear_2 for embedder in embedders]),
         (ours.modulation, [theirs.proj_out_1]),
-        (ours.leave, [theirs.proj_out_2]),
+        (ours.proj_out, [theirs.proj_out_2]),
     ]
     for own, other in zip(ours.blocks, blocks, strict=True):
         assert isinstance(own, Block)
@@ -152,13 +152,13 @@ def test_starts_as_the_released_code() -> None:
     network = DiT(width=384, depth=1, heads=6)
     block = network.blocks[0]
     assert isinstance(block, Block)
-    for linear, fans in ((network.enter, 4 * 4 + 384), (block.qkv, 4 * 384), (block.mlp1, 5 * 384)):
+    for linear, fans in ((network.conv_in, 4 * 4 + 384), (block.qkv, 4 * 384), (block.mlp1, 5 * 384)):
         bound = (6 / fans) ** 0.5  # of a uniform distribution, whose standard deviation is bound/√3
         assert 0.99 * bound < linear.weight.abs().max() <= bound
         assert float(linear.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.01)
-    for linear in (network.time1, network.time2):
+    for linear in (network.time_mlp1, network.time_mlp2):
         assert float(linear.weight.detach().std()) == pytest.approx(0.02, rel=0.01)
-    zero = {"blocks.0.modulation.weight", "modulation.weight", "leave.weight"}
+    zero = {"blocks.0.modulation.weight", "modulation.weight", "proj_out.weight"}
     assert {name for name, p in network.named_parameters() if not p.any() and not name.endswith("bias")} == zero
     assert not any(p.any() for name, p in network.named_parameters() if name.endswith("bias"))
 
@@ -201,7 +201,7 @@ def test_runs_under_bfloat16() -> None:
     [
         ({"patch": 3}, "patches of 3 pixels, which 8 pixels do not allow"),
         ({"patch": 0}, "patches of 0 pixels, which 8 pixels do not allow"),
-        ({"heads": 5}, "a width of 32 features cannot be shared by 5 heads"),
+        ({"heads": 5}, "a width of 32 features cannot be split among 5 heads"),
         ({"width": 30, "heads": 3}, "width is 30, .* divisible by 4"),
     ],
 )

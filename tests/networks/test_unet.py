@@ -68,10 +68,10 @@ def test_the_embedding_tells_every_time_apart_even_under_bfloat16() -> None:
     [
         ({"size": 10, "multipliers": (1, 2, 2)}, "halve the image 2 times, which 10 pixels do not allow"),
         ({"channels": 100}, "100 features cannot be normalised in 32 groups"),
-        ({"release": "ADM"}, "release is ADM, but the details of DDPM's and IDDPM's code are known"),
-        ({"heads": 3}, "attention over 256 features cannot be shared among 3 heads"),
-        ({"head_channels": 48}, "attention over 256 features cannot be shared among heads of 48"),
-        ({"attention": (5,)}, r"attention is asked for at 5 pixels, but the U-Net's levels are at \[32, 16, 8, 4\]"),
+        ({"release": "ADM"}, "release is ADM, but only DDPM and IDDPM have released code"),
+        ({"heads": 3}, "attention over 256 features cannot be split among 3 heads"),
+        ({"head_channels": 48}, "attention over 256 features cannot be split among heads of 48"),
+        ({"attention": (5,)}, r"attention is set at 5 pixels, but the U-Net's levels are at \[32, 16, 8, 4\]"),
     ],
 )
 def test_impossible_networks_are_refused(kwargs: dict, says: str) -> None:
@@ -107,4 +107,4 @@ def test_residual_resampling_averages_and_repeats(resize: float) -> None:
     x = torch.randn(2, block.conv1.in_channels, 8, 8)
     blocks = x.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
     expected = blocks if resize < 1 else x[:, :, torch.arange(16) // 2][:, :, :, torch.arange(16) // 2]
-    torch.testing.assert_close(block(x, torch.randn(2, block.share, 1, 1)), expected)
+    torch.testing.assert_close(block(x, torch.randn(2, block.time_channels, 1, 1)), expected)

@@ -305,7 +305,7 @@ def test_inpainting_keeps_what_is_known_and_fills_what_follows(make: type[Sample
     covariance = 0.25 * torch.tensor([[1, r], [r, 1]], dtype=F64)
 
     def denoise(x_t: Tensor, t: int, c: Tensor | None = None) -> Prediction:
-        signal, noise = (root.item() for root in schedule.roots(t))
+        signal, noise = (root.item() for root in schedule.alpha_sigma(t))
         gain = signal * covariance @ torch.linalg.inv(signal**2 * covariance + noise**2 * torch.eye(2, dtype=F64))
         x_0 = (x_t.flatten(1) @ gain.T).view_as(x_t)
         return Prediction(x_0, (x_t - signal * x_0) / noise)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...files import write_text, written
 
-_warned: set[Path] = set()  # folders of which somebody was told
+_warned: set[Path] = set()  # folders that a warning has named
 
 
 def checkpoints_folder(trainer: Trainer) -> Path:

@@ -1,4 +1,4 @@
-"""Samples scored against real images, round after round: what the callbacks that do so have in common."""
+"""Samples scored against real images, round after round: the base of the callbacks that do so."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ from ...samplers import Sampler
 
 
 class Round(NamedTuple):
-    """What came of a round, and what it took."""
+    """The values of a round, and the time it took."""
 
     values: dict[str, Any]
     made: int  # samples of this rank
@@ -52,11 +52,11 @@ class Scoring(Callback, ABC):
 
     @property
     def compares(self) -> bool:
-        """Whether a metric wants to see the real images."""
+        """Whether a metric needs the real images."""
         return any(getattr(metric, "needs_reference", True) for metric in self.metrics)
 
     def check(self, trainer: Trainer, n: int) -> None:
-        """Finds the real images and references, and refuses what n samples cannot be scored by, at the start."""
+        """Find the real images and references; raise ValueError at the start if n samples cannot be scored."""
         random.check_numbers(0, n)
         data: Any = getattr(trainer, "datamodule", None)
         if self.compares:
@@ -141,14 +141,14 @@ def _check_shape(shape: list[int], data: Any, other: str) -> None:
 
 
 def now(device: torch.device) -> float:
-    """The time in seconds, when the device has done what it was asked."""
+    """The time in seconds, once the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()
 
 
 def _bar(trainer: Trainer, name: str, blocks: list[Block]) -> Iterable[Block]:
-    """The blocks, and a bar of the images done with the time left: for a person who waits, gone when it is over."""
+    """The blocks, and a bar of the images done with the time left, which disappears at the end."""
     hidden = not trainer.is_global_zero or (trainer.state.fn == TrainerFn.FITTING and not sys.stderr.isatty())
     interval = 0.5 if sys.stderr.isatty() else 10.0
     form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"

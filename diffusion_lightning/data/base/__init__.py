@@ -1,4 +1,4 @@
-"""What the sources share: the order and the batches, splits and labels, pictures that are decoded once, downloads."""
+"""The base of the sources: the order and the batches, splits and labels, pictures that are decoded once, downloads."""
 
 from .arrange import Splits as Splits
 from .arrange import arrange as arrange
@@ -6,7 +6,7 @@ from .arrange import check_labels as check_labels
 from .arrange import own_splits as own_splits
 from .arrange import whole_numbers as whole_numbers
 from .decode import FORMAT as FORMAT
-from .decode import Broken as Broken
+from .decode import OnError as OnError
 from .decode import Pictures as Pictures
 from .decode import decode as decode
 from .decode import fingerprint as fingerprint
@@ -18,6 +18,6 @@ from .images import Images as Images
 from .images import Reference as Reference
 from .order import Loader as Loader
 from .order import Order as Order
-from .picture import Fit as Fit
+from .picture import ResizeCrop as ResizeCrop
 from .picture import size_of_first as size_of_first
 from .store import cached as cached

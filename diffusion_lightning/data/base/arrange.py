@@ -14,7 +14,7 @@ from .held_out import held_out
 
 STANDS_IN = {"train": ("train",), "val": ("val", "test", "train"), "test": ("test", "val", "train")}
 NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}  # in lower case
-SHARE = 0.05  # held out where nothing is said and the set has no splits of its own
+SHARE = 0.05  # held out by default, if the set has no splits of its own
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Splits:
     places: dict[str, tuple[int, int]]
 
     def __getitem__(self, split: str) -> tuple[Tensor, Tensor]:
-        """Of `train`, `val` or `test`; where the set has but one of the last two, it is both."""
+        """Of `train`, `val` or `test`; if the set has only one of the last two, it is both."""
         start, end = next(self.places[name] for name in STANDS_IN[split] if name in self.places)
         return self.images[start:end], self.y[start:end]
 
@@ -34,25 +34,25 @@ class Splits:
         """The same, where `images` are those of the numbers `kept` alone, in order.
 
         Raises:
-            ValueError: where none of a split is kept.
+            ValueError: if no image of a split is kept.
         """
         places = {
             name: (int((kept < start).sum()), int((kept < end).sum())) for name, (start, end) in self.places.items()
         }
         if empty := [name for name, (start, end) in places.items() if start == end]:
-            raise ValueError(f"none of the pictures of {empty[0]} can be read, but of others some can: mend them")
+            raise ValueError(f"none of the pictures of {empty[0]} can be read, but of others some can: fix them")
         return Splits(self.images, self.y[kept], places)
 
 
 def arrange(sets: dict[str, Tensor], amount: float | None) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """The order (N,) in which a set's images are laid down, and each split's first and last place in it.
+    """The order (N,) in which a set's images are stored, and each split's first and last place in it.
 
     Args:
-        sets: the labels (N,) of the set's own splits `train` and, where it has them, `val` and `test`.
+        sets: the labels (N,) of the set's own splits `train` and, if it has them, `val` and `test`.
         amount: how much of `train` is held out, see `held_out`; None for the set's own splits, or a twentieth.
 
     Raises:
-        ValueError: where an amount is given beside own splits.
+        ValueError: if an amount is given beside own splits.
     """
     y = torch.cat(list(sets.values()))
     if len(sets) > 1:
@@ -63,7 +63,9 @@ def arrange(sets: dict[str, Tensor], amount: float | None) -> tuple[Tensor, dict
         return torch.arange(len(y)), dict(zip(sets, zip([0, *ends], ends, strict=False), strict=True))
     held = held_out(y, SHARE if amount is None else amount)
     if not held.any():
-        rank_zero_warn("held_out is 0: val and test are the training images, and their loss tells nothing of others")
+        rank_zero_warn(
+            "held_out is 0: val and test are the training images, and their loss is that of the training set"
+        )
         return torch.arange(len(y)), {"train": (0, len(y))}
     n, train = len(y), int((~held).sum())
     order = torch.cat([(~held).nonzero()[:, 0], held.nonzero()[:, 0]])
@@ -126,6 +128,6 @@ def _kind(value: Any) -> str:
 
 
 def check_labels(y: Tensor, name: str) -> None:
-    """Raises ValueError where all images are of one class."""
+    """Raise ValueError if all images are of one class."""
     if (y == y[0]).all():
         raise ValueError(f"{name} has one class alone, {int(y[0])}, but a condition needs two: leave the labels out")

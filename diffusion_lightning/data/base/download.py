@@ -19,17 +19,17 @@ class Downloaded(Protocol):
 
 
 def downloaded(source: Downloaded, root: str | Path, place: str, download: bool = False, **which: Any) -> Any:
-    """An object of torchvision's class, with its download in one sentence where it fails.
+    """An object of torchvision's class, with one sentence if its download fails.
 
     Args:
         source: the class.
         root: torchvision's root folder.
         place: what is to be put where by hand, completing "put … ".
-        download: bring the files where they are not there yet.
+        download: fetch the files that are missing.
         which: torchvision's argument for the split.
 
     Raises:
-        ValueError: where the files are not there, or not whole, and cannot be brought.
+        ValueError: if the files are missing or damaged and cannot be downloaded.
     """
     try:
         if download:

@@ -8,14 +8,16 @@ def held_out(y: Tensor, amount: float) -> Tensor:
     """(N,) whether each image is held out, a function of its place and its class.
 
     Args:
-        y: (N,) the classes; equal ones where there are none.
-        amount: a share of the images below 1, at least one of them, or how many; 0 holds none out.
+        y: (N,) the classes; equal ones if there are none.
+        amount: a fraction of the images below 1, at least one of them, or how many; 0 holds none out.
 
     Raises:
-        ValueError: where the amount is none, or leaves nothing to train on.
+        ValueError: if the amount is none, or leaves nothing to train on.
     """
     if amount < 0 or (amount >= 1 and amount != int(amount)):
-        raise ValueError(f"held_out is {amount}, which is no part of a set: give a share in [0, 1) or a whole number")
+        raise ValueError(
+            f"held_out is {amount}, which is no part of a set: give a fraction in [0, 1) or a whole number"
+        )
     count = int(amount) if amount >= 1 or amount == 0 else max(1, round(amount * len(y)))
     if count >= len(y):
         raise ValueError(f"held_out is {amount}, but there are {len(y)} images, and some must train: hold fewer out")
@@ -23,7 +25,7 @@ def held_out(y: Tensor, amount: float) -> Tensor:
 
 
 def _evenly(y: Tensor, count: int) -> Tensor:
-    """By class the largest remainders of its share, evenly spaced within it."""
+    """Largest-remainder counts by class, evenly spaced within each class."""
     share = torch.bincount(y).double() * count / len(y)
     counts = share.floor().long()
     most = torch.argsort(share - counts, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Sets of images as bytes, in memory or in a mapped file, batched by index: nothing is decoded in a training step.
+"""Sets of images as bytes, in memory or in a mapped file, batched by index: no training step decodes anything.
 
     batch = (image (B, C, H, W) float32 in [-1, 1], y (B,) int64)
 
@@ -43,7 +43,7 @@ class Bytes(Dataset):
         return images, self.y[indices]
 
     def _flipped(self, seed: int, epoch: int, indices: Tensor) -> Tensor:
-        """Which images are; on a GPU, where drawing few costs what drawing many does, drawn for all once an epoch."""
+        """Which images are flipped; on a GPU, where few draws cost as much as many, drawn for all once an epoch."""
         if indices.device.type == "cpu":
             return random.integers(0, 2, seed, "flip", epoch, indices).bool()
         if self._flips is None or self._flips[0] != epoch:
@@ -53,7 +53,7 @@ class Bytes(Dataset):
 
 
 class Reference:
-    """Images (N, C, H, W) in [-1, 1], made of bytes when they are asked for: `[:]` is all of them.
+    """Images (N, C, H, W) in [-1, 1], converted from bytes when indexed: `[:]` is all of them.
 
     Args:
         images: bytes (N, C, H, W).
@@ -65,7 +65,7 @@ class Reference:
         self._digest: str | None = None
 
     def digest(self) -> str:
-        """A hash of the bytes, worked out once."""
+        """A hash of the bytes, computed once."""
         self._digest = self._digest or hashed(self)
         return self._digest
 
@@ -82,8 +82,8 @@ class Images(LightningDataModule, ABC):
     Args:
         batch_size: images a batch, per device.
         flip: mirror half of the training images, another half in every epoch.
-        num_workers: processes that gather batches; 0 gathers them in the main process, and on a GPU that trains where
-            all the images take no more than a quarter of its free memory: nothing is copied to it in a step.
+        num_workers: processes that gather batches; 0 gathers them in the main process, and on the
+            training GPU if all the images take no more than a quarter of its free memory: no step copies any to it.
         seed: of the order and the flips.
     """
 
@@ -121,7 +121,7 @@ class Images(LightningDataModule, ABC):
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
         self.splits, self._references = {split: self._checked(split) for split in splits}, {}
         for split in set(splits) - {"train"}:
-            self._check_share(split)
+            self._check_ranks(split)
         if "train" in self.splits:
             n, whole = len(self.splits["train"][0]), self.batch_size * self._world * self._accumulate
             if whole > n:
@@ -132,7 +132,7 @@ class Images(LightningDataModule, ABC):
                 )
 
     def _checked(self, split: str) -> tuple[Tensor, Tensor]:
-        """What `read` gives, labels as (N,) int64.
+        """The images and labels of `read`, labels as (N,) int64.
 
         Raises:
             ValueError: if it is not what `read` promises.
@@ -158,8 +158,8 @@ class Images(LightningDataModule, ABC):
             )
         return images, y.long()
 
-    def _check_share(self, split: str) -> None:
-        """Raise ValueError if a device would go without images in an evaluation, for which the others would wait."""
+    def _check_ranks(self, split: str) -> None:
+        """Raise ValueError if a rank would have no images in an evaluation: the others would wait for it."""
         n = len(self.splits[split][0])
         if n < self._world and getattr(self.trainer, f"limit_{split}_batches", None) != 0:
             raise ValueError(
@@ -203,7 +203,7 @@ class Images(LightningDataModule, ABC):
         )
 
     def _place(self, images: Tensor) -> torch.device:
-        """Where the batches are made: on the GPU that trains, where all the images fit there."""
+        """The device on which batches are made: the training GPU if all the images fit there."""
         device = self.trainer.strategy.root_device if self.trainer else images.device
         if device.type != "cuda" or self.num_workers:
             return images.device

@@ -18,7 +18,7 @@ class Order(DistributedSampler):
     iteration yields is the rest of the epoch that the run is in. So the step is the whole place in the data, a run
     that is resumed in mid-epoch repeats and skips nothing, and it may go on with another number of devices.
 
-    A `DistributedSampler`, since that is how Lightning sees that the set is shared among the ranks already.
+    A `DistributedSampler`, from which Lightning sees that the set is sharded over ranks already.
 
     Args:
         n: size of the set.
@@ -27,7 +27,7 @@ class Order(DistributedSampler):
         world: number of devices.
         accumulate: batches a device takes in one optimizer step.
         seed: of the shuffling; None keeps the set's order, and its last, smaller batches.
-        step: tells the number of optimizer steps done.
+        step: returns the number of optimizer steps done.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Order(DistributedSampler):
         self.used = n - n % self.whole if seed is not None else n
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the step says which epoch it is."""
+        """Do nothing: the epoch follows from the step."""
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -80,7 +80,7 @@ def even(n: int, batch_size: int, world: int) -> int:
 
 
 class Loader(DataLoader):
-    """Resumable, and says so: its place is the optimizer step, which the checkpoint holds already."""
+    """Resumable: its place is the optimizer step, which the checkpoint holds already."""
 
     def state_dict(self) -> dict:
         return {}

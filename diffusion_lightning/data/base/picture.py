@@ -17,7 +17,7 @@ class OtherSize(ValueError):  # noqa: N818 it names what is wrong
     """A picture of another size than the set's."""
 
 
-class Fitted(NamedTuple):
+class Decoded(NamedTuple):
     """Bytes (C, H, W), whether the picture had to be enlarged, and whether it has further frames or pages."""
 
     pixels: NDArray[np.uint8]
@@ -26,7 +26,7 @@ class Fitted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fit:
+class ResizeCrop:
     """Brings a picture, as `image_files.decoded` reads it, to bytes of one shape.
 
     Its central square, the shorter side whole, is averaged over areas down to H = W pixels: each pixel is the mean of
@@ -44,13 +44,13 @@ class Fit:
 
     @staticmethod
     def check(channels: int, size: int | None) -> None:
-        """Raises ValueError if pictures cannot be brought to these."""
+        """Raise ValueError if pictures cannot be brought to these."""
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}, but pictures are grey or coloured: give 1 or 3")
         if size is not None and size < 1:
             raise ValueError(f"size is {size}, which is no size: give at least 1 pixel")
 
-    def __call__(self, source: Source) -> Fitted:
+    def __call__(self, source: Source) -> Decoded:
         """The picture brought to the shape.
 
         Raises:
@@ -71,7 +71,7 @@ class Fit:
                 way = Image.Resampling.BOX if side >= width else Image.Resampling.BICUBIC
                 image = image.resize((width, height), way)
         pixels = np.asarray(image).reshape(height, width, channels)
-        return Fitted(np.ascontiguousarray(pixels.transpose(2, 0, 1)), not self.keep and side < width, more)
+        return Decoded(np.ascontiguousarray(pixels.transpose(2, 0, 1)), not self.keep and side < width, more)
 
 
 def size_of_first(sources: Iterable[Source], name: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from ...files import Hashing, cache_folder, digest_of_pieces, sweep, write_text,
 Write = Callable[[IO[bytes]], dict[str, Any]]
 
 
-def cached(key: str, shape: tuple[int, int, int], write: Write, memory: float) -> tuple[Tensor, dict[str, Any]]:
+def cached(key: str, shape: tuple[int, int, int], write: Write, max_memory_gib: float) -> tuple[Tensor, dict[str, Any]]:
     """Bytes (N, C, H, W), and what was noted when they were made.
 
     The file is whole or not there, whoever else makes it meanwhile. Beside it lie its notes, with its size, shape and
@@ -29,7 +29,7 @@ def cached(key: str, shape: tuple[int, int, int], write: Write, memory: float) -
         key: the file's name, a hash of all that the bytes follow from.
         shape: (C, H, W).
         write: writes the bytes and returns notes (JSON).
-        memory: up to how many GiB the file is read into memory; a larger one stays mapped.
+        max_memory_gib: up to how many GiB the file is read into memory; a larger one stays mapped.
     """
     file = cache_folder() / "pictures" / f"{key}.bytes"
     sweep(file.parent, ".*.notes")
@@ -44,7 +44,7 @@ def cached(key: str, shape: tuple[int, int, int], write: Write, memory: float) -
         return torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *shape), notes
     # Mapped so that a write would stay in this process: torch asks for a writable array.
     images = torch.from_numpy(np.memmap(file, np.uint8, mode="c")).view(-1, *shape)
-    in_memory = file.stat().st_size <= memory * 2**30
+    in_memory = file.stat().st_size <= max_memory_gib * 2**30
     return images.clone() if in_memory else images, notes
 
 
@@ -83,7 +83,7 @@ def _make(file: Path, shape: tuple[int, int, int], write: Write) -> dict[str, An
         hashing = Hashing(stream)
         notes = write(cast(IO[bytes], hashing))
         kept = {"bytes": hashing.size, "shape": shape, "hash": _hash(hashing.digest(), notes), "notes": notes}
-        write_text(_notes(file), json.dumps(kept))  # first, since the other file says that both are there
+        write_text(_notes(file), json.dumps(kept))  # first: the other file marks that both are there
     return json.loads(json.dumps(notes))
 
 

@@ -1,1 +1,1 @@
-"""What training needs beside its loss: checks before it starts, the gradients' norm, shards, the sums of a test."""
+"""The parts of a training beside its loss: checks before it starts, gradients' norm, shards, sums of a test."""

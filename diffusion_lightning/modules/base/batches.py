@@ -1,4 +1,4 @@
-"""What a module takes of a loader: images and conditions in one form, looked at before training, and their numbers.
+"""A loader's batches for a module: images and conditions in one form, checked before training, and their numbers.
 
 A batch is `(image, y)`, a list of the two, a dict that names them by a usual key, or images alone, for a model without
 condition. Images are floats in [-1, 1], of any precision, or bytes 0 … levels - 1, which become such floats; labels are
@@ -19,7 +19,7 @@ IMAGE = ("image", "images", "pixel_values", "img", "x")  # the usual keys of a d
 LABEL = ("label", "labels", "y", "class", "classes", "target", "targets")
 LOADERS = {"training": "train_dataloader", "validation": "val_dataloaders", "test": "test_dataloaders"}  # a trainer's
 
-OVERSHOOT = 0.01  # by which bicubic resizing may leave [-1, 1]
+OVERSHOOT = 0.01  # how far bicubic resizing may leave [-1, 1]
 DARK = 0.1  # images in [0, 1] have a pixel below it; of images in [-1, 1], a batch without any below 0 is rare
 
 
@@ -36,7 +36,7 @@ def unpacked(batch: Any) -> tuple[Any, Any]:
 
 
 def size(batch: Any) -> int:
-    """How many images a batch has; 0 for a batch of which that is not known."""
+    """The number of images in a batch; 0 if it is unknown."""
     image, _ = unpacked(batch)
     return len(image) if isinstance(image, Tensor) and image.ndim else 0
 
@@ -186,7 +186,7 @@ def in_blocks(position: int, full: int, size: int, world: int, rank: int, device
 
 
 def check_loader(trainer: Any, stage: str) -> None:
-    """Raise ValueError if a loader says that it has no batches; Lightning would skip it and end well."""
+    """Raise ValueError if a loader has no batches; Lightning would skip it and end well."""
     count = {"training": "num_training_batches", "validation": "num_val_batches", "test": "num_test_batches"}[stage]
     found = getattr(trainer, count)
     if getattr(trainer, LOADERS[stage]) is not None and (sum(found) if isinstance(found, list) else found) == 0:

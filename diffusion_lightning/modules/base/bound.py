@@ -22,7 +22,7 @@ class Found(NamedTuple):
 
 
 class Bound:
-    """What `test` measures.
+    """The sums that `test` measures.
 
     Args:
         denoiser: and its schedule.

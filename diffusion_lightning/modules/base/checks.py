@@ -1,4 +1,4 @@
-"""What can be known to go wrong before training starts, each said in one sentence."""
+"""Checks before training starts; each raises one sentence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,10 +44,10 @@ def image_shape(given: Sequence[int] | None, network: nn.Module) -> tuple[int, .
 
 @torch.no_grad()
 def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: Conditioner) -> bool:
-    """Whether the network does, by one image of `shape` (C, H, W) through it.
+    """Whether the network predicts the variance, found by passing one image of `shape` (C, H, W) through it.
 
     Raises:
-        ValueError: where it does not take the image, or returns another shape.
+        ValueError: if the network does not take the image, or returns another shape.
     """
     device, other = (
         next((p.device for p in part.parameters()), torch.device("cpu")) for part in (network, conditioner)
@@ -76,7 +76,7 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
 
 
 def _answer(network: nn.Module, shape: tuple[int, ...], device: torch.device, c: Tensor | None) -> Tensor:
-    """Of one image of zeros, at the first time, without dropout."""
+    """The network's output for one image of zeros, at the first time, without dropout."""
     was_training, dtype = network.training, weights_dtype(network) or torch.float32
     image = torch.zeros(1, *shape, device=device, dtype=dtype)
     index = torch.zeros(1, dtype=torch.long, device=device)
@@ -90,7 +90,7 @@ def _answer(network: nn.Module, shape: tuple[int, ...], device: torch.device, c:
 def requested(
     n: int, first: int, y: Asked | None, conditioner: Conditioner, names: Sequence[str] | None = None
 ) -> Tensor | None:
-    """(n,) the conditions of samples number `first` … `first + n - 1`; None if none is asked for.
+    """(n,) the conditions of samples number `first` … `first + n - 1`; None if none is given.
 
     Raises:
         ValueError: if such samples cannot be made.
@@ -108,12 +108,9 @@ def requested(
 
 
 def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> None:
-    """Nothing where a data module's images have the model's shape (C, H, W), and its labels are those it knows.
+    """Raise ValueError if a data module's images or labels do not fit a model for images of `shape` (C, H, W).
 
-    Warns if labels were asked of the data and the model has no use for them.
-
-    Raises:
-        ValueError: otherwise, and where labels are asked for that the data do not have.
+    Warns if the data are configured to give labels and the model has no conditioner.
     """
     theirs = tuple(getattr(data, "shape", shape))
     if theirs != shape:
@@ -121,11 +118,11 @@ def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> N
             f"the data's images have shape {list(theirs)}, but the model's shape is {list(shape)}: "
             "set the model's shape, and the network's channels and size, to the data's"
         )
-    asked = next((name for name in ("classes", "labels", "label") if getattr(data, name, None)), None)
-    if asked is not None and not conditioner.conditional:
+    wanted = next((name for name in ("classes", "labels", "label") if getattr(data, name, None)), None)
+    if wanted is not None and not conditioner.conditional:
         rank_zero_warn(
-            f"the data's {asked} is {getattr(data, asked)}, but the model has no conditioner, so labels go unused: "
-            f"give it one, such as --model.init_args.conditioner ClassLabels, or leave {asked} out"
+            f"the data's {wanted} is {getattr(data, wanted)}, but the model has no conditioner, so labels go unused: "
+            f"give it one, such as --model.init_args.conditioner ClassLabels, or leave {wanted} out"
         )
     for split, (_, y) in getattr(data, "splits", {}).items():
         conditioner.check(y)
@@ -134,11 +131,7 @@ def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> N
 
 
 def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:
-    """Nothing where the optimizer's gradients can be clipped, if they are to be.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Raise ValueError if gradient clipping is requested but impossible with this optimizer."""
     unscales = getattr(optimizer, "_step_supports_amp_scaling", False)
     if unscales and trainer.precision == "16-mixed" and trainer.gradient_clip_val:
         raise ValueError(
@@ -148,11 +141,7 @@ def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:
 
 
 def check_rate(total: int | None, steps: int) -> None:
-    """Nothing where a schedule of the learning rate, of `total` steps, lasts as long as the run does.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Raise ValueError if a learning-rate schedule of `total` steps ends before the run does."""
     if total is not None and steps > total:
         raise ValueError(
             f"the learning rate's schedule ends at step {total}, but the run goes on to step {steps}: set the "
@@ -162,17 +151,13 @@ def check_rate(total: int | None, steps: int) -> None:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Nothing where every process sees parameters by their names, whole or as even shards: one device, DDP, FSDP2.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Raise ValueError if the strategy is none of one device, DDP and FSDP2, which keep parameters by name."""
     strategy: Any = trainer.strategy
     name = type(strategy).__name__
     if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         raise ValueError(
             f"the strategy is {name}, which packs the parameters into flat pieces, but the EMA and the checkpoints "
-            "know each by its name: set trainer.strategy to ModelParallelStrategy, which shards them one by one, or to "
+            "need each by its name: set trainer.strategy to ModelParallelStrategy, which shards them one by one, or to "
             "ddp"
         )
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
@@ -203,7 +188,7 @@ def _check_sizes(strategy: Any, devices: int) -> None:
 def _check_graph(strategy: Any, accumulate: int) -> None:
     if internals.graph_is_static(strategy) and accumulate > 1:
         raise ValueError(
-            f"static_graph is true, but a step takes {accumulate} batches, and DDP learns the graph from one whose "
+            f"static_graph is true, but a step takes {accumulate} batches, and DDP records the graph from one whose "
             "gradients are exchanged at once: set the strategy's static_graph to false, or "
             "trainer.accumulate_grad_batches to 1"
         )

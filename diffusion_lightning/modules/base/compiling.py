@@ -11,18 +11,18 @@ from torch import nn
 from ... import random
 from ...distributed.fsdp import blocks
 
-KINDS = 64  # of calls that code is made for: in training and not, and for every size of a batch
+KINDS = 64  # of calls that code is compiled for: in training and not, and for every size of a batch
 
 
 def compile_network(network: nn.Module, device: torch.device, sharded: bool = False, graphs: bool = True) -> None:
-    """Has a network compiled when it is first called; where it is to be sharded, each of its blocks by itself.
+    """Compile a network at its first call; if it is to be sharded, each of its blocks separately.
 
-    Every size of a batch has code of its own, and code is chosen by rule and not by how long it takes, so that what is
+    Every size of a batch has code of its own, and code is chosen by rule and not by timing, so that what is
     computed does not depend on what was computed before: a run that is resumed goes on bit for bit. On a GPU `graphs`
     records the kernels of a call and starts all at once from then on; an output then lives until the next call.
 
     Raises:
-        ValueError: where the compiler is missing that torch.compile calls for the device.
+        ValueError: if the compiler that torch.compile needs for the device is missing.
     """
     _check_compiler(device)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)

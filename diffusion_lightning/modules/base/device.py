@@ -1,4 +1,4 @@
-"""What a device asks of a network before it is trained or evaluated there: memory, memory format, code, shards."""
+"""A network made ready for its device before training or evaluation: memory, memory format, code, shards."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from . import compiling, memory
 
 
 def prepare(network: nn.Module, trainer: Any, compiled: bool) -> None:
-    """Puts a network's weights in the order that is fastest, if it has `set_memory_format(device, reduced, compiled)`.
+    """Set a network's fastest memory format, if it has `set_memory_format(device, reduced, compiled)`.
 
     Args:
         network: a module's.
@@ -24,7 +24,7 @@ def prepare(network: nn.Module, trainer: Any, compiled: bool) -> None:
 
 
 def configure(module: Any, network: nn.Module, parts: list[tuple[nn.Module, str]], compiles: bool) -> None:
-    """Compiles a network if asked for; shards a module's parts, once, if the strategy is FSDP2's."""
+    """Compile a network if `compiles`; shard a module's parts, once, if the strategy is FSDP2's."""
     trainer, sharded = module.trainer, fsdp.shards(module.trainer)
     if compiles:
         # A recorded backward pass gives gradients that live until the next one, and cannot be added to.

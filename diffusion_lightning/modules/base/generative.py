@@ -1,4 +1,4 @@
-"""What a module that makes images promises to all that looks at it from outside, whatever it was trained by."""
+"""The interface of a module that makes images, whatever its training objective."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from ... import random
+from ... import known, random
 from ...conditioning import Asked, Conditioner
 from ...distributed import internals
 from ...guidance import Guidance
@@ -18,7 +18,7 @@ from . import checks
 
 
 class Generative(LightningModule, ABC):
-    """A LightningModule that makes images: callbacks, `predict` and `load` know no more of it than this.
+    """A LightningModule that makes images: callbacks, `predict` and `load` use no more of it than this.
 
     Its `training_step` and `validation_step` may return a dict with `losses` (B,) and `t` (B,), each example's loss and
     time in 1 … T, if it has such times: then `T` is their number.
@@ -62,7 +62,7 @@ class Generative(LightningModule, ABC):
             guidance: the scale of `ClassifierFree`; or what wraps the denoiser, called with it; None is none.
             seed: of all the noise, x_T included.
             first: the first sample's number.
-            batch_size: work in blocks of numbers aligned to it, each made whole and cut to what was asked for;
+            batch_size: work in blocks of numbers aligned to it, each made whole and cut to the samples requested;
                 None makes the n samples in one batch.
 
         Raises:
@@ -70,17 +70,17 @@ class Generative(LightningModule, ABC):
                 guidance is not possible, or if there is no such seed, or are no such samples.
         """
         random.check_seed(seed)
-        asked = checks.requested(n, first, y, self.conditioner, self.class_names)
+        given = checks.requested(n, first, y, self.conditioner, self.class_names)
         start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
         blocks, training = [], [module for module in self.modules() if module.training]
         self.eval()
         try:
             for block in range(start, first + n, size):
                 number = torch.arange(block, block + size, device=self.device)
-                if asked is None:
+                if given is None:
                     of_block = self.conditioner.default(number)
-                else:  # what fills the block beside the samples asked for has any condition
-                    of_block = asked.to(self.device)[(number - first).clamp(0, n - 1)]
+                else:  # what fills the block beside the requested samples has any condition
+                    of_block = given.to(self.device)[(number - first).clamp(0, n - 1)]
                 blocks.append(self.draw(random.seeds(seed, "sample", number), of_block, sampler, guidance))
         finally:
             for module in training:
@@ -89,7 +89,7 @@ class Generative(LightningModule, ABC):
 
     @abstractmethod
     def check(self, sampler: Sampler | None) -> None:
-        """Raise ValueError if images cannot be made by this sampler."""
+        """Raise ValueError if images cannot be made with this sampler."""
 
     @abstractmethod
     def angles(self, sampler: Sampler) -> dict[int, float]:
@@ -105,7 +105,7 @@ class Generative(LightningModule, ABC):
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps that the weights have seen, in training or by the checkpoint they came from.
+        """Optimizer steps behind the weights: of this training, or of the checkpoint they came from.
 
         This is where an evaluation's values, pictures and tables lie on the loggers' x-axis.
         """
@@ -113,7 +113,7 @@ class Generative(LightningModule, ABC):
 
     @property
     def fits(self) -> bool:
-        """Whether a trainer trains it now."""
+        """Whether a trainer is training it now."""
         return internals.has_trainer(self) and self.trainer.state.fn == TrainerFn.FITTING
 
     @property
@@ -122,7 +122,7 @@ class Generative(LightningModule, ABC):
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Takes over what the data say of their pixels and classes; raises ValueError if they are of other images."""
+        """Take the pixel levels and class names of the data; raise ValueError if their images have another shape."""
         data = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         self.class_names = getattr(data, "class_names", None) or self.class_names
@@ -142,18 +142,19 @@ class Generative(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._steps = checkpoint["global_step"]
+        known.rename_weights(self, checkpoint.get("state_dict", {}))
 
     def predict_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """A batch of `predict` is what to ask of `generate`."""
+        """Generate; a batch of `predict` holds the arguments of `generate`."""
         return self.generate(**batch)
 
 
 def generative(module: LightningModule, asks: object) -> Generative:
-    """The module as what makes images.
+    """Return the module, typed as one that makes images.
 
     Args:
         module: of a run.
-        asks: who needs one, such as a callback.
+        asks: the object that needs it, such as a callback.
 
     Raises:
         ValueError: if it makes none.

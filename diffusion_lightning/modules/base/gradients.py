@@ -14,14 +14,14 @@ def clip(
     """Clips the gradients of the optimizer's parameters.
 
     Args:
-        optimizer: whose gradients; a collective call where they are sharded.
+        optimizer: whose gradients; a collective call if they are sharded.
         limit: of the norm, or of each value; None or 0 for no clip.
         algorithm: "value"; anything else clips by norm.
-        measure: whether the norm is wanted where the clip needs none.
+        measure: whether to return the norm even if the clip needs none.
         scaler: fp16's, whose scaling some optimizers undo in their own step only.
 
     Returns:
-        The L2 norm before the clip, a number on the gradients' device, or None where nobody wants it.
+        The L2 norm before the clip, a number on the gradients' device, or None if it was not needed.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     by_norm = limit and algorithm != "value"

@@ -1,4 +1,4 @@
-"""The loss of an example: a weighted squared error of the network's output, and a share of the variational bound."""
+"""The loss of an example: a weighted squared error of the network's output, and a term of the variational bound."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +21,7 @@ class Loss:
     Args:
         weighting: w.
         vlb_weight: λ, at least 0; None is 0.001 if a variance is predicted (L_hybrid), 1 if the error trains no mean
-            (L_vlb), and 0 elsewhere.
+            (L_vlb), and 0 otherwise.
         predicts_variance: whether the network does.
 
     Raises:
@@ -34,14 +34,14 @@ class Loss:
         if not 0 <= vlb_weight < float("inf") or (vlb_weight == 0 and not weighting.trains_mean):
             raise ValueError(
                 f"vlb_weight is {vlb_weight} and the weighting {type(weighting).__name__}, which leaves nothing to "
-                "train by: give a finite vlb_weight above 0, or another weighting"
+                "train: give a finite vlb_weight above 0, or another weighting"
             )
         self.weighting, self.vlb_weight = weighting, vlb_weight
 
     def __call__(
         self, denoiser: Denoiser, x_0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction, levels: int
     ) -> Tensor:
-        """(B,) the losses of examples x_0, ε (B, C, H, W) at times t (B,), of which a denoiser predicted this."""
+        """(B,) the losses of examples x_0, ε (B, C, H, W) at times t (B,), given the denoiser's prediction."""
         schedule, parameterization = denoiser.schedule, denoiser.parameterization
         assert prediction.output is not None
         target = parameterization.target(schedule, x_0, eps, t)

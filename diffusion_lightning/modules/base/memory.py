@@ -9,7 +9,7 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4
 
 
 def keep_freed() -> None:
-    """Lets the process keep what it frees, where the C library is glibc; elsewhere nothing.
+    """Make the process keep freed memory, if the C library is glibc; otherwise do nothing.
 
     A step frees its features and the next one takes as much again. glibc gives large blocks back to the system, which
     then hands out each page anew, emptied; `python -m benchmarks gains` shows what that costs. The most that is held

@@ -1,4 +1,4 @@
-"""The optimizer of a module that trains, and its learning rate, checked before the first step."""
+"""The optimizer of a module in training, and its learning rate, checked before the first step."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from . import checks, gradients
 
 
 def configured(module: Any) -> Any:
-    """What Lightning's `configure_optimizers` returns of `module.optimizer` and `module.lr_scheduler`.
+    """Build `module.optimizer` and `module.lr_scheduler` in the form of Lightning's `configure_optimizers`.
 
     Raises:
-        ValueError: if the gradients cannot be clipped as is asked, or the rate's schedule ends before the run.
+        ValueError: if the gradients cannot be clipped as requested, or the rate's schedule ends before the run.
     """
     optimizer = module.optimizer(module.parameters())
     checks.check_optimizer(optimizer, module.trainer)
@@ -37,8 +37,8 @@ def clipped(
 ) -> None:
     """Clips as Lightning does; logs the step's learning rate and the gradients' norm before the clip.
 
-    Once an optimizer step, also where batches are accumulated. Lightning's own clip refuses a fused optimizer in bf16
-    too, where nothing is scaled.
+    Once an optimizer step, also if batches are accumulated. Lightning's own clip refuses a fused optimizer in bf16 too,
+    although nothing is scaled there.
     """
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
     norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, module.logs, scaler)

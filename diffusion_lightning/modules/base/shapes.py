@@ -1,4 +1,4 @@
-"""A network as shapes alone: what it returns and counts can be known without its memory."""
+"""A network as shapes alone: its output shape and operations are found without its memory."""
 
 import copy
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ def _empty(x: Tensor) -> Tensor:
 def operations(network: nn.Module, shape: Sequence[int], c: Tensor | None = None) -> int:
     """Operations of a network on one image of `shape` (C, H, W): matmuls and convolutions, two a multiply-add.
 
-    By its definition, however a device saves some. Attention is counted, what is done to each number by itself is not.
-    Nothing is computed where PyTorch can follow the shapes alone.
+    Counted from its definition, even if a device saves some. Attention is counted, elementwise operations are not. If
+    PyTorch can follow the shapes alone, no numbers are computed.
     """
     try:
         return _counted(without_memory(network), torch.device("meta"), shape, c)

@@ -1,10 +1,10 @@
-"""What the networks share, each part in the form that is fastest where it runs."""
+"""Parts that the networks share, each in the form that is fastest on its device."""
 
 from . import gpu as gpu
 from .attention import attend as attend
-from .doubling import DoublingConv as DoublingConv
-from .doubling import doubled as doubled
 from .dropout import Dropout as Dropout
+from .matmuls import Conv2d as Conv2d
+from .matmuls import Linear as Linear
 from .normalisation import GroupNorm as GroupNorm
-from .products import Conv2d as Conv2d
-from .products import Linear as Linear
+from .upsample import UpsampleConv as UpsampleConv
+from .upsample import upsample2x as upsample2x

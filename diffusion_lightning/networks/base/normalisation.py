@@ -9,8 +9,8 @@ from . import gpu
 class GroupNorm(nn.GroupNorm):
     """y = (x - μ)/√(σ² + ε)·weight + bias, μ and σ² over a group's channels and pixels.
 
-    Compiled for a GPU, each channel's moments over its pixels come first and a group's are made of them: channels lie
-    last there, and so neighbours in memory are summed side by side.
+    Compiled for a GPU, each channel's moments over its pixels come first and a group's are computed from them: channels
+    lie last there, and so neighbours in memory are summed side by side.
 
     Paper: Group normalization. Wu, He, 2018, arXiv 1803.08494, equations 1, 2 and 6.
     """
@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`F.group_norm` of (B, C, H, W) in float32, as the weight's type.
 
-    A channel's variance is E[d²] - E[d]², both of one reading, d being the distance from one of its pixels, so that
+    A channel's variance is E[d²] - E[d]², both from one pass, d being the distance from one of its pixels, so that
     little cancels.
     """
     b, c = x.shape[:2]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lightning.networks import DiT, UNet, base
-from diffusion_lightning.networks.base import products
+from diffusion_lightning.networks.base import matmuls
 
 from ..support.tensors import Made
 
@@ -19,7 +19,7 @@ REDUCED = [torch.bfloat16, torch.float16]
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU without units for reduced precision."""
-    monkeypatch.setattr(products, "FAST", frozenset({torch.float32, torch.float64}))
+    monkeypatch.setattr(matmuls, "FAST", frozenset({torch.float32, torch.float64}))
 
 
 NETWORKS: list[Callable[[], nn.Module]] = [
@@ -48,7 +48,7 @@ def test_no_product_of_a_network_is_made_in_the_slow_type(make: Callable[[], nn.
 
 
 def test_a_fast_type_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "FAST", frozenset({torch.float32, torch.bfloat16}))
+    monkeypatch.setattr(matmuls, "FAST", frozenset({torch.float32, torch.bfloat16}))
     made = Made()
     with made, torch.autocast("cpu", torch.bfloat16):
         NETWORKS[0]()(torch.randn(8, 1, 16, 16), torch.arange(8)).sum().backward()
@@ -63,8 +63,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], tuple[in
     ),
     "linear": (lambda: base.Linear(24, 16), F.linear, (4, 5, 24)),
     "twice the size": (
-        lambda: base.DoublingConv(6, 8),
-        lambda x, w, b: F.conv2d(base.doubled(x), w, b, padding=1),
+        lambda: base.UpsampleConv(6, 8),
+        lambda x, w, b: F.conv2d(base.upsample2x(x), w, b, padding=1),
         (16, 6, 8, 8),
     ),
 }
@@ -128,7 +128,7 @@ def test_attention_is_the_exact_one_rounded_once(tokens: int) -> None:
     ],
 )
 def test_fast_types_by_processor(able: dict[str, Any], reduced: list[torch.dtype]) -> None:
-    assert products.fast_types(able) == {torch.float32, torch.float64, *reduced}
+    assert matmuls.fast_types(able) == {torch.float32, torch.float64, *reduced}
 
 
 def test_what_this_processor_says_of_itself_is_understood() -> None:

@@ -1,4 +1,4 @@
-"""Products in the type in which a CPU makes them fast."""
+"""Matmuls and convolutions in a type that is fast on this CPU."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 def fast_types(able: Mapping[str, Any]) -> frozenset[torch.dtype]:
-    """The types in which a CPU's products are no slower than in float32, given its `torch.cpu.get_capabilities()`.
+    """The types in which a CPU's matmuls are no slower than in float32, given its `torch.cpu.get_capabilities()`.
 
-    Reduced ones where there are units for their matrices. Dot products of bfloat16 in AVX-512 are twice as fast as
+    Reduced ones if there are matrix units for them. Dot products of bfloat16 in AVX-512 are twice as fast as
     float32's on AMD's processors and half as fast on Intel's; on others PyTorch converts number by number.
     """
     fast = {torch.float32, torch.float64}
@@ -26,32 +26,32 @@ def fast_types(able: Mapping[str, Any]) -> frozenset[torch.dtype]:
 FAST = fast_types(torch.cpu.get_capabilities())
 
 
-def product(make: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
-    """make(x, *others), a convolution or what else is made of products and sums.
+def in_fast_type(op: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
+    """op(x, *others), a convolution, matmul or attention, computed in a type that is fast where x lies.
 
     On a CPU that is slow in the type of x, or of the autocast around, it is computed in float32 and rounded to that
-    type. Products of two bfloat16 are exact in float32, and their sums are float32 everywhere: it is the same function
-    but for the order of sums, and for weights, which are not rounded first.
+    type. The product of two bfloat16 is exact in float32, and sums are float32 everywhere: it is the same function up
+    to the order of sums, and weights, which are not rounded first.
     """
     if x.device.type != "cpu":
-        return make(x, *others)
+        return op(x, *others)
     autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves alone
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if dtype in FAST:
-        return make(x, *others)
+        return op(x, *others)
     with torch.autocast("cpu", enabled=False):
-        return make(x.float(), *(part if part is None else part.float() for part in others)).to(dtype)
+        return op(x.float(), *(part if part is None else part.float() for part in others)).to(dtype)
 
 
 class Conv2d(nn.Conv2d):
     """PyTorch's, fast in reduced precision on any CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(self._conv_forward, x, self.weight, self.bias)
+        return in_fast_type(self._conv_forward, x, self.weight, self.bias)
 
 
 class Linear(nn.Linear):
     """PyTorch's, fast in reduced precision on any CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(F.linear, x, self.weight, self.bias)
+        return in_fast_type(F.linear, x, self.weight, self.bias)
