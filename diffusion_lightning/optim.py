@@ -1,4 +1,4 @@
-"""Learning-rate schedules that PyTorch lacks or cannot build from a config; all others are `torch.optim.lr_scheduler`'s.
+"""Learning-rate schedules that PyTorch lacks or cannot build from a config; all others are PyTorch's own.
 
 Not to be confused with `schedules`, the noise's.
 """

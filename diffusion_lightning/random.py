@@ -17,7 +17,8 @@ Paper: Parallel random numbers: as easy as 1, 2, 3. Salmon, Moraes, Dror, Shaw, 
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -72,6 +73,16 @@ def check_numbers(first: int, n: int) -> None:
             f"{n} samples from number {first} on are none, or not all among the numbers 0 … 2^32 - 1 that samples "
             "have: give n ≥ 1 and first ≥ 0, and not more in all"
         )
+
+
+def blocks(first: int, n: int, size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[int, int]]:
+    """The sample numbers `first` … `first + n - 1` cut at multiples of a size: of each block its first, and how many.
+
+    Of several ranks each has every `world`-th block, from its own rank on.
+    """
+    bounds = [first, *range(first - first % size + size, first + n, size), first + n]
+    for a, b in list(pairwise(bounds))[rank::world]:
+        yield a, b - a
 
 
 _fused: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None

@@ -127,3 +127,13 @@ def test_a_devices_generator_is_seeded_as_pytorch_does() -> None:
         seed(2**62 + 3)
         found.append(torch.randn(5))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("first", "n", "size"), [(0, 10, 4), (3, 10, 4), (4, 8, 4), (5, 1, 8), (7, 9, 1), (0, 3, 100)])
+def test_blocks_hold_each_number_once_and_are_cut_at_multiples_of_their_size(first: int, n: int, size: int) -> None:
+    found = list(random.blocks(first, n, size))
+    assert [i for a, count in found for i in range(a, a + count)] == list(range(first, first + n))
+    assert all(a % size == 0 for a, _ in found[1:])
+    assert all(1 <= count <= size for _, count in found)
+    shared = [list(random.blocks(first, n, size, rank, 3)) for rank in range(3)]
+    assert sorted(block for blocks in shared for block in blocks) == found

@@ -29,6 +29,7 @@ from ..metrics import (
 )
 from ..metrics.evaluation import Evaluation
 from ..metrics.statistics import read_statistics, write_arrays
+from . import devices
 from .commands import EXTRACTORS
 
 
@@ -40,7 +41,7 @@ def main(options: Namespace) -> None:
         check_file(path)
     if options.pairs and Path(options.pairs).suffix.lower() not in SUFFIXES:
         raise ValueError(f"--pairs {options.pairs} is no name of a picture: end it in .png")
-    device = _device(options.device)
+    device = devices.chosen(options.device)
     extractor = _extractor(options.extractor, options.weights, options.precision)
     generated, reference = (_Side(path, extractor) for path in (options.generated, options.reference))
     name = options.extractor if options.precision == "float32" else f"{options.extractor} in {options.precision}"
@@ -156,17 +157,6 @@ def _extractor(name: str, weights: str | None, precision: Any) -> nn.Module:
             "a class of your own that gives them"
         ) from error
     return found()
-
-
-def _device(name: str | None) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the device {name} cannot be used ({reason}): give --device cpu, or another") from error
-    return device
 
 
 def _bar(name: str, blocks: list[tuple[int, int]]) -> Iterable[tuple[int, int]]:

@@ -25,6 +25,7 @@ from ..networks import UNet
 from ..objectives import MinSNR
 from ..samplers import DDIM, Ancestral, DPMSolver, Heun, Leading, Sampler, Step
 from ..schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
+from . import devices
 
 EXACT = 1e-9  # relative: float64, and constants of at least ten digits
 
@@ -269,7 +270,7 @@ def main(options: Namespace) -> None:
     Raises:
         ValueError: where the device is not there, or a check fails.
     """
-    device = _device(options.device)
+    device = devices.chosen(options.device, ("cuda", "mps"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"torch {torch.__version__} on {name}\n\n{'what':<58} {'expected':>15} {'found':>15} {'tolerance':>10}  pass")
     results, start = [], time.monotonic()
@@ -284,15 +285,3 @@ def main(options: Namespace) -> None:
             "installation; reinstall torch and this package, or report the table above"
         )
     print(f"\nall {len(results)} checks passed in {time.monotonic() - start:.0f} s")
-
-
-def _device(name: str | None) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"there is no device {name} here ({str(error).splitlines()[0]}): choose cpu, or leave --device out"
-        ) from error
-    return device

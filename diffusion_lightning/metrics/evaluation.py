@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from .. import images as pixels
+from .. import random
 from ..files import sweep
 from .statistics import keep, kept
 
@@ -203,8 +204,7 @@ class Evaluation:
 
     def blocks(self, n: int) -> Iterator[Block]:
         """The blocks of this process, of the numbers 0 … n - 1, as pairs (first, size)."""
-        for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
-            yield first, min(self.batch_size, n - first)
+        return random.blocks(0, n, self.batch_size, self.rank, self.world)
 
     def expect(self, n: int, uncertainty: bool = False) -> None:
         """Forget the images of the last round, and set how many generated ones will come; a collective call."""

@@ -71,21 +71,24 @@ class Generative(LightningModule, ABC):
         """
         random.check_seed(seed)
         given = checks.requested(n, first, y, self.conditioner, self.class_names)
-        start, size = (first, n) if batch_size is None else (first - first % batch_size, batch_size)
-        blocks, training = [], [module for module in self.modules() if module.training]
+        whole = [(first, n)]
+        if batch_size is not None:
+            whole = [(a - a % batch_size, batch_size) for a, _ in random.blocks(first, n, batch_size)]
+        made, training = [], [module for module in self.modules() if module.training]
         self.eval()
         try:
-            for block in range(start, first + n, size):
-                number = torch.arange(block, block + size, device=self.device)
+            for start, size in whole:
+                number = torch.arange(start, start + size, device=self.device)
                 if given is None:
                     of_block = self.conditioner.default(number)
                 else:  # what fills the block beside the requested samples has any condition
                     of_block = given.to(self.device)[(number - first).clamp(0, n - 1)]
-                blocks.append(self.draw(random.seeds(seed, "sample", number), of_block, sampler, guidance))
+                made.append(self.draw(random.seeds(seed, "sample", number), of_block, sampler, guidance))
         finally:
             for module in training:
                 module.training = True
-        return torch.cat(blocks)[first - start : first - start + n].clamp(-1, 1)
+        before = first - whole[0][0]
+        return torch.cat(made)[before : before + n].clamp(-1, 1)
 
     @abstractmethod
     def check(self, sampler: Sampler | None) -> None:
