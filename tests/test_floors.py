@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.cli import LightningCLI
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "diffusion_lightning"
@@ -23,8 +24,8 @@ WITH_LIGHTNING = [
     "callbacks", "checkpoints",
     "interop.layout", "interop.diffusers", "interop.openai", "interop.dit", "interop.model_card", "interop.convert",
     "interop.export",
-    "cli.errors", "cli.commands", "cli.recipes", "cli.output", "cli.parser", "cli.devices", "cli.provenance",
-    "cli.run_folder", "cli.defaults", "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.predict",
+    "cli.errors", "cli.commands", "cli.recipes", "cli.output", "cli.parser", "cli.shell", "cli.devices",
+    "cli.provenance", "cli.run_folder", "cli.defaults", "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.predict",
     "cli.score", "cli.export", "cli.import_", "cli.cache",
     "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
@@ -137,6 +138,14 @@ def test_lightnings_private_parts_are_touched_in_one_room(path: Path) -> None:
             owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
             assert owner not in LIGHTNINGS, f"{path}:{node.lineno}: {owner}.{node.attr}"
         assert not (isinstance(node, ast.Attribute) and node.attr == "_trainer"), f"{path}:{node.lineno}"
+    if path == PACKAGE / "cli/shell.py":
+        return
+    private = {name for name in vars(LightningCLI) if name.startswith("_") and not name.startswith("__")}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") in ("CLI", "Shell") for base in node.bases):
+            named = {x.attr for x in ast.walk(node) if isinstance(x, ast.Attribute)}
+            named |= {x.name for x in node.body if isinstance(x, ast.FunctionDef)}
+            assert not named & private, f"{path}:{node.lineno}: {named & private}"
 
 
 PRIVATE = re.compile(r"\b(mend(s|ed|ing)?|rehears(al|e)|by heart)\b", re.IGNORECASE)

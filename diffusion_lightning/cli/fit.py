@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -25,9 +25,10 @@ from .defaults import LOGGER, UNASKED, WATCHES, settle
 from .errors import raised_in
 from .parser import Parser
 from .resuming import Resumed, check_length, restoring
+from .shell import Shell
 
 
-class CLI(LightningCLI):
+class CLI(Shell):
     """Lightning's CLI with this project's conventions: the run's folder, the seed, EMA and checkpoints."""
 
     resumed: Resumed | None = None  # what `fit` goes on from
@@ -59,7 +60,7 @@ class CLI(LightningCLI):
     @property
     def root(self) -> Path:
         """The run's folder."""
-        return Path(self._get(self.config, "trainer").default_root_dir)
+        return Path(self.value("trainer").default_root_dir)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -71,7 +72,7 @@ class CLI(LightningCLI):
                 config.trainer.default_root_dir = str(self.root / os.environ["WANDB_RUN_ID"])
             config.ckpt_path = run_folder.start(self.root, config.ckpt_path)
             if config.ckpt_path is not None:
-                self.resumed = Resumed(config.ckpt_path, config, self._parser(self.subcommand))
+                self.resumed = Resumed(config.ckpt_path, config, self.words)
         fits = self.subcommand == "fit"
         run_folder.place_loggers(config.trainer.logger, self.root, None if fits else self.subcommand)
         for logger in run_folder.described(config.trainer.logger) if fits else []:
@@ -87,13 +88,10 @@ class CLI(LightningCLI):
         except ValueError as error:
             raise ValueError(_first_cause(error)) from error
 
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing: a checkpoint's settings never override the user's."""
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""
-        config = self._get(self.config_init, "trainer")
-        watches = [self._get(self.config_init, key) for key in WATCHES if self._watches(key)]
+        config = self.built("trainer")
+        watches = [self.built(key) for key in WATCHES if self._watches(key)]
         own = config.callbacks if isinstance(config.callbacks, list | None) else [config.callbacks]
         config.callbacks = [*(x for x in watches if x is not None), *(own or [])]
         named = config.logger if isinstance(config.logger, list) else [config.logger]
@@ -125,7 +123,7 @@ class CLI(LightningCLI):
 
     def _check_checkpoint(self) -> None:
         """Raise ValueError if the checkpoint's weights are not this model's."""
-        if (path := self._get(self.config, "ckpt_path")) is not None:
+        if (path := self.value("ckpt_path")) is not None:
             checkpoints.check_fits(self.model, checkpoints.read(path), path)
 
     def before_fit(self) -> None:
@@ -133,19 +131,19 @@ class CLI(LightningCLI):
         if self.resumed is not None:
             self.resumed.apply(self.trainer, self.model)
             self.resumed = None  # the trainer reads the file for itself
-        elif (start := self._get(self.config, "init_from")) is not None:
+        elif (start := self.value("init_from")) is not None:
             checkpoints.start_from(self.model, start)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(run_folder.start_line(self.trainer, self.model, self.config[self.subcommand]), flush=True)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def work(self, subcommand: str) -> None:
         """Does it, unless there is nothing left to train."""
         if self.resumed is None or self.resumed.over is None:
             path = None if self.resumed is None else self.resumed.path
             with run_folder.taken(self.trainer, subcommand), timeouts.ending_with(self.trainer), restoring(path):
                 if subcommand == "fit":  # what another run may have written since it was looked at
-                    run_folder.start(self.root, self._get(self.config, "ckpt_path"))
-                super()._run_subcommand(subcommand)
+                    run_folder.start(self.root, self.value("ckpt_path"))
+                super().work(subcommand)
             return
         checkpoints.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
         if self.trainer.is_global_zero:
@@ -163,13 +161,13 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Says where everything lies, and how to go on."""
         self._check_trained()
-        if self._get(self.config, "trainer").fast_dev_run:
+        if self.value("trainer").fast_dev_run:
             print("\nthe dry run ended well; it keeps nothing")
             return
         last, grids = self.root / "checkpoints/last.ckpt", sorted((self.root / "samples").glob("*.png"), key=_step)
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         command = f"{'uv run ' if 'UV' in os.environ else ''}diffusion-lightning predict"
-        own = records.foreign(self._get(self.config, "model").as_dict())
+        own = records.foreign(self.value("model").as_dict())
         trust = f" --trust {' '.join(own)}" if own else ""
         lines = [
             ("samples", grids[-1] if grids else "none: no validation ran, or trainer.callbacks has no SampleGrid"),
