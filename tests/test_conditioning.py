@@ -1,16 +1,19 @@
 """The condition: its table, its dropping, and its way through training and sampling."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels, Unconditional
 from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.networks import DiT
 from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
@@ -95,6 +98,23 @@ def test_a_model_without_condition_takes_none() -> None:
 def test_widths_must_agree() -> None:
     with pytest.raises(ValueError, match="and a condition of width 16"):
         Diffusion(tiny_unet(), Linear(20), (1, 8, 8), conditioner=ClassLabels(3, 16))
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_unet, lambda: DiT(1, 8, patch=4, width=24, depth=1, heads=2)], ids=["U-Net", "DiT"]
+)
+def test_a_width_that_is_left_out_is_the_networks(make: Callable[[], Any]) -> None:
+    network = make()
+    model = Diffusion(network, Linear(20), conditioner=ClassLabels(3))
+    assert model.conditioner.table.weight.shape == (4, network.condition_width)
+    assert model.shape == (1, 8, 8)
+
+
+def test_a_network_that_states_neither_width_nor_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="ClassLabels has no width, and Conv2d states no condition_width"):
+        Diffusion(nn.Conv2d(1, 1, 1), Linear(20), (1, 8, 8), conditioner=ClassLabels(3))
+    with pytest.raises(ValueError, match="no shape, and Identity does not state in_channels and size"):
+        Diffusion(nn.Identity(), Linear(20))
 
 
 @pytest.mark.parametrize("kwargs", [{"classes": 0}, {"width": 0}, {"dropout": 1.0}])

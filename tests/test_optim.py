@@ -1,10 +1,10 @@
-"""The warm-up: its formula, its resumption, its refusal."""
+"""The learning-rate schedules: their formulas, their resumption, their refusals."""
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from diffusion_lightning.optim import LinearWarmup
+from diffusion_lightning.optim import LinearWarmup, OneCycle
 
 
 def optimizer() -> torch.optim.Adam:
@@ -48,3 +48,19 @@ def test_goes_on_where_it_was() -> None:
 def test_no_way_up_is_refused() -> None:
     with pytest.raises(ValueError, match="the warm-up has 0 steps"):
         LinearWarmup(optimizer(), 0)
+
+
+@pytest.mark.parametrize(("steps", "pct_start"), [(10, 0.3), (40, 0.05)])
+def test_one_cycle_is_pytorchs_up_to_the_optimizers_own_rates(steps: int, pct_start: float) -> None:
+    ours, theirs = optimizer(), optimizer()
+    theirs_schedule = OneCycleLR(theirs, [2e-4, 1e-2], steps, pct_start=pct_start, cycle_momentum=False)
+    found = rates(ours, OneCycle(ours, steps, pct_start=pct_start), steps)
+    assert found == rates(theirs, theirs_schedule, steps)
+    assert max(rate for rate, _ in found) == pytest.approx(2e-4)
+    assert found[-1][1] < 1e-6
+
+
+@pytest.mark.parametrize("steps", [None, 0])
+def test_one_cycle_without_an_end_is_refused(steps: int | None) -> None:
+    with pytest.raises(ValueError, match=f"total_steps is {steps}, but OneCycle comes down at the end"):
+        OneCycle(optimizer(), steps)
