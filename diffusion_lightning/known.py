@@ -2,6 +2,8 @@
 
 import inspect
 import sys
+import sysconfig
+import traceback
 import typing
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -143,14 +145,31 @@ def _installed(module: str, where: str) -> Any:
 def _trusted(module: str, short: str, where: str) -> type:
     try:
         found = getattr(import_module(module), short)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a user's own file raises
+        absent = isinstance(error, AttributeError) or getattr(error, "name", None) == module.partition(".")[0]
+        fix = f"run the command in the folder that holds it ({Path.cwd()} was searched), or install it"
         raise ValueError(
-            f"{where} is {module}.{short}, which you trust, but it cannot be imported ({error}): run the command in "
-            "the folder that holds it, or install it"
+            f"{where} is {module}.{short}, which you trust, but it cannot be imported ({raised(error)}): "
+            f"{fix if absent else 'correct that file'}"
         ) from error
     if not isinstance(found, type):
         raise ValueError(f"{where} is {module}.{short}, which is no class: correct its class_path")
     return found
+
+
+def raised(error: BaseException) -> str:
+    """The type and message of an error, with the file and line of a user's own where it was raised."""
+    message = " ".join(str(error).split())
+    what = f"{type(error).__name__}{': ' if message else ''}{message if len(message) <= 160 else message[:157] + '...'}"
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    libraries = (
+        *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
+        str(Path(__file__).parent),
+    )
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    own = [frame for frame in lines if not frame.filename.startswith(libraries)]
+    return f"{what} ({own[-1].filename}, line {own[-1].lineno})" if own else what
 
 
 def parameters(kind: type) -> dict[str, inspect.Parameter]:

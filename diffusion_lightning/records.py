@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from .known import FAMILIES, LISTED, current_arguments, find, parameters, public
+from .known import FAMILIES, LISTED, current_arguments, find, parameters, public, raised
 
 BYTES = 1_000_000  # of a record's text
 DEPTH = 24  # of its tree
@@ -41,13 +41,19 @@ class Part:
 
     def make(self) -> Any:
         """The object, its parts first."""
-        return self.kind(**{name: _made(value) for name, value in self.arguments.items()})
+        parts = {name: _made(value) for name, value in self.arguments.items()}
+        try:
+            return self.kind(**parts)
+        except Exception as error:
+            if ours(self.kind):
+                raise
+            name = f"{self.kind.__module__}.{self.kind.__name__}"
+            raise ValueError(f"{name} raised {raised(error)}: correct it, or the arguments that it is given") from error
 
     @property
     def own(self) -> bool:
         """Whether it is this package's and all of its parts are this package's or listed."""
-        ours = self.kind.__module__.partition(".")[0] in (__package__, *LISTED)
-        return ours and all(part.own for part in _parts(self.arguments))
+        return ours(self.kind) and all(part.own for part in _parts(self.arguments))
 
     def spec(self) -> Spec:
         """The record again, with every default that is a plain value spelled out."""
@@ -62,6 +68,11 @@ class Part:
             "class_path": f"{place}.{self.kind.__name__}",
             "init_args": {name: _spec(value) for name, value in given.items()},
         }
+
+
+def ours(kind: type) -> bool:
+    """Whether a class is this package's or a listed one."""
+    return kind.__module__.partition(".")[0] in (__package__, *LISTED)
 
 
 def text(config: Spec) -> str:

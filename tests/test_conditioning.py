@@ -106,7 +106,7 @@ def test_widths_must_agree() -> None:
 def test_a_width_that_is_left_out_is_the_networks(make: Callable[[], Any]) -> None:
     network = make()
     model = Diffusion(network, Linear(20), conditioner=ClassLabels(3))
-    assert model.conditioner.table.weight.shape == (4, network.condition_width)
+    assert model.conditioner.state_dict()["table.weight"].shape == (4, network.condition_width)
     assert model.shape == (1, 8, 8)
 
 

@@ -24,10 +24,10 @@ WITH_LIGHTNING = [
     "callbacks", "checkpoints",
     "interop.layout", "interop.diffusers", "interop.openai", "interop.dit", "interop.model_card", "interop.convert",
     "interop.export",
-    "cli.errors", "cli.commands", "cli.recipes", "cli.output", "cli.parser", "cli.shell", "cli.devices",
-    "cli.provenance", "cli.run_folder", "cli.defaults", "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate",
-    "cli.predict", "cli.score", "cli.export", "cli.import_", "cli.cache",
-    "cli.selftest", "cli.entry", "__main__",
+    "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
+    "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
+    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.predict", "cli.score", "cli.export", "cli.import_",
+    "cli.cache", "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")

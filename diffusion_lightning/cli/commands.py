@@ -117,7 +117,8 @@ PAGE = """usage: diffusion-lightning SUBCOMMAND ...
 
 {subcommands}
 
-SUBCOMMAND --help says what it takes, --version which version this is."""
+SUBCOMMAND --help says what it takes, --version which version this is. To complete words by the tab key:
+eval "$(diffusion-lightning --print_completion bash)", or zsh."""
 
 
 def read(words: list[str]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..distributed import preemption, threads
 from ..files import expanded_word
-from . import output, recipes
+from . import completion, options, output, recipes
 from .commands import COMMANDS, page, read
 from .errors import fail, meant, of_the_system, raised_in
 
@@ -58,10 +58,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _answer(words: list[str]) -> None:
     name = words[0] if words else None
-    if name in COMMANDS:
+    if name in options.PAGES and {"-h", "--help"} & set(words):
+        print(options.page(name, COMMANDS[name].does))
+    elif name in options.PAGES and "--help_all" in words:
+        _work(COMMANDS[name].file, [name, "--help"])
+    elif name in COMMANDS:
         _work(COMMANDS[name].file, read(recipes.resolved(words)))
     elif name in ("-h", "--help"):
         print(page())
+    elif name == "--print_completion":
+        print(completion.script("".join(words[1:2])))
     elif name == "--version":
         print(PACKAGE, version(PACKAGE))
     elif name is not None and name.startswith("-"):  # Lightning takes options before the subcommand too

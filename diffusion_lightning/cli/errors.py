@@ -1,75 +1,44 @@
-"""The parser's complaints, put in one sentence that names what was given, where, and what to give instead.
-
-jsonargparse tells everything it tried, over many lines; the last thing it tried is what the user got wrong.
-"""
+"""What went wrong, in one sentence that names what was given, where, and what to give instead."""
 
 import argparse
 import errno
-import inspect
 import re
 import sys
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
-def sentence(message: str, options: Iterable[str] = (), classes: Iterable[str] = ()) -> str:
+def sentence(message: str, options: Iterable[str] = ()) -> str:
     """One sentence for a complaint of jsonargparse.
 
     Args:
         message: what it says.
         options: the options that the command has, for a suggestion.
-        classes: short names of classes that it knows, for a suggestion.
     """
     text = " ".join(message.split())
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
     place = f" for {key}" if key else ""
-
-    # A class that is called later, such as an optimizer, is complained of the other way round: turn it.
-    text = re.sub(
-        r"expects a function or a callable class: (.*?)\. Got value: Namespace\(class_path='([^']+)'",
-        r"class_path '\2': \1",
-        text,
-    )
     if found := re.search(
         r"Multiple subclasses with name (\w+)\. Give the full class path [^:]*: (.*?)\. ", f"{text} "
     ):
         return (
             f"there are several classes {found[1]}{place}: give one by its full path, {found[2].replace(', ', ' or ')}"
         )
-    if found := re.search(r"class_path '([^']+)': Option '([^']+)' is not accepted", text):
-        takes = _parameters(found[1])
-        return f"{found[1]} takes no {found[2]}{meant(found[2], takes)}: it takes {', '.join(takes)}"
-    if found := re.search(r"class_path '([^']+)': (?:No module named|module '[^']+' has no attribute)", text):
-        module, _, name = found[1].rpartition(".")
-        return (
-            f"there is no class {found[1]}{place}{meant(name, _names(module))}: {_hidden(module)}correct its class_path"
-        )
-    if found := re.search(r"Expected a dot import path string: (\S+)", text):
-        return (
-            f"there is no class {found[1]}{place}{meant(found[1], classes)}: give a class of this package by its "
-            "name, or any other by its full path, such as my_package.my_file.MyClass"
-        )
     if found := re.search(r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)", text):
         name = found[1] or found[2]
         return f"there is no option {name}{meant(name, options)}: correct or remove it"
-    if found := re.search(
-        r"Expected a (typing\.Literal\[.*?\]|\S+ ?'?[\w.]*'?>?)[^.]*\. Got value: (.*?)(?: - Expected|$)", text
-    ):
-        return f"{key} is {found[2]}, but it takes {_plain(found[1])}: correct its value"
-    if found := re.search(r"Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", text):
-        return f"{key} is {found[2]}, but it takes {_plain(found[1])}: correct its value"
     if found := re.search(r"Call to compute_fn of link .*? failed: (.*)", text):
         return found[1]
     if found := re.search(r"File does not exist: '?([^']+)'?", text):
         return f"the configuration {found[1]} does not exist: give the path of a .yaml file"
     if "arguments are required" in text and ".model" in text:
         return f"{text}: name them in a file and give it by --config, such as --config configs/digits.yaml"
-    return text
+    text = re.sub(r"(Namespace|NestedArg)\(.*", "a value that does not fit", text)
+    return text if len(text) <= 380 else f"{text[:377]}..."
 
 
 def meant(name: str, among: Iterable[str]) -> str:
@@ -82,7 +51,7 @@ def meant(name: str, among: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _hidden(module: str) -> str:
+def hidden(module: str) -> str:
     """What to do if an installed package has the name of a file or folder here, which is searched last."""
     top = module.partition(".")[0]
     try:
@@ -97,29 +66,6 @@ def _hidden(module: str) -> str:
         return ""
     fix = "so rename yours, name its folder by PYTHONPATH, or "
     return f"an installed package is named {top} too ({origin.parent}), {fix}"
-
-
-def _parameters(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    try:
-        return list(inspect.signature(getattr(import_module(module), name)).parameters)
-    except (ImportError, AttributeError, ValueError):
-        return ["other arguments"]
-
-
-def _names(module: str) -> list[str]:
-    try:
-        members: Any = vars(import_module(module))
-    except ImportError:
-        return []
-    return [name for name, value in members.items() if inspect.isclass(value)]
-
-
-def _plain(types: str) -> str:
-    """`<class 'int'>, <class 'NoneType'>` as `int or null`."""
-    words = re.findall(r"(?:typing\.)?Literal\[(.*?)\]|<class '([^']+)'>|([\w.]+\[[^\]]*\])", types)
-    names = [(literal or cls or generic).rpartition(".")[2] for literal, cls, generic in words] or [types]
-    return " or ".join("null" if name == "NoneType" else name for name in names)
 
 
 FIXES = {

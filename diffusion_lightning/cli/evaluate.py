@@ -86,6 +86,7 @@ def _trainer(parser: Parser, config: Any, root: Path, command: str, callbacks: l
     chosen = [*(made.callbacks or []), *(callbacks or []), *([BoundCurve()] if command == "test" else [])]
     loggers = [*(x for x in named if isinstance(x, Logger)), MetricsFile(root / f"{command}.csv")]
     options = {**vars(made), "default_root_dir": str(root), "callbacks": chosen, "logger": loggers}
+    options["enable_model_summary"] = bool(made.enable_model_summary)
     trainer = Trainer(**options)
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     timeouts.limit_waiting(trainer)

@@ -104,6 +104,7 @@ class CLI(Shell):
                 kwargs["enable_progress_bar"] = False
         if self.subcommand == "test":
             config.callbacks.append(BoundCurve())
+        kwargs["enable_model_summary"] = bool(config.enable_model_summary)  # Lightning's default counts no FLOPs: 0
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if (record := next((x for x in callbacks if isinstance(x, run_folder.Record)), None)) is not None:

@@ -213,6 +213,19 @@ def test_the_whole_of_the_science_by_options_alone(tmp_path: Path) -> None:
         assert len(list((root / "out").iterdir())) == 2
 
 
+def test_a_run_speaks_of_nothing_but_itself(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No advertisement of other products, and no table of Lightning's, unless it is asked for."""
+    quiet = ["--trainer.logger", "false", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2"]
+    main(["fit", "--config", str(small_config(tmp_path)), *quiet])
+    first = capfd.readouterr()
+    said = [first.out, first.err, *((run.parent / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))]
+    for word in ("FLOPs", "params", "Tip:", "litlogger", "litmodels", "pip install", "https://"):
+        assert word not in "".join(said)
+    again = ["--trainer.default_root_dir", str(tmp_path / "again"), "--trainer.enable_model_summary", "true"]
+    main(["fit", "--config", str(small_config(tmp_path)), *quiet, *again])
+    assert "params" in "".join(capfd.readouterr())
+
+
 def test_a_dry_run_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--config", str(small_config(tmp_path)), "--trainer.fast_dev_run", "true"])
     assert not (tmp_path / "run/checkpoints").exists()

@@ -1,0 +1,98 @@
+"""The options of the commands that Lightning's parser reads, as their short help and the shell's completion name them.
+
+The parser takes all of Lightning's besides, and `--help_all` lists them. Stated here, since the parser itself needs
+torch, whose import takes seconds; a test compares them with the parser's.
+"""
+
+from typing import NamedTuple
+
+
+class Option(NamedTuple):
+    """An option: its default as one writes it, empty if there is none, and what it does."""
+
+    name: str
+    default: str
+    does: str
+
+
+CHECKPOINT = "a checkpoint: its file, a run's folder (its last), FOLDER/best, or last, best of the newest run"
+TRUST = Option("trust", "", "modules of your own classes, hub names and files of weights that the checkpoint may name")
+SEED = Option("seed_everything", "", "the seed; the run's own if none is given")
+
+TRAINER = (
+    Option("trainer.max_steps", "-1", "steps of the optimizer; -1 is without end"),
+    Option("trainer.default_root_dir", "runs/unnamed", "the run's folder, which holds all that it makes"),
+    Option("trainer.accelerator", "auto", "cpu, gpu, …; auto takes what there is"),
+    Option("trainer.devices", "auto", "how many, or which: 2, [0,3]"),
+    Option("trainer.precision", "", "32-true, bf16-mixed, 16-mixed, …"),
+    Option("trainer.val_check_interval", "", "validate every so many steps"),
+    Option("trainer.accumulate_grad_batches", "1", "batches of one step"),
+    Option("trainer.gradient_clip_val", "", "largest norm of the gradient"),
+    Option("trainer.logger", "Weights & Biases, offline", "a logger's class; false is none but metrics.csv"),
+    Option("trainer.fast_dev_run", "false", "a dry run of one step, which keeps nothing"),
+)
+OF_EVALUATION = tuple(
+    option for option in TRAINER
+    if option.name in ("trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.logger")
+)  # fmt: skip
+
+FIT = (
+    Option("config", "", "a YAML file, or a recipe by its name; a second one changes the first, options change both"),
+    Option("print_config", "", "print the whole configuration and do nothing"),
+    Option("ckpt_path", "", "go on from a checkpoint; last is this run's own, and starts if there is none"),
+    Option("init_from", "", "start afresh from the averaged weights of a checkpoint"),
+    Option("allow_changed", "", "a key that may differ from the checkpoint's configuration; may be repeated"),
+    Option("seed_everything", "0", "the seed, of which every draw is a function"),
+    Option("model", "", "the model's class; --model.KEY sets its arguments, --model.help CLASS lists them"),
+    Option("data", "", "the data's class; --data.KEY sets its arguments, --data.help CLASS lists them"),
+    Option("ema.decay", "0.9999", "of the averaged weights"),
+    Option("ema.warmup", "false", "a smaller decay in the first steps"),
+    Option("checkpoint.every_n_train_steps", "1000", "how often a checkpoint is written"),
+    Option("checkpoint.keep", "1", "numbered checkpoints that are kept beside last and best"),
+    Option("checkpoint.monitor", "", "the figure whose best value makes best.ckpt"),
+    Option("checkpoint.mode", "min", "whether the best is the smallest or the largest: min, max"),
+    Option("grid", "", "a grid of samples after every validation; --grid.KEY sets n, sampler, seed"),
+    Option("metrics", "", "what samples are scored by, and how many; --metrics.KEY sets its arguments"),
+    Option("chain", "", "some samples on their way from noise to image; --chain.KEY sets its arguments"),
+    Option("loss_by_timestep", "10 bins", "the loss in bins of t; null is without"),
+    Option("throughput", "measured", "images a second, the share of the device's peak; null is without"),
+)  # fmt: skip
+EVALUATE = (
+    Option("ckpt_path", "", CHECKPOINT),
+    TRUST,
+    SEED,
+    Option("model", "", "--model.KEY changes the checkpoint's own model"),
+    Option("data", "", "--data CLASS or --data.KEY changes the checkpoint's own data"),
+    Option("config", "", "a configuration in the place of the checkpoint's own, as in fit"),
+)
+PREDICT = (
+    Option("ckpt_path", "", CHECKPOINT),
+    Option("out", "", "a folder of pictures, one .npz file of all, or one picture of all: .png, .jpg, .webp"),
+    Option("n", "64", "how many samples"),
+    Option("seed", "0", "sample number i is a function of the seed and i"),
+    Option("first", "0", "the first sample's number"),
+    Option("y", "", "the class of all samples, by its number or name; none is each in turn"),
+    Option("sampler", "", "the reverse loop; the run's own of its grid of samples, else DDIM of 50 steps"),
+    Option("guidance", "", "scale of classifier-free guidance; 1, or none, is without"),
+    Option("batch_size", "64", "samples made at once, per device"),
+    TRUST,
+)
+
+PAGES: dict[str, tuple[tuple[Option, ...], tuple[Option, ...]]] = {  # its own, and of the trainer's
+    "fit": (FIT, TRAINER),
+    "validate": (EVALUATE, OF_EVALUATION),
+    "test": (EVALUATE, OF_EVALUATION),
+    "predict": (PREDICT, tuple(option for option in OF_EVALUATION if option.name != "trainer.logger")),
+}
+
+
+def page(command: str, does: str) -> str:
+    """The short help of a command, at most 60 lines."""
+    own, trainer = PAGES[command]
+    width = max(len(option.name) for option in (*own, *trainer)) + 4
+    lines = [f"usage: diffusion-lightning {command} [options]", "", does, "", "options (default):"]
+    for group in (own, trainer):
+        for name, default, does in group:
+            lines.append(f"  {'--' + name:<{width}}{does}{f' ({default})' if default else ''}")
+        lines.append("")
+    return "\n".join([*lines, f"diffusion-lightning {command} --help_all lists every option, Lightning's too."])
