@@ -28,7 +28,7 @@ TRAINER = (
     Option("trainer.val_check_interval", "", "validate every so many steps"),
     Option("trainer.accumulate_grad_batches", "1", "batches of one step"),
     Option("trainer.gradient_clip_val", "", "largest norm of the gradient"),
-    Option("trainer.logger", "Weights & Biases, offline", "a logger's class; false is none but metrics.csv"),
+    Option("trainer.logger", "", "a logger's class, in fit Weights & Biases, offline; false is none but metrics.csv"),
     Option("trainer.fast_dev_run", "false", "a dry run of one step, which keeps nothing"),
 )
 OF_EVALUATION = tuple(
@@ -54,8 +54,8 @@ FIT = (
     Option("grid", "", "a grid of samples after every validation; --grid.KEY sets n, sampler, seed"),
     Option("metrics", "", "what samples are scored by, and how many; --metrics.KEY sets its arguments"),
     Option("chain", "", "some samples on their way from noise to image; --chain.KEY sets its arguments"),
-    Option("loss_by_timestep", "10 bins", "the loss in bins of t; null is without"),
-    Option("throughput", "measured", "images a second, the share of the device's peak; null is without"),
+    Option("loss_by_timestep", "", "the loss in 10 bins of t; null is without, --loss_by_timestep.bins sets others"),
+    Option("throughput", "", "images a second, the fraction of the device's peak; null is without"),
 )  # fmt: skip
 EVALUATE = (
     Option("ckpt_path", "", CHECKPOINT),
