@@ -1,1 +1,1 @@
-"""Scripts that print the figures of the README; no part of the package."""
+"""Scripts that print the figures of the README and of docs/; no part of the package."""

@@ -60,7 +60,7 @@ def last_row(path: Path) -> dict[str, str]:
 
 
 def row(name: str) -> str:
-    """A line of the README's table."""
+    """A line of the table of docs/choosing.md."""
     root = folder(name)
     fit, test = last_row(root / "metrics.csv"), last_row(root / "test.csv")
     distance, bits, error = (

@@ -1,4 +1,4 @@
-"""Scores a checkpoint of configs/digits.yaml: the three figures of the README's first picture.
+"""Scores a checkpoint of configs/digits.yaml: the three figures of docs/getting-started.md.
 
     python -m benchmarks.digits [CKPT]
 
