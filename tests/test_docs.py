@@ -67,11 +67,12 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-def test_every_configuration_is_a_section_of_the_recipes() -> None:
+def test_every_recipe_is_a_section_of_its_page_and_named_in_the_readme() -> None:
     text = made.recipes()
     for path in (ROOT / "configs").glob("*.yaml"):
         head = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         assert f"## {path.stem}\n{head}" in text
+        assert f"`{path.stem}`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def spoken() -> str:
