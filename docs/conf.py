@@ -65,8 +65,11 @@ def own_bases(app, name, obj, options, bases):  # type: ignore[no-untyped-def]
     bases[:] = [base for base in bases if base not in (object, ABC)] or [object]
 
 
-def dashes(app, doctree, name):  # type: ignore[no-untyped-def]
-    """A dash between an argument's name and what it is."""
+def polished(app, doctree, name):  # type: ignore[no-untyped-def]
+    """A dash between an argument's name and what it is; no word of a base that tells nothing."""
+    for line in list(doctree.findall(nodes.paragraph)):
+        if line.astext() == "Bases: object":
+            line.parent.remove(line)
     for text in list(doctree.findall(nodes.Text)):
         if text == " -- ":
             text.parent.replace(text, nodes.Text(" – "))
@@ -76,4 +79,4 @@ def setup(app):  # type: ignore[no-untyped-def]
     """Docstrings are plain text with `code` and formulas; Sphinx reads reStructuredText."""
     app.connect("autodoc-process-docstring", readable, priority=400)  # before napoleon
     app.connect("autodoc-process-bases", own_bases)
-    app.connect("doctree-resolved", dashes)
+    app.connect("doctree-resolved", polished)

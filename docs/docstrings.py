@@ -1,10 +1,12 @@
 """Docstrings as reStructuredText: they are plain text with `code` in backticks and formulas in Unicode letters."""
 
 import re
+from collections.abc import Iterator
 
 from formulas import pieces
 
-SECTIONS = ("Args", "Raises", "Returns", "Yields")
+NAMED = ("Args:", "Raises:")  # sections of names, a colon and what each is
+SECTIONS = (*NAMED, "Returns:", "Yields:")
 SPECIAL = re.compile(r"[\\*|]|_(?![A-Za-z0-9{])")
 WIDE = "\u2003"  # in the place of several spaces
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
@@ -16,56 +18,39 @@ def readable(app, what, name, obj, options, lines):  # type: ignore[no-untyped-d
 
 
 def converted(lines: list[str]) -> list[str]:
-    """The lines of a docstring in reStructuredText."""
+    """The lines of a docstring in reStructuredText, each paragraph, item and argument one line."""
     out: list[str] = []
-    for block in paragraphs(lines):
-        if block[0] == "formula":
-            out += ["", *display(block[1]), ""]
-        else:
-            out += [named(line) for line in block[1]]
+    for formula, block in blocks(lines):
+        out += ["", *display(block), ""] if formula else [named(line) for line in block]
     return out
 
 
-def paragraphs(lines: list[str]) -> list[tuple[str, list[str]]]:
-    """Blocks of text, each paragraph one line, and indented blocks outside of the sections, which are formulas."""
-    blocks: list[tuple[str, list[str]]] = []
-    section = False
+def blocks(lines: list[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Text, each paragraph joined, and the indented blocks outside of sections, which are (True, formulas)."""
+    section, begun = "", -1  # the section, and the indentation of the line that the next one may continue
     text: list[str] = []
     formula: list[str] = []
-    open_at = None  # the indentation of the line that the next one may continue
     for line in [*lines, ""]:
-        indent = len(line) - len(line.lstrip())
-        bare = line.strip()
-        if formula and (not bare or not indent):
-            blocks.append(("formula", formula))
+        bare, indent = line.strip(), len(line) - len(line.lstrip())
+        if bare and indent >= 4 and not section and (formula or begun < 0):
+            formula.append(line)
+            continue
+        if formula:
+            yield True, formula
             formula = []
-        if not bare:
-            text.append("")
-            open_at = None
-        elif not section and indent >= 4 and open_at is None:
-            if text:
-                blocks.append(("text", text))
-                text = []
-            formula.append(line)
-        elif formula:
-            formula.append(line)
-        elif bare.rstrip(":") in SECTIONS and bare.endswith(":"):
-            section, open_at = True, None
-            text.append(line)
+        section = section if indent or not bare else ""
+        if not bare or bare in SECTIONS:
+            section, begun = (bare if bare else section), -1
+            text.append("" if bare == "Returns:" else line)  # of which napoleon takes what precedes a colon for a type
+        elif begun < 0 or bare.startswith("- ") or (section in NAMED and indent <= begun):
+            text.append(f":returns: {bare}" if section == "Returns:" else line)
+            begun = indent
         else:
-            if indent == 0:
-                section = False
-            item = bare.startswith("- ")
-            continues = open_at is not None and not item
-            continues &= indent > (open_at or 0) if section else True
-            if continues:
-                text[-1] += f" {bare}"
-            else:
-                text.append(line)
-                open_at = indent
-    if text:
-        blocks.append(("text", text))
-    return blocks
+            text[-1] += f" {bare}"
+        if not bare and not section:
+            yield False, text
+            text = []
+    yield False, text
 
 
 def named(line: str) -> str:

@@ -143,8 +143,33 @@ def test_words_are_no_formula(text: str) -> None:
 
 
 def test_a_docstring() -> None:
-    text = ["What `f` does *once*: x_t.", "", "    x_0 = 1 - ᾱ", "", "Args:", "    x_0: (B, *) of", "        ε."]
-    found = converted(text)
-    assert found[0] == r"What ``f`` does \*once\*: \ :math:`x_{t}`\ ."
-    assert [".. math::", "", r"   x_{0} = 1 - \bar{\alpha}"] == found[3:6]
-    assert r"    x_0: (B, \*) of \ :math:`\varepsilon`\ ." in found
+    text = """What `f` does *once*: x_t
+    and no more.
+
+        x_0 = 1 - ᾱ
+
+    - an item
+      of two lines
+    - another
+
+    Args:
+        x_0: (B, *) of
+            ε.
+        y: none.
+
+    Returns:
+        Of a kind: one
+        or two.
+    """
+    found = [line for line in converted(inspect.cleandoc(text).splitlines()) if line]
+    assert found == [
+        r"What ``f`` does \*once\*: \ :math:`x_{t}`\  and no more.",
+        ".. math::",
+        r"   x_{0} = 1 - \bar{\alpha}",
+        "- an item of two lines",
+        "- another",
+        "Args:",
+        r"    x_0: (B, \*) of \ :math:`\varepsilon`\ .",
+        "    y: none.",
+        ":returns: Of a kind: one or two.",
+    ]
