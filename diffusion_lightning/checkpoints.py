@@ -46,13 +46,37 @@ MOST = 2**48  # batches or steps that a run may have counted
 SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
 
 
+def found(path: str | Path) -> Path:
+    """The file that is meant by a path: a checkpoint, a run's folder (its last), `FOLDER/last` or `FOLDER/best`.
+
+    `last` and `best` alone are those of the run below the folder `runs` whose last checkpoint is the newest.
+
+    Raises:
+        ValueError: if a folder or a word is given and there is no such checkpoint.
+    """
+    path = Path(path).expanduser()
+    word = path.name if path.name in ("last", "best") and not path.exists() else ""
+    folder = path.parent if word else path
+    if word and str(path) == word:
+        runs = sorted(Path("runs").rglob("checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not runs:
+            raise ValueError(f"{word} is the newest run's, but {Path.cwd() / 'runs'} holds no run: give a path")
+        folder = runs[-1].parent.parent
+    if not folder.is_dir():
+        return path
+    file = folder / "checkpoints" / f"{word or 'last'}.ckpt"
+    if not file.exists():
+        raise ValueError(f"the folder {folder} has no {file.relative_to(folder)}: give a .ckpt file or a run's folder")
+    return file
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """The file's content, on the CPU; its checksums (CRC-32 of each entry) are compared first.
 
     Raises:
         ValueError: if there is no such file, it is cut short or damaged, it holds code, or it is something else.
     """
-    path = Path(path).expanduser()
+    path = found(path)
     if not path.exists():
         near = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         hint = f"there are {', '.join(near)}" if near else "give the path of a .ckpt file"
@@ -198,7 +222,7 @@ def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
     """The model of a checkpoint with the EMA's weights, in eval mode, ready to `generate`; nothing but the file.
 
     Args:
-        ckpt: the file. It is data, and runs no code.
+        ckpt: the file, or what `found` takes for one. It is data, and runs no code.
         trust: what the file may name beyond the classes of this package: modules of your own classes, such as
             `my_network`, and hub names or files of weights, each by its exact text.
 
@@ -206,7 +230,7 @@ def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
         ValueError: if the file is no checkpoint of `diffusion-lightning fit`, names code that is not trusted, or
             describes another model than the one whose weights it holds.
     """
-    checkpoint = read(ckpt)
+    checkpoint = read(ckpt := found(ckpt))
     return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust)
 
 

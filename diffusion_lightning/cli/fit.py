@@ -65,6 +65,8 @@ class CLI(LightningCLI):
             config.ckpt_path = run_folder.start(self.root, config.ckpt_path)
             if config.ckpt_path is not None:
                 self.resumed = Resumed(config.ckpt_path, config, self._parser(self.subcommand))
+        elif config.ckpt_path is not None:
+            config.ckpt_path = run_folder.meant_by(self.root, config.ckpt_path)
         fits = self.subcommand == "fit"
         run_folder.place_loggers(config.trainer.logger, self.root, None if fits else self.subcommand)
         for logger in run_folder.described(config.trainer.logger) if fits else []:
@@ -119,7 +121,7 @@ class CLI(LightningCLI):
             self.resumed.apply(self.trainer, self.model)
             self.resumed = None  # the trainer reads the file for itself
         elif (start := self._get(self.config, "init_from")) is not None:
-            checkpoints.start_from(self.model, start)
+            checkpoints.start_from(self.model, run_folder.chosen(start))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Does it, unless there is nothing left to train."""
