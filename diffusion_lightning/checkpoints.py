@@ -10,19 +10,18 @@ import pickle
 import re
 import stat
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import known, records
 from .modules import Diffusion
 from .modules.base.checks import image_shape
+from .modules.base.shapes import made_on_meta
 
 CONFIG = "config"
 CLASSES = "class_names"  # those of class 0, 1, …; None if the data have none
@@ -47,13 +46,37 @@ MOST = 2**48  # batches or steps that a run may have counted
 SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
 
 
+def found(path: str | Path) -> Path:
+    """The file that is meant by a path: a checkpoint, a run's folder (its last), `FOLDER/last` or `FOLDER/best`.
+
+    `last` and `best` alone are those of the run below the folder `runs` whose last checkpoint is the newest.
+
+    Raises:
+        ValueError: if a folder or a word is given and there is no such checkpoint.
+    """
+    path = Path(path).expanduser()
+    word = path.name if path.name in ("last", "best") and not path.exists() else ""
+    folder = path.parent if word else path
+    if word and str(path) == word:
+        runs = sorted(Path("runs").rglob("checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not runs:
+            raise ValueError(f"{word} is the newest run's, but {Path.cwd() / 'runs'} holds no run: give a path")
+        folder = runs[-1].parent.parent
+    if not folder.is_dir():
+        return path
+    file = folder / "checkpoints" / f"{word or 'last'}.ckpt"
+    if not file.exists():
+        raise ValueError(f"the folder {folder} has no {file.relative_to(folder)}: give a .ckpt file or a run's folder")
+    return file
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """The file's content, on the CPU; its checksums (CRC-32 of each entry) are compared first.
 
     Raises:
         ValueError: if there is no such file, it is cut short or damaged, it holds code, or it is something else.
     """
-    path = Path(path).expanduser()
+    path = found(path)
     if not path.exists():
         near = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         hint = f"there are {', '.join(near)}" if near else "give the path of a .ckpt file"
@@ -206,7 +229,7 @@ def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
     """The model of a checkpoint with the EMA's weights, in eval mode, ready to `generate`; nothing but the file.
 
     Args:
-        ckpt: the file. It is data, and runs no code.
+        ckpt: the file, or what `found` takes for one. It is data, and runs no code.
         trust: what the file may name beyond the classes of this package: modules of your own classes, such as
             `my_network`, and hub names or files of weights, each by its exact text.
 
@@ -214,7 +237,7 @@ def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
         ValueError: if the file is no checkpoint of `diffusion-lightning fit`, names code that is not trusted, or
             describes another model than the one whose weights it holds.
     """
-    checkpoint = read(ckpt)
+    checkpoint = read(ckpt := found(ckpt))
     return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust)
 
 
@@ -268,7 +291,7 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
         prefix = "denoiser.network." if name == "network" else f"{name}."
         stored = checkpoint["state_dict"].items()
         theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}
-        made = made_on_meta(described[name], len(theirs), f"model.{name} in {path}")
+        made = made_on_meta(described[name].make, len(theirs), f"model.{name} in {path}")
         if name == "timesteps" and "schedule" in described:
             schedule = described["schedule"].make()
             with torch.device("meta"):
@@ -293,38 +316,6 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
 def _check_image(shape: Sequence[int], path: str | Path) -> None:
     if any(n < 1 for n in shape) or torch.Size(shape).numel() > PIXELS:
         raise ValueError(f"model.shape in {path} is {shape}, which is no image of at most {PIXELS:,} numbers")
-
-
-def made_on_meta(part: records.Part, parameters: int, name: str) -> Any:
-    """The module that a record describes on the device "meta", where tensors have a shape and no memory.
-
-    Raises:
-        ValueError: if it cannot be made, or has far more parameters (tensors) than the number given.
-    """
-    try:
-        with _at_most(parameters), torch.device("meta"):
-            return part.make()
-    except (RuntimeError, TypeError, ArithmeticError, LookupError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
-
-
-@contextmanager
-def _at_most(n: int) -> Iterator[None]:
-    """Raise ValueError in the block as soon as it has made twice as many parameters as a file holds."""
-    made = 0
-
-    def count(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > 2 * n + 16:  # a tensor of several names, or one that is replaced while the network is made
-            raise ValueError(f"the record describes a network of more parameters than the {n} that the file holds")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def start_from(module: nn.Module, path: str) -> None:

@@ -1,5 +1,6 @@
 """What is kept, how it is written, and what a file must be to be read."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -107,3 +108,34 @@ def test_another_models_checkpoint_is_named_by_its_first_difference() -> None:
         checkpoints.check_fits(a, {"state_dict": {"weight": a.weight}}, "x.ckpt")
     with pytest.raises(ValueError, match=r"its extra is \[1\], this model's is missing"):
         checkpoints.check_fits(a, {"state_dict": {**a.state_dict(), "extra": torch.zeros(1)}}, "x.ckpt")
+
+
+def test_the_file_that_a_path_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's folder is its last checkpoint; `last` and `best` alone are those of the newest run below `runs`."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"last is the newest run's, but .*runs holds no run: give a path"):
+        checkpoints.found("last")
+    for age, name in ((30, "old"), (10, "sweep/new"), (20, "middle")):
+        folder = tmp_path / "runs" / name / "checkpoints"
+        folder.mkdir(parents=True)
+        for file in ("last.ckpt", "best.ckpt", "step=5.ckpt"):
+            (folder / file).write_bytes(b"")
+            os.utime(folder / file, (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "runs/middle/checkpoints/best.ckpt").unlink()
+    for given, means in {
+        "last": "runs/sweep/new/checkpoints/last.ckpt",
+        "best": "runs/sweep/new/checkpoints/best.ckpt",
+        "runs/old": "runs/old/checkpoints/last.ckpt",
+        "runs/old/last": "runs/old/checkpoints/last.ckpt",
+        "runs/old/best": "runs/old/checkpoints/best.ckpt",
+        "runs/old/checkpoints/step=5.ckpt": "runs/old/checkpoints/step=5.ckpt",
+        "nowhere.ckpt": "nowhere.ckpt",
+        "nowhere/best": "nowhere/best",
+    }.items():
+        assert checkpoints.found(given) == Path(means)
+        assert checkpoints.found(means) == Path(means)
+    for given, lacks in (("runs/middle/best", "best"), ("runs", "last")):
+        with pytest.raises(ValueError, match=f"has no checkpoints/{lacks}.ckpt: give a .ckpt file or a run's folder"):
+            checkpoints.found(given)
+    (tmp_path / "best").write_bytes(b"")  # a file of this name is a file
+    assert checkpoints.found("best") == Path("best")

@@ -1,43 +1,60 @@
-"""One bar for the whole run: steps done of all, time left, loss, images a second."""
+"""One bar for the whole of a command: steps done of all, and the time left."""
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from tqdm import tqdm
 
 from ..modules.base import batches
 
 
 class Progress(Callback):
-    """A bar over the optimizer steps of `fit`, unlike Lightning's own, which counts the batches of one epoch.
+    """A bar over the optimizer's steps of `fit`, with the loss and images a second, or the sampler's of `predict`.
 
-    The loss is read from the device when the bar is drawn, not at every step.
+    Lightning's own counts the batches of one epoch. The loss is read from the device when the bar is drawn, not at
+    every step.
 
     Args:
         refresh: seconds between two drawings; None is 0.5 on a terminal and 10 in a file.
+        sampled: the sampler's steps for one batch of `predict`.
     """
 
-    def __init__(self, refresh: float | None = None) -> None:
+    def __init__(self, refresh: float | None = None, sampled: int = 0) -> None:
         self.refresh = refresh if refresh is not None else (0.5 if sys.stderr.isatty() else 10.0)
+        self.sampled = sampled
         self._bar: tqdm | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         steps = trainer.estimated_stepping_batches
+        self._open("fit", int(steps) if steps != float("inf") else None, trainer.global_step)
+        self._images, self._since = 0, time.monotonic()
+
+    def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._open("predict", int(sum(trainer.num_predict_batches)) * self.sampled)
+
+    def step(self) -> None:
+        """The sampler has taken a step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def _open(self, name: str, total: int | None, done: int = 0) -> None:
         self._bar = tqdm(
-            desc="fit",
-            total=int(steps) if steps != float("inf") else None,
-            initial=trainer.global_step,
+            desc=name,
+            total=total,
+            initial=done,
             unit="step",
             dynamic_ncols=True,
             mininterval=self.refresh,
             maxinterval=self.refresh,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
-        self._images, self._since = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -62,6 +79,9 @@ class Progress(Callback):
             self._bar.set_description_str("fit")
             self._images, self._since = 0, time.monotonic()
 
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.on_train_end(trainer, module)
+
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._bar is not None:
             self._bar.refresh()
@@ -72,3 +92,26 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Watched:
+    """A sampler, each step of which moves a bar.
+
+    Args:
+        sampler: the reverse loop.
+        bar: of the command.
+    """
+
+    def __init__(self, sampler: Callable[..., Tensor], bar: Progress) -> None:
+        self.sampler, self.bar = sampler, bar
+
+    def __call__(self, *given: Any, **more: Any) -> Tensor:
+        seen = 0
+
+        def watch(t: int, x_t: Tensor) -> None:  # once before each step, and at the end
+            nonlocal seen
+            if seen:
+                self.bar.step()
+            seen += 1
+
+        return self.sampler(*given, **more, watch=watch)

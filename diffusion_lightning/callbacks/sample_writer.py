@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from .. import images
-from ..image_files import write_npz, write_png
+from ..image_files import write_grid, write_npz, write_png
 
 
 class SampleWriter(BasePredictionWriter):
@@ -21,7 +21,8 @@ class SampleWriter(BasePredictionWriter):
     Args:
         out: folder, made if it is missing.
         origin: how the samples are made, written into every picture.
-        archive: an `.npz` into which all pictures of the folder go at the end, the folder with them; None is none.
+        archive: one file for all pictures of the folder, which go into it at the end: an `.npz`, or a picture of them
+            side by side; None is none.
     """
 
     def __init__(self, out: str | Path, origin: dict[str, Any] | None = None, archive: Path | None = None) -> None:
@@ -51,7 +52,8 @@ class SampleWriter(BasePredictionWriter):
     def pack(self) -> None:
         """Moves the folder's pictures into the archive."""
         assert self.archive is not None
-        write_npz(self.out, self.archive, self.origin)
+        write = write_npz if self.archive.suffix == ".npz" else write_grid
+        write(self.out, self.archive, self.origin)
         self.clear()
 
     def clear(self) -> None:

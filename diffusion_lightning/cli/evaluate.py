@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     config = parser.parse_args(rest)
     if config.ckpt_path is None:
         raise ValueError(f"{command} needs a model, but neither --ckpt_path nor --config names one: give --ckpt_path")
-    path = Path(config.ckpt_path).expanduser()
+    path = Path(run_folder.chosen(config.ckpt_path))
     checkpoint = checkpoints.read(path)
     record = checkpoints.config(checkpoint, path)
     trust = {*config.trust, *records.modules([value for _, _, value in overrides])}

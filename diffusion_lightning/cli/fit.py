@@ -73,6 +73,8 @@ class CLI(Shell):
             config.ckpt_path = run_folder.start(self.root, config.ckpt_path)
             if config.ckpt_path is not None:
                 self.resumed = Resumed(config.ckpt_path, config, self.words)
+        elif config.ckpt_path is not None:
+            config.ckpt_path = run_folder.meant_by(self.root, config.ckpt_path)
         fits = self.subcommand == "fit"
         run_folder.place_loggers(config.trainer.logger, self.root, None if fits else self.subcommand)
         for logger in run_folder.described(config.trainer.logger) if fits else []:
@@ -133,7 +135,7 @@ class CLI(Shell):
             self.resumed.apply(self.trainer, self.model)
             self.resumed = None  # the trainer reads the file for itself
         elif (start := self.value("init_from")) is not None:
-            checkpoints.start_from(self.model, start)
+            checkpoints.start_from(self.model, run_folder.chosen(start))
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(run_folder.start_line(self.trainer, self.model, self.config[self.subcommand]), flush=True)
 

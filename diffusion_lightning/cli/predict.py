@@ -2,26 +2,27 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from .. import checkpoints, files, random, samplers
-from ..callbacks import Preemption, SampleWriter
+from .. import checkpoints, files, random, records, samplers
+from ..callbacks import Preemption, Progress, SampleWriter, Watched
 from ..conditioning import conditions
 from ..distributed import preemption, threads, timeouts
 from ..guidance import ClassifierFree
 from ..image_files import ORIGIN, contents, origin
 from ..modules import Diffusion
+from . import run_folder
 from .commands import COMMANDS
 from .parser import Parser
 
 Request = dict[str, Any]
+GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # one picture of all samples
 
 
 def main(words: list[str]) -> None:
@@ -35,7 +36,9 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--trust", nargs="+", default=[], help="modules of your own classes that the checkpoint may name"
     )
-    parser.add_argument("--out", type=str, required=True, help="folder of the pictures, or one .npz file of them")
+    parser.add_argument(
+        "--out", type=str, required=True, help="a folder of pictures, one .npz file of all, or one picture of all"
+    )
     parser.add_argument("--n", type=int, default=64, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
     parser.add_argument("--first", type=int, default=0, help="the first sample's number")
@@ -48,7 +51,10 @@ def main(words: list[str]) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
     parser.add_argument(
-        "--sampler", type=samplers.Sampler, default={"class_path": "Ancestral"}, help="the reverse loop"
+        "--sampler",
+        type=samplers.Sampler | None,
+        default=None,
+        help="the reverse loop; none is the run's own for its grid of samples, else DDIM of 50 steps",
     )
     parser.add_argument(
         "--guidance",
@@ -58,23 +64,30 @@ def main(words: list[str]) -> None:
     )
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
     config = parser.parse_args(words[1:])
-    sampler = parser.instantiate(config).sampler
     random.check_seed(config.seed, "--seed")
     random.check_numbers(config.first, config.n)
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
-    model = checkpoints.load(config.ckpt_path, config.trust)
-    sampler.times(model.schedule)
+    path = run_folder.chosen(config.ckpt_path)
+    checkpoint = checkpoints.read(path)
+    record = checkpoints.config(checkpoint, path)
+    model = checkpoints.restored(checkpoint, record, path, config.trust)
+    if config.sampler is not None:
+        sampler, described = parser.instantiate(config).sampler, _described(config.sampler.as_dict())
+    else:
+        part = _own_sampler(record, model.schedule.T, config.trust)
+        sampler, described = part.make(), part.spec()
+    steps = len(sampler.times(model.schedule)) - 1
     y = _class(model, config.y)
     if config.guidance is not None:  # what is wrong with it is said before any sample is made
         ClassifierFree(model.denoiser, model.conditioner, config.guidance)
 
     out = Path(config.out)
-    archive = out if out.suffix == ".npz" else None
+    archive = out if out.suffix.lower() in (".npz", *GRIDS) else None
     made = {
-        "checkpoint": files.digest(config.ckpt_path),
+        "checkpoint": files.digest(path),
         "seed": config.seed,
-        "sampler": config.sampler.as_dict(),
+        "sampler": described,
         "y": y,
         "guidance": config.guidance,
     }
@@ -82,7 +95,7 @@ def main(words: list[str]) -> None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
         out = archive.with_name(f"{archive.name}.parts")
         if archive.exists():
-            _check(archive, _origin_of_archive(archive), made)
+            _check(archive, _origin_of_archive(archive) if archive.suffix == ".npz" else origin(archive), made)
             SampleWriter(out, made, archive).clear()
             print(f"{archive} holds these {config.n} samples already")
             return
@@ -91,25 +104,27 @@ def main(words: list[str]) -> None:
     end = config.first + config.n
     size = min(config.batch_size, config.n)
     options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(**{**options, "use_distributed_sampler": False}, logger=False, callbacks=[writer])
+    bar = Progress(sampled=steps)
+    callbacks: list[Callback] = [writer] if config.trainer.enable_progress_bar is False else [writer, bar]
+    options |= {"enable_progress_bar": False, "use_distributed_sampler": False}
+    trainer = Trainer(**options, logger=False, callbacks=callbacks)
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     threads.share(trainer.num_devices)
     with _alone(trainer, out):
         there = _there(out, made)
         preemption.keeps(lambda: _kept(config.out, out, archive))
-        bounds = [config.first, *range(config.first - config.first % size + size, end, size), end]
         requests: list[Request] = [
             {
-                "n": b - a,
-                "sampler": sampler,
+                "n": n,
+                "sampler": Watched(sampler, bar),
                 "y": y,
                 "guidance": config.guidance,
                 "seed": config.seed,
-                "first": a,
+                "first": first,
                 "batch_size": size,
             }
-            for a, b in pairwise(bounds)
-            if not there.issuperset(range(a, b))
+            for first, n in random.blocks(config.first, config.n, size)
+            if not there.issuperset(range(first, first + n))
         ]
         kept = len(there.intersection(range(config.first, end)))
         if requests:
@@ -123,7 +138,29 @@ def main(words: list[str]) -> None:
         of = "" if y is None else f" of class {y}"
         if y is not None and y < len(names := model.class_names or []):  # no class at all has a number too, but no name
             of += f" ({names[y]})"
-        print(f"wrote {config.n - kept} samples{of} to {config.out}" + (f", where {kept} were already" if kept else ""))
+        where = f"to {config.out}" + (f", where {kept} were already" if kept else "")
+        print(f"wrote {config.n - kept} samples{of} {where}; sampler {type(sampler).__name__}, {steps} steps")
+
+
+def _own_sampler(record: records.Spec, T: int, trust: Collection[str]) -> records.Part:
+    """The sampler of the run's grid of samples, which is fast enough to be seen at every validation; else DDIM."""
+    trainer = record.get("trainer")
+    listed = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    callbacks = [x for x in (listed if isinstance(listed, list) else []) if isinstance(x, dict)]
+    grids = [x for x in callbacks if str(x.get("class_path")).rpartition(".")[2] == "SampleGrid"]
+    for grid in (record.get("grid"), *grids):
+        arguments = grid.get("init_args") if isinstance(grid, dict) else None
+        if isinstance(arguments, dict) and arguments.get("sampler") is not None:
+            return records.read(arguments["sampler"], samplers.Sampler, "the run's sampler", trust)
+    return records.Part(samplers.DDIM, {"steps": min(50, T)})
+
+
+def _described(value: Any) -> Any:
+    """A class and its arguments as records describe them, whose `init_args` may be left out elsewhere."""
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = value.get("init_args") or {}
+        return {"class_path": value["class_path"], "init_args": {k: _described(x) for k, x in arguments.items()}}
+    return value
 
 
 @contextlib.contextmanager

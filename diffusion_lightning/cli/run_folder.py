@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from .. import checkpoints, files, records
 from ..callbacks.base import check_same
@@ -129,7 +129,7 @@ def start(root: Path, ckpt_path: str | None) -> str | None:
     ):
         return str(last)
     if not found or ckpt_path not in (None, "last"):
-        return None if ckpt_path == "last" else ckpt_path
+        return None if ckpt_path in (None, "last") else meant_by(root, ckpt_path)
     if ckpt_path == "last" and last.exists():
         return str(last)
     named = next((str(path) for path in newest_first(last.parent)), None)
@@ -141,6 +141,19 @@ def start(root: Path, ckpt_path: str | None) -> str | None:
         f"{root} already holds checkpoints of a run ({', '.join(path.name for path in found)}), {what}: {go_on} or "
         "choose another folder by --trainer.default_root_dir"
     )
+
+
+def meant_by(root: Path, ckpt_path: str) -> str:
+    """The checkpoint that an option of a run means: `last` and `best` are its own."""
+    return chosen(str(root / ckpt_path) if ckpt_path in ("last", "best") else ckpt_path)
+
+
+def chosen(ckpt_path: str) -> str:
+    """The checkpoint that a word, a folder or a path means; printed if it is not the path itself."""
+    path = checkpoints.found(ckpt_path)
+    if path != Path(ckpt_path).expanduser():
+        rank_zero_only(print)(f"checkpoint  {path}")
+    return str(path)
 
 
 def newest_first(folder: Path) -> list[Path]:

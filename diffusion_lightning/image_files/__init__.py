@@ -21,5 +21,6 @@ from .folder import no_pictures as no_pictures
 from .folder import origin as origin
 from .folder import state as state
 from .folder import walk as walk
+from .folder import write_grid as write_grid
 from .folder import write_npz as write_npz
 from .folder import write_png as write_png

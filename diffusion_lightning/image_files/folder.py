@@ -18,9 +18,11 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ..files import written
+from ..images import grid
 from .base import ORIENTATION, SUFFIXES, Head, decoded, head, opened
 
 ORIGIN = "diffusion_lightning"  # the key of a PNG's text
+DESCRIPTION = 0x010E  # the tag of an EXIF's ImageDescription, which takes its place in other formats
 OTHERS = {  # suffixes of pictures that are not read, so that a person hears of them
     ".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".eps", ".ps", ".psd", ".xcf", ".ico", ".icns", ".cur", ".dib",
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".exr", ".hdr", ".pfm", ".pcx", ".sgi", ".dds",
@@ -200,15 +202,39 @@ def origin(path: Path) -> dict[str, Any] | None:
     """The origin that a picture's metadata states; None if there is none, or it is no picture."""
     try:
         with opened(path) as image:
-            found = json.loads(image.text[ORIGIN])  # type: ignore[attr-defined]
+            said = image.text[ORIGIN] if image.format == "PNG" else image.getexif()[DESCRIPTION]  # type: ignore[attr-defined]
+            found = json.loads(said)
     except Exception:  # whatever a damaged file makes of a decoder
         return None
     return found if isinstance(found, dict) else None
 
 
+def write_grid(folder: Path, path: Path, origin: dict[str, Any]) -> None:
+    """Puts the pictures of a folder side by side in one, a PNG, JPEG or WebP, in the order of their numbers."""
+    sheet = grid(torch.stack([_pixels(file) for file in _numbered(folder)]).permute(0, 3, 1, 2))
+    text, exif, said = PngImagePlugin.PngInfo(), Image.Exif(), json.dumps(origin, sort_keys=True)
+    text.add_text(ORIGIN, said)
+    exif[DESCRIPTION] = said
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    with written(path) as stream:
+        more = {"pnginfo": text} if kind == "PNG" else {"exif": exif, "quality": 95}
+        Image.fromarray(sheet.squeeze(-1).numpy()).save(stream, kind, **more)
+
+
+def _pixels(file: Path) -> Tensor:
+    """Bytes (H, W, C)."""
+    with opened(file) as image:
+        pixels = torch.from_numpy(np.array(image))
+    return pixels if pixels.ndim == 3 else pixels.unsqueeze(-1)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"), key=lambda file: (len(file.stem), file.stem))  # 999999 before 1000000
+
+
 def write_npz(folder: Path, path: Path, origin: dict[str, Any]) -> None:
     """Puts the pictures of a folder into one `.npz`, in the order of their numbers: `arr_0` (N, H, W, C) bytes."""
-    files = sorted(folder.glob("*.png"), key=lambda file: (len(file.stem), file.stem))  # 999999 before 1000000
+    files = _numbered(folder)
     with opened(files[0]) as image:
         shape = (len(files), image.height, image.width, len(image.getbands()))
     with written(path) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:

@@ -20,6 +20,7 @@ from .. import checkpoints, records
 from ..callbacks.checkpoint import AtomicIO
 from ..files import check_file
 from ..modules import Diffusion
+from ..modules.base.shapes import made_on_meta
 from . import diffusers, dit
 from .diffusers import Diffusers
 from .dit import ReleasedDiT
@@ -171,7 +172,7 @@ def _check_size(part: records.Part, weights: Weights, source: str) -> None:
     if not network.own:
         return
     held = sum(x.numel() for x in weights.values())
-    made = checkpoints.made_on_meta(network, len(weights), "the network")
+    made = made_on_meta(network.make, len(weights), "the network")
     if (described := sum(p.numel() for p in made.parameters())) > 2 * held:
         raise ValueError(
             f"{source} holds {held:,} numbers, but the network described beside them has {described:,}: get it again"

@@ -221,6 +221,7 @@ def test_what_ones_own_class_raises(
          "a Sampler, such as"),
         (["predict", "--ckpt_path", "a", "--out", "x", "--sampler", "DDIM", "--sampler.stepz", "3"],
          "sampler is a DDIM, which takes no stepz", "did you mean steps?"),
+        (["predict", "--ckpt_path", "a", "--out", "x", "--sampler.steps", "3"], "sampler.steps is given", "such as Ancestral"),
         (["validate", "--ckpt_path", "a", "--trainer.callbacks+=my.Thing"], "my.Thing for trainer.callbacks[0]",
          "there is no module my"),
         (["fit", "--model.network.channels", "8"], "model.network is given", "give model a class_path"),

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from diffusion_lightning.cli import main
+from diffusion_lightning import images, load
+from diffusion_lightning.cli import main, predict
 from diffusion_lightning.image_files import Folder, origin
+from diffusion_lightning.samplers import DDIM
 
 from ..support.commands import fails
 
@@ -39,7 +43,8 @@ def test_it_goes_on_where_it_stopped(run: Path, tmp_path: Path) -> None:
     made = origin(out / "000003.png")
     assert made is not None
     assert made["seed"] == 0
-    assert made["sampler"]["class_path"].endswith("Ancestral")
+    assert made["sampler"]["class_path"] == "diffusion_lightning.samplers.DDIM"  # that of the run's grid
+    assert made["sampler"]["init_args"]["steps"] == 3
     for number in (2, 8, 9):
         (out / f"{number:06d}.png").unlink()
     (out / ".000008.png.1234.part").write_bytes(whole["000008.png"][:50])
@@ -52,6 +57,85 @@ def test_it_goes_on_where_it_stopped(run: Path, tmp_path: Path) -> None:
     more = contents(out)
     assert len(more) == 14
     assert {name: more[name] for name in whole} == whole
+
+
+def test_the_runs_own_sampler_is_the_same_when_it_is_named(run: Path, tmp_path: Path) -> None:
+    said = draw(run, tmp_path / "out", n=3)
+    assert said == f"wrote 3 samples to {tmp_path / 'out'}; sampler DDIM, 3 steps\n"
+    said = draw(run, tmp_path / "out", "--sampler", "DDIM", "--sampler.steps", "3", n=3)
+    assert "wrote 0 samples" in said
+
+
+def test_the_sampler_of_a_record() -> None:
+    """That of the run's grid, read as data; DDIM where it states none."""
+    spaced: Any = {"class_path": "DDIM", "init_args": {"steps": 7, "spacing": {"class_path": "UniformLogSNR"}}}
+    grid: Any = {"class_path": "diffusion_lightning.callbacks.SampleGrid", "init_args": {"n": 4, "sampler": spaced}}
+    other = {
+        "class_path": "diffusion_lightning.callbacks.ReverseChain",
+        "init_args": {"sampler": {"class_path": "Heun"}},
+    }
+    record: Any
+    for record in ({"trainer": {"callbacks": [other, grid]}}, {"grid": {"sampler": spaced}, "trainer": {}}):
+        part = predict._own_sampler(record, 1000, ())
+        assert (part.kind, part.arguments["steps"]) == (DDIM, 7)
+        given = {"class_path": "diffusion_lightning.samplers.DDIM", "init_args": part.spec()["init_args"]}
+        given["init_args"]["spacing"] = {"class_path": "diffusion_lightning.samplers.UniformLogSNR"}
+        assert predict._described(given) == part.spec()
+    for record in ({}, {"trainer": {"callbacks": None}}, {"trainer": {"callbacks": [other]}}):
+        assert predict._own_sampler(record, 1000, ()).arguments == {"steps": 50}
+        assert predict._own_sampler(record, 12, ()).arguments == {"steps": 12}
+    grid["init_args"]["sampler"] = {"class_path": "foreign.Sampler"}
+    with pytest.raises(ValueError, match="--trust foreign"):
+        predict._own_sampler({"trainer": {"callbacks": [grid]}}, 1000, ())
+
+
+def test_a_bar_counts_the_samplers_steps(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    draw(run, tmp_path / "out")  # three batches of three steps
+    bar = capfd.readouterr().err
+    assert "9/9" in bar
+    assert bar.startswith("\rpredict   0%")
+    draw(run, tmp_path / "quiet", "--trainer.enable_progress_bar", "false")
+    assert "predict" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_one_picture_of_all(run: Path, tmp_path: Path, suffix: str) -> None:
+    sheet = tmp_path / f"grid{suffix}"
+    assert "wrote 5 samples to" in draw(run, sheet, n=5)
+    assert [path.name for path in tmp_path.iterdir()] == [sheet.name]
+    with Image.open(sheet) as image:
+        assert image.size == (3 * (64 + 8) + 8, 2 * (64 + 8) + 8)  # 8×8 pixels at eight times their size
+    before = sheet.read_bytes()
+    assert "already" in draw(run, sheet, n=5)
+    assert sheet.read_bytes() == before
+    if suffix == ".png":
+        draw(run, tmp_path / "out", n=5)
+        pictures = Folder(tmp_path / "out", channels=1)[0:5]
+        assert (np.asarray(Image.open(sheet)) == images.grid(pictures).squeeze(-1).numpy()).all()
+
+
+def test_a_grid_that_was_drawn_otherwise_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "grid.jpg"
+    draw(run, sheet, n=2)
+    words = ["predict", "--ckpt_path", str(run), "--out", str(sheet), "--batch_size", "4"]
+    assert "was drawn with n 2, but now n is 3" in fails(capsys, *words, "--n", "3")
+    assert "was drawn with seed 0, but now seed is 1" in fails(capsys, *words, "--n", "2", "--seed", "1")
+    Image.new("L", (8, 8)).save(sheet)
+    assert "does not say that this command drew it" in fails(capsys, *words, "--n", "2")
+
+
+def test_a_runs_folder_and_its_words(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--ckpt_path` takes a run's folder, and the command says which file it took."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for number, (word, file) in enumerate([("runs/mine", "last"), ("runs/mine/best", "best")]):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            main(["predict", "--ckpt_path", word, "--n", "1", "--out", str(number)])
+        assert said.getvalue().startswith(f"checkpoint  runs/mine/checkpoints/{file}.ckpt\nwrote 1 samples")
+    assert load("runs/mine").steps_done == 6
 
 
 def test_one_file_for_all(run: Path, tmp_path: Path) -> None:
@@ -78,7 +162,7 @@ def test_other_samples_in_the_place_are_refused(run: Path, tmp_path: Path, capsy
         words = ["predict", "--n", "3", "--out", str(out), "--batch_size", "4"]
         for changed, says in (
             (["--ckpt_path", ckpt, "--seed", "5"], "was drawn with seed 0, but now seed is 5"),
-            (["--ckpt_path", ckpt, "--sampler", "DDIM", "--sampler.steps", "3"], "Ancestral("),
+            (["--ckpt_path", ckpt, "--sampler", "Ancestral"], "DDIM("),
             (["--ckpt_path", other], "was drawn with checkpoint"),
         ):
             said = fails(capsys, *words, *changed)
