@@ -1,5 +1,6 @@
 """What the README and the pages of the site show runs as it stands there, trainings at a few steps."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch.distributed.run import get_args_parser
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 
-from .conftest import small_config
+from .conftest import CONFIG, small_config
 from .support.pages import PAGES, ROOT, Command, blocks, commands
 
 # Commands that do not work yet, each by how it begins.
@@ -113,8 +114,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, text in of_ones_own().items():
         (folder / name).write_text(text, encoding="utf-8")
     draw = np.random.default_rng(0)
-    for place, n, shape in (("my_pictures", 40, (70, 66, 3)), ("train_images", 70, (8, 8))):
-        (folder / place).mkdir()
+    colour = (70, 66, 3)
+    made = {"my_pictures": (40, colour), "my_classes/cats": (20, colour), "my_classes/dogs": (20, colour),
+            "train_images": (70, (8, 8))}  # fmt: skip
+    for place, (n, shape) in made.items():
+        (folder / place).mkdir(parents=True)
         for i in range(n):
             Image.fromarray(draw.integers(0, 256, shape, np.uint8)).save(folder / place / f"{i}.png")
     network = UNet2DModel(
@@ -139,13 +143,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 SCALED = {
     "50000": "66",
     "CKPT": "runs/digits/checkpoints/last.ckpt",
-    "3000": "8",
+    "3000": "8 --model.init_args.lr_scheduler.init_args.total_steps 8",  # the small recipe states its length
     "runs/digits/more": "drawn/more",  # which the run's last line tells one to draw
+    "path my_classes": "path my_classes --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
+    " --trainer.max_steps 2 --model.init_args.network.init_args.channels 32",
     "path my_pictures": "path my_pictures --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
     " --trainer.max_steps 2 --model.init_args.network.init_args.channels 32",
     "score samples.npz train_images/": "score samples.npz train_images/ --extractor digits --few",
     "--trainer.logger.offline false": "--trainer.default_root_dir runs/watched",
-    "init_args.width 128": "init_args.width 32",
 }
 
 
@@ -154,14 +159,16 @@ def scaled(command: Command, folder: Path) -> list[str]:
     text = " ".join(command.words[1:])
     for full, small in SCALED.items():
         text = re.sub(rf"(?<![\w/]){re.escape(full)}(?![\w/])", small, text)
-    text = re.sub(r"--config digits\b", f"--config {folder}/small/small.yaml", text)
+    if "--config my.yaml" in text:  # a copy of the first recipe
+        text += " --trainer.default_root_dir runs/copy"
+    text = re.sub(r"--config (digits|my\.yaml)(?= |$)", f"--config {folder}/small/small.yaml", text)
     text = re.sub(r"--config (\w+)(?= |$)", rf"--config {ROOT}/configs/\1.yaml", text)
     words = text.split()
     if words[0] == "fit":
         words += ["--trainer.logger", "false"]
         if "--trainer.default_root_dir" not in words:
-            of = "folder" if "folder.yaml" in text else "digits"
-            words += ["--trainer.default_root_dir", f"runs/{of}"]
+            of = re.search(r"(folder\w*)\.yaml", text)
+            words += ["--trainer.default_root_dir", f"runs/{of[1] if of else 'digits'}"]
     return words
 
 
@@ -174,6 +181,12 @@ def test_the_commands_one_after_the_other(command: Command, world: Path) -> None
         shutil.rmtree(words[words.index("--trainer.default_root_dir") + 1], ignore_errors=True)
     if words[0] == "predict":
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+    if ">" in words:
+        *words, _, file = words
+        with open(file, "w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+            main(words)
+        assert Path(file).read_text(encoding="utf-8") == CONFIG.read_text(encoding="utf-8")
+        return
     main(words)
     for option in ("--out", "--json"):
         if option in words:
