@@ -18,9 +18,6 @@ from diffusion_lightning.cli import main
 from .conftest import CONFIG, small_config
 from .support.pages import PAGES, ROOT, Command, blocks, commands
 
-# Commands that do not work yet, each by how it begins.
-NOT_YET = ("uv run diffusion-lightning predict --ckpt_path runs/digits --n 64 --out grid.png",)
-
 # What runs elsewhere, since it takes an installation, a cluster, a download or hours.
 ELSEWHERE = {
     "pip install uv": ".ci/run",

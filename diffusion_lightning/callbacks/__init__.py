@@ -9,7 +9,6 @@ from .generative_metrics import GenerativeMetrics as GenerativeMetrics
 from .loss_by_timestep import LossByTimestep as LossByTimestep
 from .preemption import Preemption as Preemption
 from .progress import Progress as Progress
-from .progress import Watched as Watched
 from .reverse_chain import ReverseChain as ReverseChain
 from .sample_grid import SampleGrid as SampleGrid
 from .sample_writer import SampleWriter as SampleWriter

@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from .. import checkpoints, files, random, records, samplers
-from ..callbacks import Preemption, Progress, SampleWriter, Watched
+from ..callbacks import Preemption, Progress, SampleWriter
+from ..callbacks.progress import Watched
 from ..conditioning import conditions
 from ..distributed import preemption, threads, timeouts
 from ..guidance import ClassifierFree

@@ -75,7 +75,7 @@ def test_the_sampler_of_a_record() -> None:
         "init_args": {"sampler": {"class_path": "Heun"}},
     }
     record: Any
-    for record in ({"trainer": {"callbacks": [other, grid]}}, {"grid": {"sampler": spaced}, "trainer": {}}):
+    for record in ({"trainer": {"callbacks": [other, grid]}}, {"grid": grid, "trainer": {}}):
         part = predict._own_sampler(record, 1000, ())
         assert (part.kind, part.arguments["steps"]) == (DDIM, 7)
         given = {"class_path": "diffusion_lightning.samplers.DDIM", "init_args": part.spec()["init_args"]}
