@@ -130,6 +130,7 @@ def _found(name: str, families: list[Any], key: str) -> Any:
         own = {x for family in FAMILIES for n, x in _classes(family).items() if n == short}
         found = own | {x for family in families for x in _descendants(family) if x.__name__ == short}
         fitting = [x for x in found if any(isinstance(f, type) and issubclass(x, f) for f in families)]
+        fitting = [x for x in fitting if x in own] or fitting  # as the parser takes it
         if not found:
             near = meant(short, sorted({x.__name__ for family in families for x in _descendants(family)}))
             near = near or meant(short, sorted({n for family in FAMILIES for n in _classes(family)}))

@@ -97,12 +97,12 @@ BOTH = [
     (NETWORK, "unfinished.Thing", "model.network is unfinished.Thing", "SyntaxError: '(' was never closed ({here}/unf"),
     # arguments that are missing
     ("model.init_args.conditioner", "ClassLabels", "model.conditioner is a ClassLabels",
-     "without classes (int) and width"),
-    ("trainer.logger", "TensorBoardLogger", "trainer.logger is a TensorBoardLogger", "without save_dir (str or Path)"),
+     "without classes (int), which it needs"),
     ("trainer.logger", "nowhere.Logger", "nowhere.Logger for trainer.logger", "there is no module nowhere"),
 ]  # fmt: skip
 
 OPTIONS = [
+    (["--trainer.logger=TensorBoardLogger"], "trainer.logger is a TensorBoardLogger", "without save_dir (str or Path)"),
     (["--trainer.callbacks+=my.Thing"], "my.Thing for trainer.callbacks[3]", "there is no module my"),
     (["--trainer.callbacks+=breaks.Thing"], "trainer.callbacks[3] is breaks.Thing", "RuntimeError: no licence"),
     (["--trainer.callbacks+=SampleGrid", "--trainer.callbacks.m=3"], "trainer.callbacks[3] is a SampleGrid",
@@ -111,8 +111,8 @@ OPTIONS = [
     (["--model.init_args.network.faulty"], "faulty", "takes no faulty"),
     (["--checkpoint.monitor"], "--checkpoint.monitor", "expected one argument"),
     (["--model.network", "faulty.Net", "--model.network.width", "wide"], "model.network.width is wide", "takes int"),
-    (["--model.conditioner", "ClassLabels", "--model.conditioner.classes=3"], "model.conditioner is a ClassLabels",
-     "without width (int)"),
+    (["--model.conditioner", "ClassLabels", "--model.conditioner.dropout=0.5"], "model.conditioner is a ClassLabels",
+     "without classes (int)"),
     (["--config", "nowhere.yaml"], "nowhere.yaml", "does not exist"),
 ]  # fmt: skip
 

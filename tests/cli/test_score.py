@@ -131,7 +131,7 @@ def test_what_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ((val, train, "--weights", "x.pth"), "x.pth do not exist"),
         ((val, train, "--extractor", "torch.nn.Linear"), "torch.nn.Linear cannot be made without arguments"),
         ((val, train, "--extractor", "torch.float32"), "torch.float32 cannot be made"),
-        ((val, train, *digits_net, "--device", "gpu"), "the device gpu cannot be used", "--device cpu"),
+        ((val, train, *digits_net, "--device", "gpu"), "there is no device gpu", "--device cpu"),
         ((val, train, *digits_net, "--json", "/dev/null/x.json"), "/dev/null", "choose another place"),
         ((val,), "REFERENCE"),
         ((val, train, "--extracter", "digits"), "--extracter"),
