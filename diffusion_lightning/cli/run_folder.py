@@ -228,7 +228,7 @@ def start_line(trainer: Trainer, module: LightningModule, config: Namespace) -> 
     steps = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs"
     devices = f"{trainer.world_size} × " if trainer.world_size > 1 else ""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    wandb = "" if not loggers else ", W&B offline" if loggers[0]._offline else ", W&B"
+    wandb = "" if not loggers else ", W&B offline in wandb" if loggers[0]._offline else ", W&B"
     return (
         f"trains {network.rpartition('.')[2]}, {parameters:,} parameters, on {data} for {steps} on "
         f"{devices}{trainer.strategy.root_device.type} in {trainer.precision}; watch {trainer.default_root_dir} "

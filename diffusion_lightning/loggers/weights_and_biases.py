@@ -187,6 +187,7 @@ class WeightsAndBiases(WandbLogger):
         wandb = _wandb()
         settings = wandb.Settings(
             console="off", quiet=True, finish_timeout_raises=True, x_transaction_log_flush_interval=FLUSHED,
+            silent=self._offline,  # its lines at the start advertise, and `fit` says where an offline run lies
             **self._timeouts,
         )  # fmt: skip
         options = {key: value for key, value in self._wandb_init.items() if key != "anonymous"}

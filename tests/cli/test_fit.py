@@ -219,7 +219,7 @@ def test_a_run_speaks_of_nothing_but_itself(run: Path, tmp_path: Path, capfd: py
     main(["fit", "--config", str(small_config(tmp_path)), *quiet])
     first = capfd.readouterr()
     said = [first.out, first.err, *((run.parent / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))]
-    for word in ("FLOPs", "params", "Tip:", "litlogger", "litmodels", "pip install", "https://"):
+    for word in ("FLOPs", "params", "Tip:", "litlogger", "litmodels", "wandb leet", "pip install", "https://"):
         assert word not in "".join(said)
     again = ["--trainer.default_root_dir", str(tmp_path / "again"), "--trainer.enable_model_summary", "true"]
     main(["fit", "--config", str(small_config(tmp_path)), *quiet, *again])
