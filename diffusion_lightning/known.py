@@ -52,7 +52,7 @@ def find(name: str, where: str, trust: Collection[str]) -> type:
         families = sorted(FAMILIES, key=lambda family: family not in module.split("."))  # its own first
         found = next(filter(None, (public(family, short) for family in families)), None)
         if found is None:
-            every = {known for family in families for known in _names(family)}
+            every = {known for family in families for known in classes(family)}
             near = get_close_matches(short, every, n=1, cutoff=0.7)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(
@@ -120,10 +120,10 @@ def rename_weights(module: nn.Module, tensors: dict[str, Any]) -> None:
 
 def public(family: str, short: str) -> type | None:
     """The class of this name in a family of this package, None if there is none."""
-    return _names(family).get(short)
+    return classes(family).get(short)
 
 
-def _names(family: str) -> dict[str, type]:
+def classes(family: str) -> dict[str, type]:
     """The classes of a family by their names."""
     members = vars(import_module(f"{__package__}.{family}")).items()
     own = f"{__package__}."

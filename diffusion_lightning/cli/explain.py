@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ..known import FAMILIES, RENAMED, parameters, raised
+from ..known import FAMILIES, RENAMED, classes, parameters, raised
 from .errors import hidden, meant, raised_in
 
 PACKAGE = __package__.partition(".")[0]
@@ -66,7 +66,7 @@ def _value(value: Any, kind: Any, key: str, linked: frozenset[str]) -> None:
     items = [get_args(x)[0] for x in plain if _is_list(x) and get_args(x)]
     if isinstance(value, list) and items:
         for number, item in enumerate(value):
-            where = f"{key}[{number}]" if _holds_classes(items) else key
+            where = f"{key}[{number}]" if _holdsclasses(items) else key
             _value(item, Union[tuple(items)], where, linked)  # noqa: UP007
         return
     others = [x for x in plain if not _is_list(x)]
@@ -127,13 +127,13 @@ def _found(name: str, families: list[Any], key: str) -> Any:
     module, _, short = name.rpartition(".")
     if not module:
         short = RENAMED.get(short, short)
-        own = {x for family in FAMILIES for n, x in _classes(family).items() if n == short}
+        own = {x for family in FAMILIES for n, x in classes(family).items() if n == short}
         found = own | {x for family in families for x in _descendants(family) if x.__name__ == short}
         fitting = [x for x in found if any(isinstance(f, type) and issubclass(x, f) for f in families)]
         fitting = [x for x in fitting if x in own] or fitting  # as the parser takes it
         if not found:
             near = meant(short, sorted({x.__name__ for family in families for x in _descendants(family)}))
-            near = near or meant(short, sorted({n for family in FAMILIES for n in _classes(family)}))
+            near = near or meant(short, sorted({n for family in FAMILIES for n in classes(family)}))
             raise Fault(
                 f"there is no class {name} for {key}{near}: give a class of this package by its name, or any other by "
                 "its full path, such as my_package.my_file.MyClass"
@@ -161,11 +161,6 @@ def _found(name: str, families: list[Any], key: str) -> Any:
     return getattr(holder, short)
 
 
-def _classes(family: str) -> dict[str, type]:
-    members = vars(import_module(f"{PACKAGE}.{family}")).items()
-    return {name: x for name, x in members if isinstance(x, type) and x.__module__.startswith(f"{PACKAGE}.")}
-
-
 def _is_class(module: str, name: str) -> bool:
     try:
         return isinstance(getattr(import_module(module), name, None), type)
@@ -184,7 +179,7 @@ def _members(family: Any) -> str:
     """A family in words, with some members of this package."""
     name = getattr(family, "__name__", str(family))
     below = set(_descendants(family)[1:])
-    own = {n for f in FAMILIES for n, x in _classes(f).items() if x in below and not inspect.isabstract(x)}
+    own = {n for f in FAMILIES for n, x in classes(f).items() if x in below and not inspect.isabstract(x)}
     some = sorted(own)[:LONGEST]
     return a(name) + (f", such as {', '.join(some)}" if some else "")
 
@@ -226,7 +221,7 @@ def _is_mapping(kinds: list[Any]) -> bool:
     return any(isinstance(x, type) and issubclass(x, dict) for x in (get_origin(kind) or kind for kind in kinds))
 
 
-def _holds_classes(kinds: list[Any]) -> bool:
+def _holdsclasses(kinds: list[Any]) -> bool:
     return any(_is_family(x) for kind in kinds for x in _alternatives(kind))
 
 

@@ -78,7 +78,7 @@ def test_a_folder_that_is_a_file_is_found_before_training(
 def commands(run: Path, out: str) -> dict[str, list[str]]:
     """Each command that writes a place, with that place."""
     ckpt, images = str(run / "checkpoints/last.ckpt"), str(run)
-    few = ["--n", "3", "--sampler", "DDIM", "--sampler.steps", "2"]
+    few = ["--trainer.enable_progress_bar", "false", "--n", "3", "--sampler", "DDIM", "--sampler.steps", "2"]
     scored = ["score", images, images, "--extractor", "digits"]
     return {
         "predict": ["predict", "--ckpt_path", ckpt, *few, "--out", out],
