@@ -179,7 +179,7 @@ def with_value(key: str, value: Any) -> str:
 
 
 @pytest.mark.parametrize(("key", "value", "names", "says"), BOTH, ids=lambda x: str(x)[:40])
-@pytest.mark.parametrize("by", ["file", "option"])
+@pytest.mark.parametrize("by", [pytest.param("file", marks=pytest.mark.slow), "option"])
 def test_a_wrong_value_by_a_file_and_by_an_option(
     here: Path, capsys: pytest.CaptureFixture[str], by: str, key: str, value: Any, names: str, says: str
 ) -> None:
