@@ -38,6 +38,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nothing is read from, or left in, the user's cache."""
+    use_two_threads()
     folder = tmp_path_factory.mktemp("cache")
     os.environ["DIFFUSION_LIGHTNING_CACHE"] = str(folder)
     return folder
@@ -55,12 +56,19 @@ def as_at_a_terminal() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> None:
+def use_two_threads() -> None:
     """Two workers of pytest-xdist share two cores, and nothing here is large enough for more."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ and os.environ.get("OMP_NUM_THREADS") != "1"
     torch.set_num_threads(2 if alone else 1)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """In a test, and after it too: a command sets its own number, and a module's fixtures come before a test's."""
+    use_two_threads()
     torch.manual_seed(0)
+    yield
+    use_two_threads()
 
 
 def of_length(make: type[Schedule], T: int = 1000) -> Schedule:
