@@ -84,12 +84,14 @@ def _class(spec: Tree, families: list[tuple[Any, int]], key: str, linked: frozen
     name = spec.get("class_path")
     if name is None:
         within = spec.get("init_args") or spec
-        if inspect.isabstract(family) or "init_args" in spec or not set(within) <= set(parameters(family)):
+        only = family.__module__.startswith(f"{PACKAGE}.") and not _descendants(family)[1:]  # a family of one
+        if not only and (inspect.isabstract(family) or "init_args" in spec or set(within) - set(parameters(family))):
             raise Fault(
                 f"{key}.{next(iter(within), '')} is given, but {key} has no class that takes it: give {key} a "
                 f"class_path; it takes {_members(family)}"
             )
-        return
+        spec = {"class_path": f"{family.__module__}.{family.__qualname__}", "init_args": within}
+        name = spec["class_path"]
     kind = _found(str(name), [family for family, _ in families], key)
     if kind is None or not callable(kind):
         return

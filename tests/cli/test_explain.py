@@ -102,6 +102,10 @@ BOTH = [
 ]  # fmt: skip
 
 OPTIONS = [
+    (["--grid.n=many"], "grid.n is many", "it takes int"),
+    (["--loss_by_timestep.bands=3"], "loss_by_timestep is a LossByTimestep, which takes no bands", "it takes bins"),
+    (["--chain.sampler=Cosine"], "chain.sampler is Cosine", "it takes a Sampler, such as Ancestral"),
+    (["--metrics.n=3"], "metrics is a GenerativeMetrics without metrics", "give metrics.metrics"),
     (["--trainer.logger=TensorBoardLogger"], "trainer.logger is a TensorBoardLogger", "without save_dir (str or Path)"),
     (["--trainer.callbacks+=my.Thing"], "my.Thing for trainer.callbacks[3]", "there is no module my"),
     (["--trainer.callbacks+=breaks.Thing"], "trainer.callbacks[3] is breaks.Thing", "RuntimeError: no licence"),
@@ -117,6 +121,10 @@ OPTIONS = [
 ]  # fmt: skip
 
 FILES = [
+    ("grid", {"n": "many"}, "grid.n is many", "it takes int"),
+    ("grid", {"m": 3}, "grid is a SampleGrid, which takes no m", "it takes n, sampler, seed"),
+    ("chain", {"sampler": {"class_path": "DDIM", "init_args": {"stepz": 3}}}, "chain.sampler is a DDIM, which takes no",
+     "did you mean steps?"),
     (f"{GRID}.n", "few", "trainer.callbacks[0].n is few", "it takes int"),
     (f"{CHAIN}.frame", 3, "trainer.callbacks[2] is a ReverseChain, which takes no frame", "did you mean frames?"),
     (f"{GRID}.sampler", {"class_path": "Cosine"}, "trainer.callbacks[0].sampler is Cosine", "it takes a Sampler"),
