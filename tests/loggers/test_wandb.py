@@ -377,7 +377,7 @@ class Watch(Callback):
 
 def fit_config(folder: Path, **init_args: Any) -> Path:
     """A small run of 40 steps, logged at each, without validation."""
-    logger = {"class_path": LOGGER, "init_args": {"project": "p", **init_args}}
+    logger = {"class_path": LOGGER, "init_args": {"project": "p", "offline": False, **init_args}}
     changes = {"trainer.max_steps": 40, "trainer.log_every_n_steps": 1, "trainer.limit_val_batches": 0,
                "trainer.logger": logger, **UNWATCHED, "model.init_args.lr_scheduler": None}  # fmt: skip
     path = small_config(folder)
