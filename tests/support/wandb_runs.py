@@ -19,14 +19,15 @@ def inspected(file: Path) -> list[dict[str, Any]]:
 def records(folder: Path, ended: bool = True) -> list[dict[str, Any]]:
     """All that wandb's files in a run's folder hold, file after file.
 
-    wandb's process may write on for a moment after `finalize`: the last file is waited for, but where none `ended` it.
+    wandb's process may write on for a moment after `finalize`: the last file is waited for, unless the run was killed.
     """
-    found = (folder / "wandb").glob("*run-????????_??????-*/run-*.wandb")
-    files = sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
-    assert files, f"{folder} holds no files of wandb"
     deadline = time.monotonic() + 60
-    while ended and not any("exit" in record for record in inspected(files[-1])):
-        assert time.monotonic() < deadline, f"{files[-1]} never got whole"
+    while True:
+        found = (folder / "wandb").glob("*run-????????_??????-*/run-*.wandb")
+        files = sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
+        if files and (not ended or any("exit" in record for record in inspected(files[-1]))):
+            break
+        assert time.monotonic() < deadline, f"of {files} in {folder} the last never got whole"
         time.sleep(0.1)
     return [record for file in files for record in inspected(file)]
 
