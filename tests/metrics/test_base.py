@@ -77,7 +77,7 @@ def test_the_metric_agrees_with_scipy_whatever_the_batches() -> None:
         assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("d", [64, 2048])
+@pytest.mark.parametrize("d", [64, pytest.param(2048, marks=pytest.mark.slow)])
 def test_planted_gaussians(d: int) -> None:
     """N(0, I) against N(0.1, 4I), 64.64 in 64 dimensions; and in a turned basis with variances from 1 to 1e-12."""
     zero, eye = torch.zeros(d, dtype=F64), torch.eye(d, dtype=F64)
