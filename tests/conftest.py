@@ -71,6 +71,14 @@ def two_threads() -> Iterator[None]:
     use_two_threads()
 
 
+@pytest.fixture(autouse=True)
+def wandb_of_its_own() -> Iterator[None]:
+    """A command that a test starts has a process of wandb's of its own, as at a terminal, and not that of the tests."""
+    os.environ.pop("WANDB_SERVICE", None)
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 def of_length(make: type[Schedule], T: int = 1000) -> Schedule:
     """A schedule of T steps of any class; one that wraps another, around the linear."""
     if make is ZeroTerminalSNR:

@@ -191,6 +191,9 @@ class WeightsAndBiases(WandbLogger):
             **self._timeouts,
         )  # fmt: skip
         options = {key: value for key, value in self._wandb_init.items() if key != "anonymous"}
+        # wandb's process may have been started elsewhere, by a notebook (WANDB_SERVICE): it would take a relative path
+        # as one below its own folder, and write there.
+        options["dir"] = str(Path(self._save_dir or ".").absolute())
         mode = "offline" if self._offline else None
         return wandb.init(**options, mode=mode, reinit="finish_previous", settings=settings)
 
@@ -323,7 +326,10 @@ def _unsent(folder: Path) -> bool:
 
 
 def _sync(*runs: Any) -> str:
-    return f"`wandb sync --include-online {' '.join(run.settings.sync_dir for run in runs)}`"
+    folders = [Path(run.settings.sync_dir) for run in runs]
+    here = Path.cwd()
+    near = [str(folder.relative_to(here) if folder.is_relative_to(here) else folder) for folder in folders]
+    return f"`wandb sync --include-online {' '.join(near)}`"
 
 
 def _words(error: BaseException) -> str:

@@ -84,6 +84,22 @@ def test_a_row_a_step_whatever_calls_it_came_in(tmp_path: Path) -> None:
     assert len(list((tmp_path / "wandb").glob("offline-*/files/media/images/samples_4_*.png"))) == 1
 
 
+def test_its_rows_lie_in_its_own_folder_where_another_process_runs_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of wandb may be that of a notebook, or of a run before, and was then started in another folder."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    wandb.setup()
+    monkeypatch.chdir(tmp_path / "there")
+    log = WeightsAndBiases(save_dir="run", id="r", offline=True)
+    log.log_metrics({"a": 1.0}, step=1)
+    log.finalize("success")
+    assert [row["a"] for row in history(tmp_path / "there/run")] == [1.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def test_what_comes_too_late_is_said(tmp_path: Path) -> None:
     log = WeightsAndBiases(save_dir=str(tmp_path), id="r", offline=True)
     log.log_metrics({"a": 1.0}, 2)
