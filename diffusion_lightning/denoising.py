@@ -3,8 +3,9 @@
     x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·ε,    output = a_t·x_0 + b_t·ε,    log σ² = m·log β_{t|s} + (1 - m)·log β̃_{t|s}
 
 Two linear equations: (x_0, ε) gives the network's target, and (x_t, output) gives back x_0 and ε. The only place that
-depends on which of x_0, ε, v a network was trained to predict, and the only one that shifts the time: outside t runs
-1 … T, a network is fed the 0-based index t - 1 that published checkpoints expect.
+depends on what a network was trained to predict, and the only one that knows what it is fed: outside t runs 1 … T and
+x_t has variance ᾱ_t·var(x_0) + 1 - ᾱ_t; inside it is the 0-based index t - 1 that published checkpoints expect, or the
+flow's τ, or ln(σ)/4, and x_t is scaled as the parameterization says.
 """
 
 from abc import ABC, abstractmethod
@@ -35,6 +36,18 @@ class Parameterization(ABC):
     @abstractmethod
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """a_t and b_t of output = a_t·x_0 + b_t·ε, float64, of the shape of t."""
+
+    def input_scale(self, schedule: Schedule, t: int | Tensor) -> float | Tensor:
+        """What x_t is multiplied by before the network sees it: 1, or float64 of the shape of t."""
+        return 1.0
+
+    def time(self, schedule: Schedule, t: Tensor, rescaled: bool = False) -> Tensor:
+        """(B,) the time that the network is fed at t (B,): the index t - 1, or 1000/T·(t - 1) if it is rescaled.
+
+        Raises:
+            ValueError: if this time cannot be rescaled.
+        """
+        return (t - 1).float() * (1000 / schedule.T) if rescaled else t - 1
 
     def target(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """What the network should output at x_t = q_sample(x_0, t, ε), (B, C, H, W)."""
@@ -98,6 +111,67 @@ class Velocity(Parameterization):
         return -noise, signal
 
 
+class Flow(Parameterization):
+    """The network outputs the velocity ε - x_0 of the straight path z_τ = (1 - τ)·x_0 + τ·ε, and is fed z_τ and τ.
+
+    z_τ = x_t/(√ᾱ_t + √(1 - ᾱ_t)) and τ = √(1 - ᾱ_t)/(√ᾱ_t + √(1 - ᾱ_t)), on every schedule; x_0 = z_τ - τ·output.
+    Rescaled times are 1000·τ.
+
+    Papers: Flow matching for generative modeling. Lipman et al., 2022, arXiv 2210.02747; Flow straight and fast:
+    learning to generate and transfer data with rectified flow. Liu, Gong, Liu, 2022, arXiv 2209.03003.
+    """
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        signal, _ = schedule.alpha_sigma(t)
+        return -torch.ones_like(signal), torch.ones_like(signal)
+
+    def input_scale(self, schedule: Schedule, t: int | Tensor) -> Tensor:
+        signal, noise = schedule.alpha_sigma(t)
+        return 1 / (signal + noise)
+
+    def time(self, schedule: Schedule, t: Tensor, rescaled: bool = False) -> Tensor:
+        """τ, float32 of the shape of t, of the table itself: so that a shifted schedule feeds the shifted time."""
+        return (schedule.tau(t) * (1000 if rescaled else 1)).float()
+
+
+class EDM(Parameterization):
+    """The network outputs F = (x_0 - c_skip·x)/c_out, and is fed c_in·x and ln(σ)/4, with x = x_t/√ᾱ_t = x_0 + σ·ε.
+
+    c_skip = σ_d²/(σ² + σ_d²), c_out = σ·σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), σ = √(1 - ᾱ_t)/√ᾱ_t. With
+    s = √(ᾱ_t·σ_d² + 1 - ᾱ_t), the standard deviation of x_t, F = √(1 - ᾱ_t)/(σ_d·s)·x_0 - σ_d·√ᾱ_t/s·ε: on data of
+    σ_d = 1 it is -v of `Velocity`. Its squared error under `Simple` is EDM's λ(σ)·‖D - x_0‖².
+
+    Paper: Elucidating the design space of diffusion-based generative models. Karras, Aittala, Aila, Laine, 2022,
+    arXiv 2206.00364, equations 7 and 8, table 1.
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data, above 0.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if not 0 < sigma_data < float("inf"):
+            raise ValueError(f"sigma_data is {sigma_data}, but it is the data's standard deviation: give one above 0")
+        self.sigma_data = sigma_data
+
+    def _std(self, schedule: Schedule, t: int | Tensor) -> Tensor:
+        """s, the standard deviation of x_t."""
+        signal, noise = schedule.alpha_sigma(t)
+        return torch.sqrt((signal * self.sigma_data) ** 2 + noise**2)
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        signal, noise = schedule.alpha_sigma(t)
+        s = self._std(schedule, t)
+        return noise / (self.sigma_data * s), -self.sigma_data * signal / s
+
+    def input_scale(self, schedule: Schedule, t: int | Tensor) -> Tensor:
+        return 1 / self._std(schedule, t)
+
+    def time(self, schedule: Schedule, t: Tensor, rescaled: bool = False) -> Tensor:
+        if rescaled:
+            raise ValueError("rescale_timesteps is true, but EDM feeds ln(σ)/4 and no index: set it to false")
+        return (schedule.log_sigma(t) / 4).float()
+
+
 class Denoiser(nn.Module):
     """A network, its schedule and its parameterisation: `denoiser(x_t, t, c) -> Prediction`.
 
@@ -105,11 +179,11 @@ class Denoiser(nn.Module):
     the weight of the larger log-variance (IDDPM, arXiv 2102.09672, equation 15).
 
     Args:
-        network: `forward(x_t, index, c) -> (B, C or 2C, H, W)`, index being t - 1.
+        network: `forward(x_t, time, c) -> (B, C or 2C, H, W)`; time is the parameterization's, t - 1 for most.
         schedule: ᾱ.
         parameterization: what the network outputs.
-        rescale_timesteps: the index is 1000/T·(t - 1) instead, so that a network sees the same times whatever T
-            (IDDPM's released code).
+        rescale_timesteps: the time is 1000/T·(t - 1) instead, so that a network sees the same times whatever T
+            (IDDPM's released code), or 1000·τ for `Flow`.
 
     Raises:
         ValueError: if x_0 cannot be recovered from the output at one of the schedule's times.
@@ -131,6 +205,7 @@ class Denoiser(nn.Module):
                 f"{type(parameterization).__name__} cannot give x_0 there: predict Velocity or X0, or take a schedule "
                 "that keeps some signal at T"
             )
+        parameterization.time(schedule, torch.ones(1, dtype=torch.long), rescale_timesteps)
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.rescale_timesteps = rescale_timesteps
 
@@ -145,19 +220,21 @@ class Denoiser(nn.Module):
             if not 1 <= t <= self.schedule.T:
                 raise ValueError(f"t = {t} is not among the times 1 … {self.schedule.T} that have noise: give one")
             t = torch.full((len(x_t),), t, device=x_t.device)
-        index = (t - 1).float() * (1000 / self.schedule.T) if self.rescale_timesteps else t - 1
-        output = tensor_of(self.network(*self._cast(x_t, index, c))).to(x_t.dtype)
+        time = self.parameterization.time(self.schedule, t, self.rescale_timesteps)
+        scale = self.parameterization.input_scale(self.schedule, t)
+        scaled = expand_like(scale, x_t) * x_t if isinstance(scale, Tensor) else x_t
+        output = tensor_of(self.network(*self._cast(scaled, time, c))).to(x_t.dtype)
         if output.shape[1] != 2 * x_t.shape[1]:
             return output, None
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
-    def _cast(self, x_t: Tensor, index: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x_t and c in the type of the network's weights; the index as it is: in bfloat16 many times are one."""
+    def _cast(self, x_t: Tensor, time: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x_t and c in the type of the network's weights; the time as it is: in bfloat16 many times are one."""
         dtype = weights_dtype(self.network)
         if dtype is None or torch.is_autocast_enabled(x_t.device.type):  # autocast chooses a type for each operation
-            return x_t, index, c
-        return x_t.to(dtype), index, c.to(dtype) if c is not None and c.is_floating_point() else c
+            return x_t, time, c
+        return x_t.to(dtype), time, c.to(dtype) if c is not None and c.is_floating_point() else c
 
     def forward(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> Prediction:
         """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,).

@@ -69,6 +69,16 @@ class Schedule(nn.Module):
         alpha_bar = self._at(t)
         return alpha_bar / (1 - alpha_bar)
 
+    def log_sigma(self, t: int | Tensor) -> Tensor:
+        """Ln σ_t, with σ_t = √(1 - ᾱ_t)/√ᾱ_t the noise over the signal; float64, -∞ at t = 0, ∞ where ᾱ_t = 0."""
+        alpha_bar = self._at(t)
+        return (torch.log1p(-alpha_bar) - alpha_bar.log()) / 2
+
+    def tau(self, t: int | Tensor) -> Tensor:
+        """τ_t = √(1 - ᾱ_t)/(√ᾱ_t + √(1 - ᾱ_t)) = σ_t/(1 + σ_t), the time of a straight path; float64, in [0, 1]."""
+        signal, noise = self.alpha_sigma(t)
+        return noise / (signal + noise)
+
     def alpha_sigma(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 - ᾱ_t), float64, of the shape of t."""
         alpha_bar = self._at(t)
@@ -144,6 +154,15 @@ def _from_betas(beta: Tensor) -> Tensor:
     return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)])
 
 
+def _check_betas(beta_1: float, beta_T: float) -> None:
+    for name, beta in (("beta_1", beta_1), ("beta_T", beta_T)):
+        if not 0 < beta < 1:
+            raise ValueError(
+                f"{name} is {beta}, but it is the share of variance that a step replaces, and alpha_bar must fall "
+                "and stay positive: give a number between 0 and 1"
+            )
+
+
 def _whole(T: Any) -> int:
     if T != int(T) or T < 1:
         raise ValueError(f"T is {T}, but a schedule has at least one step: give a whole number T ≥ 1")
@@ -163,12 +182,7 @@ class Linear(Schedule):
 
     def __init__(self, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> None:
         T = _whole(T)
-        for name, beta in (("beta_1", beta_1), ("beta_T", beta_T)):
-            if not 0 < beta < 1:
-                raise ValueError(
-                    f"{name} is {beta}, but it is the share of variance that a step replaces, and alpha_bar must fall "
-                    "and stay positive: give a number between 0 and 1"
-                )
+        _check_betas(beta_1, beta_T)
         super().__init__(_from_betas(torch.linspace(beta_1, beta_T, T, dtype=torch.float64)))
 
 
@@ -214,6 +228,68 @@ class Sigmoid(Schedule):
         super().__init__(((v[-1] - v) / (v[-1] - v[0])).clamp(min=1e-9))
 
 
+class ScaledLinear(Schedule):
+    """√β_t rises evenly from √β_1 to √β_T: the schedule of latent diffusion and Stable Diffusion.
+
+    Paper: High-resolution image synthesis with latent diffusion models. Rombach et al., 2021, arXiv 2112.10752, its
+    released code.
+
+    Args:
+        T: number of steps, at least 1.
+        beta_1: the first step's variance, in (0, 1).
+        beta_T: the last step's variance, in (0, 1).
+    """
+
+    def __init__(self, T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012) -> None:
+        T = _whole(T)
+        _check_betas(beta_1, beta_T)
+        super().__init__(_from_betas(torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2))
+
+
+class RectifiedFlow(Schedule):
+    """The straight path z_τ = (1 - τ)·x_0 + τ·ε at τ = t/T, scaled to x_t: ᾱ_t = (1 - τ)²/((1 - τ)² + τ²).
+
+    At T no signal is left, so the network must predict `Flow`, `X0`, `Velocity` or `EDM`.
+
+    Paper: Flow straight and fast: learning to generate and transfer data with rectified flow. Liu, Gong, Liu, 2022,
+    arXiv 2209.03003, equation 1.
+
+    Args:
+        T: number of steps, at least 1.
+    """
+
+    def __init__(self, T: int = 1000) -> None:
+        T = _whole(T)
+        tau = torch.arange(T + 1, dtype=torch.float64) / T
+        super().__init__((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2))
+
+
+class LogSigma(Schedule):
+    """σ_t rises from σ_min to σ_max by equal factors, t = 1 … T: ᾱ_t = 1/(1 + σ_t²).
+
+    With T = 1000 and EDM's range a step is 1.07% of σ.
+
+    Paper: Elucidating the design space of diffusion-based generative models. Karras, Aittala, Aila, Laine, 2022,
+    arXiv 2206.00364, table 1, for the range.
+
+    Args:
+        T: number of steps, at least 1; a single one is at sigma_max.
+        sigma_min: σ_1, above 0.
+        sigma_max: σ_T, above sigma_min.
+    """
+
+    def __init__(self, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        T = _whole(T)
+        if not 0 < sigma_min < sigma_max < float("inf"):
+            raise ValueError(
+                f"sigma_min is {sigma_min} and sigma_max {sigma_max}, but σ rises from one to the other: give "
+                "0 < sigma_min < sigma_max"
+            )
+        low, high = math.log(sigma_min), math.log(sigma_max)
+        sigma = torch.linspace(high, low, T, dtype=torch.float64).flip(0).exp()
+        super().__init__(torch.cat([torch.ones(1, dtype=torch.float64), 1 / (1 + sigma**2)]))
+
+
 class Betas(Schedule):
     """Any β_1 … β_T, such as those of a published checkpoint: ᾱ_t = Π (1 - β_i).
 
@@ -248,3 +324,24 @@ class ZeroTerminalSNR(Schedule):
         root = schedule.alpha_bar.sqrt()
         stretched = (root - root[-1]) * root[1] / (root[1] - root[-1])
         super().__init__(torch.cat([root[:1], stretched[1:]]).square())
+
+
+class Shifted(Schedule):
+    """Another schedule with its SNR divided by shift²: ᾱ_t ← ᾱ_t/(ᾱ_t + shift²·(1 - ᾱ_t)), σ_t ← shift·σ_t.
+
+    More noise at each time, as larger images need: on `RectifiedFlow` it is τ ← shift·τ/(1 + (shift - 1)·τ).
+
+    Papers: Simple diffusion: end-to-end diffusion for high resolution images. Hoogeboom, Heek, Salimans, 2023, arXiv
+    2301.11093, section 3.1; Scaling rectified flow transformers for high-resolution image synthesis. Esser et al.,
+    2024, arXiv 2403.03206, equation 23.
+
+    Args:
+        schedule: the one to shift.
+        shift: above 0; 1 leaves it as it is, and images of twice the width want twice as much.
+    """
+
+    def __init__(self, schedule: Schedule, shift: float) -> None:
+        if not 0 < shift < float("inf"):
+            raise ValueError(f"shift is {shift}, but it is a factor of σ: give a number above 0")
+        signal = schedule.alpha_bar
+        super().__init__(signal / (signal + shift**2 * (1 - signal)))

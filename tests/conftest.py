@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_lightning.cli import main
 from diffusion_lightning.denoising import Prediction
 from diffusion_lightning.networks import UNet
-from diffusion_lightning.schedules import Betas, Linear, Schedule, ZeroTerminalSNR
+from diffusion_lightning.schedules import Betas, Linear, Schedule, Shifted, ZeroTerminalSNR
 
 # Whose fixtures every test may take.
 pytest_plugins = ["tests.support.resuming", "tests.support.torchvision_sets", "tests.support.weights"]
@@ -83,6 +83,8 @@ def of_length(make: type[Schedule], T: int = 1000) -> Schedule:
     """A schedule of T steps of any class; one that wraps another, around the linear."""
     if make is ZeroTerminalSNR:
         return ZeroTerminalSNR(Linear(T))
+    if make is Shifted:
+        return Shifted(Linear(T), 2.0)
     return Betas([min(0.5, 500 / T) * (t + 1) / T for t in range(T)]) if make is Betas else make(T=T)  # type: ignore[call-arg]
 
 
