@@ -6,12 +6,13 @@ A time drawn with probability p_t has the weight 1/(T·p_t), so that the expecte
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .denoising import Parameterization
+from .denoising import Flow, Parameterization
 from .random import Draw
 from .schedules import Schedule
 
@@ -89,6 +90,31 @@ class P2(Weighting):
         return snr / (self.k + snr) ** self.gamma / parameterization.x0_error_scale(schedule, t)
 
 
+class LossIn(Weighting):
+    """The squared error of another output than the network's: w = min(e', 1/floor²)/e, e of the network's, e' of it.
+
+    e = ‖Δoutput‖²/‖Δx_0‖² is `x0_error_scale`. A network that predicts x_0 and is trained by the flow's error has
+    w = 1/max(τ, floor)².
+
+    Paper: Back to basics: let denoising generative models denoise. Li, He, 2025, arXiv 2511.13720.
+
+    Args:
+        space: the output whose error counts; None is `Flow()`.
+        floor: keeps the weight of nearly clean images finite, at least 0.
+    """
+
+    def __init__(self, space: Parameterization | None = None, floor: float = 0.0) -> None:
+        if floor < 0:
+            raise ValueError(f"floor is {floor}, but it bounds a time from below: give floor ≥ 0")
+        self.space, self.floor = space or Flow(), floor
+
+    def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
+        wanted = self.space.x0_error_scale(schedule, t)
+        if self.floor > 0:
+            wanted = wanted.clamp(max=self.floor**-2)
+        return wanted / parameterization.x0_error_scale(schedule, t)
+
+
 class Times(NamedTuple):
     """Drawn times (B,) int64 in 1 … T, and their importance weights 1/(T·p_t), (B,)."""
 
@@ -139,6 +165,52 @@ class Stratified(TimestepSampler):
         u = draw.fractions("t")
         t = (schedule.T * ((draw.sample + u) / total)).long().clamp(max=schedule.T - 1) + 1
         return Times(t, torch.ones_like(u))
+
+
+class LogNormal(TimestepSampler):
+    """Ln σ ~ N(mean, std²), rounded to the nearest time of the schedule; equally, τ = σ/(1 + σ) is logit-normal.
+
+    This density is part of the objective, so the loss is not divided by it (`importance` is 1): a validation loss is
+    still of uniform times. EDM has (-1.2, 1.2), Stable Diffusion 3 (0, 1).
+
+    Papers: Elucidating the design space of diffusion-based generative models. Karras, Aittala, Aila, Laine, 2022, arXiv
+    2206.00364, table 1; Scaling rectified flow transformers for high-resolution image synthesis. Esser et al., 2024,
+    arXiv 2403.03206, equation 19.
+
+    Args:
+        mean: of ln σ.
+        std: of ln σ, above 0.
+        stratified: each of a step's B draws comes from its own part of the density, of the mass 1/B.
+    """
+
+    between: Tensor  # (T - 1,) float64
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False) -> None:
+        super().__init__()
+        if not 0 < std < float("inf") or not abs(mean) < float("inf"):
+            raise ValueError(f"mean is {mean} and std is {std}, but ln σ has a mean and a spread: give std above 0")
+        self.mean, self.std, self.stratified = mean, std, stratified
+
+    def prepare(self, schedule: Schedule) -> None:
+        # Half the way in ln σ from a time to the next; where no signal is left, nearest is the time before.
+        log_sigma = schedule.log_sigma(torch.arange(1, schedule.T + 1))
+        between = (log_sigma[1:] + log_sigma[:-1]) / 2
+        self.register_buffer("between", between.cpu(), persistent=False)
+        self._on_cpu = self.between
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogNormal":
+        """Moves the bounds with the module, but never casts them, as a schedule its table."""
+        device = fn(torch.empty(0)).device
+        self.between = self._on_cpu.to("cpu" if device.type == "mps" else device)
+        return self
+
+    def forward(self, schedule: Schedule, draw: Draw, total: int) -> Times:
+        u = draw.fractions("t").double()
+        if self.stratified:
+            u = (draw.sample + u) / total
+        log_sigma = self.mean + self.std * torch.special.ndtri(u)
+        t = 1 + torch.searchsorted(self.between, log_sigma.to(self.between.device))
+        return Times(t, torch.ones_like(t, dtype=torch.float32))
 
 
 class LossAware(TimestepSampler):

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from diffusion_lightning.denoising import X0, Epsilon, Parameterization, Velocity
+from diffusion_lightning.denoising import EDM, X0, Epsilon, Flow, Parameterization, Velocity
 from diffusion_lightning.objectives import (
     P2,
+    LogNormal,
     LossAware,
+    LossIn,
     MinSNR,
     Simple,
     Stratified,
@@ -18,12 +20,12 @@ from diffusion_lightning.objectives import (
     ZeroWeight,
 )
 from diffusion_lightning.random import Draw
-from diffusion_lightning.schedules import Cosine, Linear, ZeroTerminalSNR
+from diffusion_lightning.schedules import Cosine, Linear, LogSigma, RectifiedFlow, Shifted, ZeroTerminalSNR
 
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("make", TimestepSampler.__subclasses__())
+@pytest.mark.parametrize("make", [kind for kind in TimestepSampler.__subclasses__() if kind is not LogNormal])
 def test_times_are_uniform_and_count_alike_before_anything_is_learned(make: type[TimestepSampler]) -> None:
     schedule, n, sampler = Linear(T=1000), 100_000, make()
     sampler.prepare(schedule)
@@ -88,7 +90,7 @@ def test_weights_as_the_papers_write_them() -> None:
 @pytest.mark.parametrize("make", Weighting.__subclasses__())
 def test_weights_are_finite_without_signal(make: type[Weighting]) -> None:
     schedule = ZeroTerminalSNR(Linear(T=20))
-    for parameterization in (X0(), Velocity()):
+    for parameterization in (X0(), Velocity(), Flow(), EDM()):
         weights = make()(schedule, parameterization, torch.arange(1, 21))
         assert weights.isfinite().all()
         assert (weights >= 0).all()
@@ -165,3 +167,80 @@ def test_impossible_objectives_are_refused(make, says: str) -> None:  # type: ig
 
 def test_uniform_is_algorithm_1s() -> None:
     assert torch.equal(Uniform()(Linear(), Draw(0, "", 0, torch.arange(9)), 9).importance, torch.ones(9))
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.0, 1.0), (-0.8, 1.6)])
+def test_log_normal_times(mean: float, std: float, stratified: bool) -> None:
+    """The moments of ln σ, every sample counted once; and a quantile, which a wrong density of these moments misses."""
+    schedule, n, sampler = LogSigma(4000, 1e-4, 1e4), 100_000, LogNormal(mean, std, stratified)
+    sampler.prepare(schedule)
+    t, importance = sampler(schedule, Draw(0, "", 0, torch.arange(n)), n)
+    log_sigma = schedule.log_sigma(t)
+    spread = 1e-3 if stratified else 3 * std / n**0.5
+    assert abs(log_sigma.mean() - mean) < spread
+    assert abs(log_sigma.std() - std) < spread
+    assert abs((log_sigma < mean + std).double().mean() - 0.8413) < (0.002 if stratified else 0.005)
+    assert torch.equal(importance, torch.ones(n))
+
+
+def test_of_stratified_times_each_part_of_the_density_has_one() -> None:
+    schedule, sampler = LogSigma(4000), LogNormal(-1.2, 1.2, stratified=True)
+    sampler.prepare(schedule)
+    t = sampler(schedule, Draw(3, "", 5, torch.arange(64)), 64).t
+    assert torch.equal(t, t.sort().values)
+    reach = torch.special.ndtr((schedule.log_sigma(t) + 1.2) / 1.2) * 64
+    assert ((reach - torch.arange(64) - 0.5).abs() < 0.5 + 0.15).all()  # to half a step of the table
+
+
+def test_a_logit_normal_path_is_a_log_normal_sigma() -> None:
+    schedule, n, sampler = RectifiedFlow(10_000), 100_000, LogNormal(0.5, 1.0)
+    sampler.prepare(schedule)
+    tau = schedule.tau(sampler(schedule, Draw(0, "", 0, torch.arange(n)), n).t)
+    assert abs(torch.logit(tau).mean() - 0.5) < 3 / n**0.5
+
+
+def test_the_bounds_between_times_are_never_cast() -> None:
+    sampler = LogNormal()
+    sampler.prepare(LogSigma())
+    assert sampler.to(torch.bfloat16).between.dtype == F64
+
+
+@pytest.mark.parametrize("space", [Epsilon, X0, Velocity, Flow, EDM])
+@pytest.mark.parametrize("make", [Epsilon, X0, Velocity, Flow, EDM])
+def test_a_loss_in_another_space_is_that_spaces_error(
+    space: type[Parameterization], make: type[Parameterization]
+) -> None:
+    """From the outputs themselves: w·‖Δoutput‖² is ‖Δ(what the space would output)‖²."""
+    schedule, t = Cosine(T=50), torch.arange(1, 50)
+    own, other = make(), space()
+    x_t, output, wrong = torch.randn(3, 49, 1, 1, 1, dtype=F64)
+    found, missed = (own.prediction(schedule, x, x_t, t) for x in (output, wrong))
+    in_space = other.target(schedule, found.x_0 - missed.x_0, found.eps - missed.eps, t).square().flatten()
+    weight = LossIn(other)(schedule, own, t)
+    torch.testing.assert_close(weight * (output - wrong).square().flatten(), in_space, rtol=1e-7, atol=1e-12)
+
+
+def test_a_floor_holds_the_weight_of_nearly_clean_images() -> None:
+    schedule, t = RectifiedFlow(1000), torch.tensor([1, 10, 50, 500, 1000])
+    expected = 1 / schedule.tau(t).clamp(min=0.05) ** 2
+    torch.testing.assert_close(LossIn(floor=0.05)(schedule, X0(), t), expected, rtol=1e-12, atol=0)
+
+
+def test_simple_is_edms_loss_of_x_0() -> None:
+    schedule, t = LogSigma(), torch.arange(1, 1001)
+    variance = schedule.log_sigma(t).exp() ** 2
+    expected = (variance + 0.25) / (variance * 0.25)
+    torch.testing.assert_close(LossIn(EDM(0.5))(schedule, X0(), t), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_multiplies_sigma(shift: float) -> None:
+    """To ten digits, which 1 - ᾱ keeps at the first times."""
+    schedule, t = Linear(), torch.arange(1, 1001)
+    torch.testing.assert_close(
+        Shifted(schedule, shift).log_sigma(t), schedule.log_sigma(t) + math.log(shift), rtol=1e-10, atol=1e-10
+    )
+    flow = RectifiedFlow()
+    tau = flow.tau(t)
+    torch.testing.assert_close(Shifted(flow, shift).tau(t), shift * tau / (1 + (shift - 1) * tau), rtol=1e-9, atol=0)
