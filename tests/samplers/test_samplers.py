@@ -25,7 +25,7 @@ from diffusion_lightning.samplers import (
     UniformLogSNR,
 )
 from diffusion_lightning.samplers.base import slerp
-from diffusion_lightning.schedules import Cosine, Linear, Schedule, ZeroTerminalSNR
+from diffusion_lightning.schedules import Cosine, Linear, RectifiedFlow, Schedule, ZeroTerminalSNR
 
 from ..conftest import gaussian
 
@@ -550,3 +550,45 @@ def test_a_dpm_solver_step_is_that_of_diffusers(order: int) -> None:
         our_x = one_step(ours, x_t, t, s, prediction, before)
         before, x_t = (t, prediction), theirs.step(eps, t - 1, x_t).prev_sample
         torch.testing.assert_close(our_x, x_t, rtol=5e-4, atol=5e-4)
+
+
+# Along a flow's straight path
+
+
+def error_of_a_flow(sampler: Sampler, std: float = 0.5) -> float:
+    """How far a sampler of N(0, std²) by a flow's steps ends from the exact solution: x_T times std."""
+    schedule = RectifiedFlow(4096)
+    x_T = torch.ones(1, 1, 1, 1, dtype=F64)
+    return abs(float(sampler(gaussian(schedule, std), schedule, x_T)) - std)
+
+
+def test_heun_in_tau_has_order_two_and_eulers_step_order_one() -> None:
+    """Each doubling of the steps divides the error by 2^order, to a tenth."""
+    for order, make in ((1, lambda n: DDIM(n, clip=None)), (2, lambda n: Heun(n, clip=None, variable="tau"))):
+        errors = [error_of_a_flow(make(n)) for n in (16, 32, 64, 128)]
+        rates = [math.log2(a / b) for a, b in pairwise(errors)]
+        assert rates[-1] == pytest.approx(order, abs=0.1), (order, rates)
+
+
+def test_heun_in_tau_is_heun_written_out() -> None:
+    """Z ← z + h·(v(z) + v(z + h·v(z)))/2 over evenly spaced τ, Euler's at the last step."""
+    schedule, denoise = RectifiedFlow(1000), mixture(RectifiedFlow(1000))
+
+    def velocity(z: Tensor, t: int) -> Tensor:
+        signal, noise = schedule.alpha_sigma(t)
+        found = denoise(z * (signal + noise), t)
+        return found.eps - found.x_0
+
+    x_T = torch.randn(5, 1, 1, 1, dtype=F64)
+    z, h = x_T, -0.1
+    for t in range(1000, 0, -100):
+        v = velocity(z, t)
+        there = z + h * v
+        z = there if t == 100 else z + h * (v + velocity(there, t - 100)) / 2
+    found = Heun(10, clip=None, variable="tau")(denoise, schedule, x_T)
+    torch.testing.assert_close(found, z, rtol=1e-10, atol=1e-10)
+
+
+def test_another_variable_is_refused() -> None:
+    with pytest.raises(ValueError, match="variable is rho"):
+        Heun(variable="rho")  # type: ignore[arg-type]
