@@ -7,6 +7,7 @@ from .ema import EMA as EMA
 from .finite_loss import FiniteLoss as FiniteLoss
 from .generative_metrics import GenerativeMetrics as GenerativeMetrics
 from .loss_by_timestep import LossByTimestep as LossByTimestep
+from .power_ema import PowerEMA as PowerEMA
 from .preemption import Preemption as Preemption
 from .progress import Progress as Progress
 from .reverse_chain import ReverseChain as ReverseChain
