@@ -2,16 +2,18 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 from torchvision.io import read_image
 
 from diffusion_lightning.checkpoints import load
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels, Unconditional
-from diffusion_lightning.denoising import Denoiser, Epsilon, Prediction
+from diffusion_lightning.denoising import EDM, X0, Denoiser, Epsilon, Flow, Parameterization, Prediction, Velocity
 from diffusion_lightning.guidance import ClassifierFree
 from diffusion_lightning.images import to_uint8
 from diffusion_lightning.networks import UNet
@@ -132,3 +134,86 @@ def test_predict_guides(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture
     assert "scale of guidance is -1.0" in refused("other", "--guidance", "-1")
     assert "Unconditional has none" in refused("other", "--guidance", "2", ckpt=str(run / "checkpoints/last.ckpt"))
     assert not (tmp_path / "other").exists()
+
+
+# Where, how far and on which channels
+
+FIELD = Linear(1000)
+
+
+class Halves(nn.Module):
+    """A network whose output is a fixed random function of its input, its time and its condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(4, 4, 3, padding=1).double()
+
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return torch.tanh(self.mix(x_t) + c[:, :, None, None] * 0.3 + t.view(-1, 1, 1, 1) / 1000)
+
+
+def conditioned(parameterization: Parameterization) -> tuple[Denoiser, ClassLabels, Tensor, Tensor]:
+    """A denoiser of four channels, its labels, noisy images and their conditions."""
+    labels = ClassLabels(3, 4, std=1.0).double()
+    return (
+        Denoiser(Halves(), FIELD, parameterization),
+        labels,
+        torch.randn(5, 4, 3, 3).double(),
+        labels(torch.arange(5) % 3),
+    )
+
+
+@pytest.mark.parametrize("t", [1, 200, 500, 1000])
+@pytest.mark.parametrize("interval", [(0.0, 0.05), (0.19, 1.61), (1.61, 1000.0)])
+def test_guidance_in_an_interval_of_sigma(interval: tuple[float, float], t: int) -> None:
+    denoiser, labels, x_t, c = conditioned(Epsilon())
+    sigma = float(FIELD.log_sigma(t).exp())
+    found = ClassifierFree(denoiser, labels, 3.0, interval)(x_t, t, c)
+    inside = interval[0] < sigma <= interval[1]
+    expected = ClassifierFree(denoiser, labels, 3.0)(x_t, t, c) if inside else denoiser(x_t, t, c)
+    assert torch.equal(found.x_0, expected.x_0)
+    assert torch.equal(found.eps, expected.eps)
+
+
+def test_an_interval_is_open_below_and_closed_above() -> None:
+    denoiser, labels, x_t, c = conditioned(Epsilon())
+    sigma = float(FIELD.log_sigma(300).exp())
+    plain = denoiser(x_t, 300, c).eps
+    for interval, guides in (((sigma * (1 + 1e-12), 9.0), False), ((0.0, sigma * (1 + 1e-12)), True)):
+        assert torch.equal(ClassifierFree(denoiser, labels, 3.0, interval)(x_t, 300, c).eps, plain) != guides
+
+
+@pytest.mark.parametrize("make", [Epsilon, X0, Velocity, Flow, EDM])
+@pytest.mark.parametrize("rescale", [0.3, 0.7, 1.0])
+def test_the_rescaling_is_diffusers(make: type[Parameterization], rescale: float) -> None:
+    """Of the raw output, from which x_0 and ε follow, whatever the network predicts."""
+    denoiser, labels, x_t, c = conditioned(make())
+    null = labels(labels.null(1)).expand_as(c)
+    with_c, without = (denoiser(x_t, 400, given).output for given in (c, null))
+    assert with_c is not None
+    assert without is not None
+    expected = rescale_noise_cfg(without + 4.0 * (with_c - without), with_c, guidance_rescale=rescale)
+    found = ClassifierFree(denoiser, labels, 4.0, rescale=rescale)(x_t, 400, c)
+    made = denoiser.parameterization.prediction(FIELD, expected, x_t, 400)
+    torch.testing.assert_close(found.x_0, made.x_0, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.eps, made.eps, rtol=1e-10, atol=1e-10)
+
+
+def test_three_of_four_channels_as_dits_code_does() -> None:
+    """`forward_with_cfg`: the first three channels of ε are guided, the fourth is the conditional half's."""
+    denoiser, labels, x_t, c = conditioned(Epsilon())
+    null = labels(labels.null(1)).expand_as(c)
+    with_c, without = denoiser(x_t, 400, c).eps, denoiser(x_t, 400, null).eps
+    found = ClassifierFree(denoiser, labels, 1.5, channels=3)(x_t, 400, c).eps
+    torch.testing.assert_close(found[:, :3], (without + 1.5 * (with_c - without))[:, :3], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found[:, 3:], with_c[:, 3:], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"interval": (2.0, 1.0)}, "interval of guidance"), ({"interval": (-1.0, 1.0)}, "interval of guidance"),
+     ({"rescale": 1.5}, "rescale is 1.5"), ({"channels": 0}, "guides nothing")],
+)  # fmt: skip
+def test_arguments_out_of_their_range_are_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ClassifierFree(Classes(), means(1.0, 0.0), 2.0, **given)
