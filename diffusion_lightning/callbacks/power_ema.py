@@ -12,12 +12,14 @@ from ..distributed.fsdp import gathered, like_shards, local
 from ..files import written
 from .base import profiles
 
+LENGTHS = "sigma_rel"  # of the averages in a snapshot, whose tensors' names begin with their place among these
+
 
 class PowerEMA(Callback):
     """Keeps θ̄ ← β_k·θ̄ + (1 - β_k)·θ, β_k = (1 - 1/k)^(γ+1), for each of two γ, and writes snapshots of both.
 
     The averages' lengths are fractions of the training so far, and the initial weights never count. A snapshot,
-    `averages/step=<n>.pt` in the run's folder, holds both in half precision; where there are more than `keep`, every
+    `averages/step=<n>.ckpt` in the run's folder, holds both in half precision; where there are more than `keep`, every
     second one goes and the distance doubles. `diffusion-lightning average` makes an average of any length of them.
     Beside `EMA`, which validations and samples see.
 
@@ -92,14 +94,16 @@ class PowerEMA(Callback):
         """A collective call if the parameters are sharded."""
         whole = [gathered(average) for average in self.averages]
         if trainer.is_global_zero:
-            halves = [{name: x.half().cpu() for name, x in average.items()} for average in whole]
-            with written(folder(trainer) / f"step={self._step}.pt") as stream:
-                torch.save({"step": self._step, "sigma_rel": self.sigma_rel, "averages": halves}, stream)
+            halves = {
+                f"{track}.{name}": x.half().cpu() for track, average in enumerate(whole) for name, x in average.items()
+            }
+            with written(folder(trainer) / f"step={self._step}.ckpt") as stream:
+                torch.save({"state_dict": halves, "global_step": self._step, LENGTHS: self.sigma_rel}, stream)
             self._thin(trainer, self._step)
 
     def _thin(self, trainer: Trainer, step: int) -> None:
         """Removes the snapshots that are too many, and those of steps that a resumed run does again."""
-        for path in folder(trainer).glob("step=*.pt"):
+        for path in folder(trainer).glob("step=*.ckpt"):
             at = int(path.stem.removeprefix("step="))
             if at > step or at % self.distance(step):
                 path.unlink()

@@ -79,6 +79,15 @@ def _recipes(parser: Arguments, words: list[str]) -> Namespace:
     return parser.parse_args(words)
 
 
+def _average(parser: Arguments, words: list[str]) -> Namespace:
+    parser.epilog = """The run was trained with --trainer.callbacks+ PowerEMA, whose snapshots lie in RUN/averages."""
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--sigma_rel", type=float, required=True, help="the average's relative deviation, below 0.2887")
+    parser.add_argument("--step", type=int, help="the step it ends at; the last snapshot's")
+    parser.add_argument("--out", metavar="CKPT", required=True, help="the checkpoint to write")
+    return parser.parse_args(words)
+
+
 def _cache(parser: Arguments, words: list[str]) -> Namespace:
     parser.epilog = """Decoded pictures and references of metrics lie in $DIFFUSION_LIGHTNING_CACHE, else in
         diffusion_lightning in the system's folder for caches. What is removed is made again when it is needed."""
@@ -106,6 +115,7 @@ COMMANDS = {
         "import_",
         _import,
     ),
+    "average": Command("Make an average of a run's weights of any length.", "average", _average),
     "recipes": Command("List the configs that come with the package, or print one.", "recipes", _recipes),
     "cache": Command("List what is kept for later runs, or remove it.", "cache", _cache),
     "selftest": Command(

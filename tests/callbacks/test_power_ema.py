@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from diffusion_lightning import checkpoints
 from diffusion_lightning.callbacks import Checkpoint, PowerEMA
 from diffusion_lightning.callbacks.base import profiles
 
@@ -43,7 +44,7 @@ def trained(folder: Path, steps: int, ema: PowerEMA, resume: bool = False, accum
 
 
 def steps_of(folder: Path) -> list[int]:
-    return sorted(int(path.stem.removeprefix("step=")) for path in (folder / "averages").glob("*.pt"))
+    return sorted(int(path.stem.removeprefix("step=")) for path in (folder / "averages").glob("*.ckpt"))
 
 
 def mean(gamma: float, n: int) -> float:
@@ -60,11 +61,11 @@ def test_the_averages_are_those_of_their_profiles(tmp_path: Path, accumulate: in
     for gamma, average in zip(ema.gammas, ema.averages, strict=True):
         assert float(average["w"]) == pytest.approx(mean(gamma, 40), rel=0.02)
     assert steps_of(tmp_path) == [10, 20, 30, 40]
-    kept = torch.load(tmp_path / "averages/step=40.pt", weights_only=True)
-    assert (kept["step"], kept["sigma_rel"]) == (40, [0.05, 0.10])
-    for average, own in zip(kept["averages"], ema.averages, strict=True):
-        assert average["w"].dtype == torch.float16
-        assert torch.equal(average["w"], own["w"].half())
+    kept = checkpoints.read(tmp_path / "averages/step=40.ckpt")
+    assert (kept["global_step"], kept["sigma_rel"]) == (40, [0.05, 0.10])
+    for track, own in enumerate(ema.averages):
+        assert kept["state_dict"][f"{track}.w"].dtype == torch.float16
+        assert torch.equal(kept["state_dict"][f"{track}.w"], own["w"].half())
 
 
 def test_no_more_than_so_many_stay(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_resumed_run_has_the_averages_of_the_undisturbed(tmp_path: Path) -> No
 
 def test_snapshots_of_steps_that_are_done_again_are_removed(tmp_path: Path) -> None:
     trained(tmp_path, 14, PowerEMA(every_n_train_steps=5))
-    (tmp_path / "averages/step=20.pt").write_bytes(b"of a future that is not")
+    (tmp_path / "averages/step=20.ckpt").write_bytes(b"of a future that is not")
     trained(tmp_path, 15, PowerEMA(every_n_train_steps=5), resume=True)
     assert steps_of(tmp_path) == [5, 10, 15]
 
@@ -94,9 +95,9 @@ def test_snapshots_make_an_average_of_another_length(tmp_path: Path) -> None:
     """As the mathematics says of continuous time, to the few steps and the half precision here."""
     ema = PowerEMA(every_n_train_steps=10)
     trained(tmp_path, 200, ema)
-    files = [torch.load(path, weights_only=True) for path in (tmp_path / "averages").glob("*.pt")]
-    kept = [(gamma, file["step"]) for file in files for gamma in ema.gammas]
-    values = torch.stack([average["w"].double() for file in files for average in file["averages"]])
+    files = [checkpoints.read(path) for path in (tmp_path / "averages").glob("*.ckpt")]
+    kept = [(gamma, file["global_step"]) for file in files for gamma in ema.gammas]
+    values = torch.stack([file["state_dict"][f"{track}.w"].double() for file in files for track in (0, 1)])
     gamma = profiles.exponent(0.15)
     found = profiles.weights(kept, [(gamma, 200)])[:, 0] @ values
     assert float(found) == pytest.approx(mean(gamma, 200), rel=0.01)
