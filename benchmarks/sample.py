@@ -67,7 +67,8 @@ def loops(net: UNet, shape: tuple[int, int, int], n: int, steps: int, rounds: in
 
     for kind in SAMPLERS:
         add(kind.__name__, kind(steps=steps), module.denoiser)
-    add("DDIM, guided", DDIM(steps), ClassifierFree(module.denoiser, labels, scale=2.0), halves=2)
+    guided = ClassifierFree(2.0)(module.denoiser, labels, torch.zeros(n, dtype=torch.long))
+    add("DDIM, guided", DDIM(steps), guided, halves=2)
     found = interleaved(sides, rounds, device)
     return [
         {

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from packaging.version import InvalidVersion, Version
 from torch import Tensor, nn
 
 from . import known, records
-from .modules import Diffusion
+from .modules import Diffusion, Generative
 from .modules.base.checks import image_shape
 from .modules.base.shapes import made_on_meta
 
@@ -241,13 +242,20 @@ def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
     return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust)
 
 
+def module(ckpt: str | Path, trust: Collection[str] = ()) -> LightningModule:
+    """The module of a checkpoint as `load` gives it, whatever its kind: one that makes images, or a classifier."""
+    checkpoint = read(ckpt := found(ckpt))
+    return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust, kind=LightningModule)
+
+
 def restored(
     checkpoint: dict[str, Any],
     config: dict[str, Any],
     path: str | Path,
     trust: Collection[str],
     seed: int | None = None,
-) -> Diffusion:
+    kind: Any = Diffusion,
+) -> Any:
     """Build the model that a configuration describes, with a checkpoint's averaged weights; raises as `load` does.
 
     Args:
@@ -256,8 +264,9 @@ def restored(
         path: what it is called in a message.
         trust: see `load`.
         seed: of its draws, which a configuration states once, outside of the model; None leaves the class's default.
+        kind: of which the model has to be.
     """
-    part = records.read(config.get("model"), Diffusion, "model", trust)
+    part = records.read(config.get("model"), kind, "model", trust)
     if seed is not None and "seed" in known.parameters(part.kind):
         part.arguments.setdefault("seed", seed)
     _check_sizes(part, checkpoint, path)
@@ -288,7 +297,8 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
     for name in ("network", "conditioner", "timesteps"):
         if name not in described:
             continue
-        prefix = "denoiser.network." if name == "network" else f"{name}."
+        within = "denoiser." if name == "network" and issubclass(part.kind, Generative) else ""
+        prefix = f"{within}{name}."
         stored = checkpoint["state_dict"].items()
         theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}
         made = made_on_meta(described[name].make, len(theirs), f"model.{name} in {path}")
@@ -328,7 +338,7 @@ def start_from(module: nn.Module, path: str) -> None:
     _rename_weights(module, checkpoint)
     theirs = {**checkpoint["state_dict"], **averaged(checkpoint)}
     own, theirs = (
-        {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner."))}
+        {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner.", "network."))}
         for side in (module.state_dict(), theirs)
     )
     _compare(own, theirs, path)

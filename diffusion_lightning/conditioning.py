@@ -110,27 +110,10 @@ class ClassLabels(Conditioner):
         return self.table(y)
 
     def check(self, y: Tensor) -> None:
-        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
-            found = f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
-            raise ValueError(
-                f"the labels are {found.removeprefix('torch.')}, but a class is one whole number an image: give (B,) "
-                f"int64, 0 … {self.classes - 1}"
-            )
-        rows = self.table.num_embeddings
-        strays = y[(y < 0) | (y >= rows)]
-        if len(strays):
-            raise ValueError(
-                f"a label is {int(strays[0])}, but the model has {self.classes} classes: give labels "
-                f"0 … {self.classes - 1}"
-                + (f", or {self.classes} for the null condition" if rows > self.classes else "")
-            )
+        check_classes(y, self.classes, null=self.table.num_embeddings > self.classes)
 
     def check_training(self, y: Tensor) -> None:
-        if (y == y[0]).all():
-            raise ValueError(
-                f"the conditioner has {self.classes} classes, but all training images are of class {int(y[0])}: let "
-                "the data give the classes, or leave the conditioner out"
-            )
+        check_several(y, self.classes, "leave the conditioner out")
 
     def default(self, number: Tensor) -> Tensor:
         """Each class in turn, so that many samples have all alike."""
@@ -148,6 +131,57 @@ class ClassLabels(Conditioner):
                 "never gave it: leave guidance out, or train with dropout above 0"
             )
         return torch.full((n,), self.classes, device=self.table.weight.device)
+
+
+class Labels(Conditioner):
+    """The class itself, for a network that tells classes apart.
+
+    Args:
+        classes: how many.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(B,) y as it is."""
+        return y
+
+    def check(self, y: Tensor) -> None:
+        check_classes(y, self.classes)
+
+    def check_training(self, y: Tensor) -> None:
+        check_several(y, self.classes, "train on several classes")
+
+    def default(self, number: Tensor) -> Tensor:
+        """Each class in turn, so that many samples have all alike."""
+        return number % self.classes
+
+
+def check_classes(y: Tensor, classes: int, null: bool = False) -> None:
+    """Raise ValueError if y is not (B,) whole numbers of classes, or of the `null` condition, y = `classes`."""
+    if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
+        found = f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(
+            f"the labels are {found.removeprefix('torch.')}, but a class is one whole number an image: give (B,) "
+            f"int64, 0 … {classes - 1}"
+        )
+    strays = y[(y < 0) | (y >= classes + null)]
+    if len(strays):
+        raise ValueError(
+            f"a label is {int(strays[0])}, but the model has {classes} classes: give labels 0 … {classes - 1}"
+            + (f", or {classes} for the null condition" if null else "")
+        )
+
+
+def check_several(y: Tensor, classes: int, fix: str) -> None:
+    """Raise ValueError if the labels of a training set are all of one class."""
+    if (y == y[0]).all():
+        raise ValueError(
+            f"the conditioner has {classes} classes, but all training images are of class {int(y[0])}: let "
+            f"the data give the classes, or {fix}"
+        )
 
 
 def conditions(y: Asked, n: int, names: Sequence[str] | None = None) -> Tensor:

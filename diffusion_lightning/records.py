@@ -27,7 +27,10 @@ LARGEST = 1_000_000  # whole number, seeds aside: T, widths, counts of samples
 
 OF_TRAINING = ("optimizer", "lr_scheduler")  # of a module: functions, which only the user's words name
 # Parameters that name what is fetched, or weights that lie outside of the run.
-SOURCES = {("HuggingFace", "name"), ("CLIP", "model"), ("DINOv2", "model"), ("InceptionV3", "weights")}
+SOURCES = {
+    ("HuggingFace", "name"), ("CLIP", "model"), ("DINOv2", "model"), ("InceptionV3", "weights"),
+    ("AutoGuidance", "guide"), ("ClassifierGuided", "classifier"),
+}  # fmt: skip
 
 Spec = dict[str, Any]
 

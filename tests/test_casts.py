@@ -2,7 +2,6 @@
 
 import copy
 from functools import cache as remembered
-from functools import partial
 from typing import Any
 
 import pytest
@@ -67,7 +66,7 @@ def model(network: str, classes: bool = False, schedule: Schedule | None = None)
 def drawn(made: Diffusion, sampler: Sampler, condition: str) -> Tensor:
     given: dict[str, Any] = {} if condition == "no condition" else {"y": torch.arange(N) % 3}
     if condition == "guidance":
-        given["guidance"] = partial(ClassifierFree, conditioner=made.conditioner, scale=2.0)
+        given["guidance"] = ClassifierFree(2.0)
     return made.generate(N, sampler, **given)
 
 

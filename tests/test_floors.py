@@ -20,8 +20,8 @@ GROUND = [
 ]  # fmt: skip
 WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
-    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "extractors", "metrics", "data",
-    "callbacks", "checkpoints",
+    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "checkpoints", "extractors",
+    "metrics", "data", "callbacks",
     "interop.layout", "interop.diffusers", "interop.openai", "interop.dit", "interop.model_card", "interop.convert",
     "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",

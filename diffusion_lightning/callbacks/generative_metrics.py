@@ -9,6 +9,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from tqdm import tqdm
 
+from .. import checkpoints
+from ..guidance import Guidance, prepare
 from ..modules.base.generative import generative
 from ..samplers import Ancestral, Sampler
 from .base import Round, Scoring, save_picture
@@ -35,6 +37,7 @@ class GenerativeMetrics(Scoring):
         test_sampler: the reverse loop in `test`; None is `Ancestral()`, algorithm 2 at all times.
         split: which of the data's splits the samples are compared with.
         cache: keep references between runs.
+        guidance: of the samples in both: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """
 
     def __init__(
@@ -48,14 +51,17 @@ class GenerativeMetrics(Scoring):
         test_sampler: Sampler | None = None,
         split: str = "train",
         cache: bool = True,
+        guidance: float | Guidance | None = None,
     ) -> None:
         super().__init__(metrics, batch_size, seed, split, cache)
+        self.guidance = guidance
         self.protocol = {"val": (n, sampler or Ancestral()), "test": (test_n, test_sampler or Ancestral())}
         self._trained: tuple[int, float] | None = None  # the step and the moment at which training began
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         n, sampler = self.protocol["test" if stage == "test" else "val"]
-        generative(module, self).check(sampler)
+        prepare(self.guidance, checkpoints.module)
+        generative(module, self).check(sampler, self.guidance)
         self.check(trainer, n)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -71,7 +77,7 @@ class GenerativeMetrics(Scoring):
     def _evaluate(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         began = time.monotonic()
         n, sampler = self.protocol[stage]
-        done = self.round(trainer, module, stage, n, sampler, uncertainty=stage == "test")
+        done = self.round(trainer, module, stage, n, sampler, stage == "test", self.guidance)
         for key, value in done.values.items():
             module.log(f"{stage}/{key}", value, sync_dist=True)
         module.log("cost/sampling_seconds", done.sampling, sync_dist=True)

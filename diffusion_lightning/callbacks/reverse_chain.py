@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from ..guidance import Guidance
 from ..modules.base.generative import Generative, generative
 from ..samplers import Sampler
 from ..samplers.spacing import nearest
@@ -29,17 +30,26 @@ class ReverseChain(SamplePicture):
         frames: images in a row, at least 2.
         sampler: the reverse loop; None is `Ancestral()`.
         seed: of the samples.
+        guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """
 
     key, folder = "reverse_chain", "chains"
 
-    def __init__(self, n: int = 8, frames: int = 10, sampler: Sampler | None = None, seed: int = 0) -> None:
-        super().__init__(n, sampler, seed)
+    def __init__(
+        self,
+        n: int = 8,
+        frames: int = 10,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        guidance: float | Guidance | None = None,
+    ) -> None:
+        super().__init__(n, sampler, seed, guidance)
         if frames < 2:
             raise ValueError(f"a chain of {frames} frames has no way from noise to image: give frames ≥ 2")
         self.frames = frames
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        super().setup(trainer, module, stage)
         angles = generative(module, self).angles(self.sampler)
         times, angle = list(angles), torch.tensor(list(angles.values()), dtype=torch.float64)
         frames = min(self.frames, len(times))
@@ -54,5 +64,6 @@ class ReverseChain(SamplePicture):
             if t in self._shown:
                 frames.append(x_t.clone())
 
-        module.generate(n, partial(self.sampler, watch=watch), seed=self.seed, first=first)
+        watched = partial(self.sampler, watch=watch)
+        module.generate(n, watched, guidance=self.guidance, seed=self.seed, first=first)
         return torch.stack(frames, 1)

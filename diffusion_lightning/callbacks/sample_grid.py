@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..guidance import Guidance
 from ..modules.base.generative import Generative
 from ..samplers import Sampler
 from .base import SamplePicture
@@ -16,12 +17,15 @@ class SampleGrid(SamplePicture):
         n: how many samples.
         sampler: the reverse loop; None is `Ancestral()`.
         seed: of the samples.
+        guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """
 
     key = folder = "samples"
 
-    def __init__(self, n: int = 64, sampler: Sampler | None = None, seed: int = 0) -> None:
-        super().__init__(n, sampler, seed)
+    def __init__(
+        self, n: int = 64, sampler: Sampler | None = None, seed: int = 0, guidance: float | Guidance | None = None
+    ) -> None:
+        super().__init__(n, sampler, seed, guidance)
 
     def make(self, module: Generative, n: int, first: int) -> Tensor:
-        return module.generate(n, self.sampler, seed=self.seed, first=first)
+        return module.generate(n, self.sampler, guidance=self.guidance, seed=self.seed, first=first)

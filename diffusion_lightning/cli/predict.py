@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..callbacks import Preemption, Progress, SampleWriter
 from ..callbacks.progress import Watched
 from ..conditioning import conditions
 from ..distributed import preemption, threads, timeouts
-from ..guidance import ClassifierFree
+from ..guidance import Guidance, Guided, prepare
 from ..image_files import ORIGIN, contents, origin
 from ..modules import Diffusion
 from . import run_folder
@@ -59,9 +60,10 @@ def main(words: list[str]) -> None:
     )
     parser.add_argument(
         "--guidance",
-        type=float | None,
+        type=float | Guidance | None,
         default=None,
-        help="scale of classifier-free guidance; 1, or none, is without",
+        help="scale of classifier-free guidance, 1 or none being without; or a guidance with its own options: "
+        "ClassifierFree, AutoGuidance (--guidance.guide CKPT), ClassifierGuided (--guidance.classifier CKPT)",
     )
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
     config = parser.parse_args(words[1:])
@@ -79,9 +81,10 @@ def main(words: list[str]) -> None:
         part = _own_sampler(record, model.schedule.T, config.trust)
         sampler, described = part.make(), part.spec()
     steps = len(sampler.times(model.schedule)) - 1
-    y = _class(model, config.y)
-    if config.guidance is not None:  # what is wrong with it is said before any sample is made
-        ClassifierFree(model.denoiser, model.conditioner, config.guidance)
+    guidance = parser.instantiate(config).guidance
+    prepare(guidance, partial(checkpoints.module, trust=config.trust))
+    y = _class(model, config.y, guidance)
+    model.check(sampler, guidance)  # what is wrong is said before any sample is made
 
     out = Path(config.out)
     archive = out if out.suffix.lower() in (".npz", *GRIDS) else None
@@ -90,7 +93,7 @@ def main(words: list[str]) -> None:
         "seed": config.seed,
         "sampler": described,
         "y": y,
-        "guidance": config.guidance,
+        "guidance": _stated(config.guidance),
     }
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
@@ -119,7 +122,7 @@ def main(words: list[str]) -> None:
                 "n": n,
                 "sampler": Watched(sampler, bar),
                 "y": y,
-                "guidance": config.guidance,
+                "guidance": guidance,
                 "seed": config.seed,
                 "first": first,
                 "batch_size": size,
@@ -184,7 +187,18 @@ def _kept(given: str, out: Path, archive: Path | None) -> str:
     return f"{n} sample{' is' if n == 1 else 's are'} kept in {out}, and the same command goes on"
 
 
-def _class(model: Diffusion, y: int | str | None) -> int | None:
+def _stated(guidance: Any) -> Any:
+    """A guidance as records describe it, with the digests of the checkpoints that it names; a number as it is."""
+    if guidance is None or isinstance(guidance, int | float):
+        return guidance
+    found = _described(guidance.as_dict())
+    for name in ("guide", "classifier"):
+        if name in found["init_args"]:
+            found["init_args"][name] = files.digest(checkpoints.found(found["init_args"][name]))
+    return found
+
+
+def _class(model: Diffusion, y: int | str | None, guidance: Guided) -> int | None:
     """The number of the class of all samples; None if none is asked for.
 
     Raises:
@@ -195,12 +209,13 @@ def _class(model: Diffusion, y: int | str | None) -> int | None:
             f"the model draws {model.shape[0]} channels, but a picture has 1 or 3: call generate of the loaded model, "
             "which gives tensors, and decode them"
         )
-    if y is not None and not model.conditioner.conditional:
+    labels = model.labels(guidance)
+    if y is not None and not labels.conditional:
         raise ValueError(f"--y {y} asks for a class, but the model was trained without any: leave it out")
     if y is None:
         return None
     number = conditions(y, 1, model.class_names)
-    model.conditioner.check(number)
+    labels.check(number)
     return int(number)
 
 

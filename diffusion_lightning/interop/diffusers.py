@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.unet import Attention, Block, UNet
+from ..networks import UNet
+from ..networks.base.blocks import Attention, Block
 from ..schedules import Schedule
 from .layout import Layout, Pair, Weights, described_model, joined, parts
 

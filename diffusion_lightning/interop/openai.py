@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from ..networks.unet import Attention, Block, Downsample, UNet, Upsample
+from ..networks import UNet
+from ..networks.base.blocks import Attention, Block, Downsample, Upsample
 from .layout import Layout, Pair, joined, parts
 
 

@@ -2,3 +2,4 @@
 
 from .base.generative import Generative as Generative
 from .diffusion import Diffusion as Diffusion
+from .noisy_classifier import NoisyClassifier as NoisyClassifier

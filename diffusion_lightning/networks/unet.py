@@ -10,42 +10,17 @@ attention in the middle; up again, each block fed the output of its counterpart 
 to the features of every block, or scales and shifts them.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Conv2d, Dropout, GroupNorm, Linear, UpsampleConv, attend, gpu, upsample2x
+from .base import Conv2d, Linear
+from .base.blocks import Attention, Block, Downsample, Style, Upsample, fan_average
 from .embeddings import sinusoidal
-
-
-class Style(NamedTuple):
-    """What all blocks of a U-Net have in common."""
-
-    time: int  # width of the time's embedding
-    dropout: float
-    groups: int
-    eps: float
-    scale_shift: bool
-    heads: int
-    head_channels: int | None
-
-    def norm(self, channels: int) -> GroupNorm:
-        return GroupNorm(self.groups, channels, eps=self.eps)
-
-    def heads_of(self, channels: int) -> int:
-        heads, rest = divmod(channels, self.head_channels) if self.head_channels else (self.heads, 0)
-        if rest or heads < 1 or channels % heads:
-            wanted = f"heads of {self.head_channels}" if self.head_channels else f"{heads} heads"
-            raise ValueError(
-                f"attention over {channels} features cannot be split among {wanted}: choose heads or head_channels "
-                "that divide them"
-            )
-        return heads
 
 
 class UNet(nn.Module):
@@ -181,18 +156,18 @@ class UNet(nn.Module):
         """Fan-average uniform weights and zero biases; what ends a residual branch, and the net, near zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                _fan_average(module.weight)
+                fan_average(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         for module in self.modules():
             if isinstance(module, Block):
-                _fan_average(module.conv2.weight, 1e-10)
+                fan_average(module.conv2.weight, 1e-10)
             elif isinstance(module, Attention):
                 for weight in module.qkv.weight.data.chunk(3):
-                    _fan_average(weight)
-                _fan_average(module.out.weight, 1e-10)
+                    fan_average(weight)
+                fan_average(module.out.weight, 1e-10)
         for weight in self.time_proj.weight.data.split(self.time_channels):
-            _fan_average(weight)
-        _fan_average(self.conv_out.weight, 1e-10)
+            fan_average(weight)
+        fan_average(self.conv_out.weight, 1e-10)
 
     def _start_as_iddpm(self) -> None:
         """PyTorch's defaults, as they are by now; what ends a residual branch, and the net, at zero."""
@@ -241,108 +216,3 @@ class UNet(nn.Module):
         for module in self.up:
             h = module(torch.cat([h, skips.pop()], dim=1) if module.takes_skip else h, next(time))
         return self.conv_out(F.silu(self.norm(h)))
-
-
-class Block(nn.Module):
-    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention if `attend`.
-
-    With `resize` 0.5 or 2 the features after the first SiLU, and the input, are averaged or repeated to that size.
-    """
-
-    def __init__(self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0) -> None:
-        super().__init__()
-        self.scale_shift, self.resize = style.scale_shift, resize
-        self.time_channels = 2 * to if style.scale_shift else to  # its channels of the U-Net's `time_proj`
-        self.takes_skip = resize == 1.0  # on the way up, it also takes the output of its counterpart
-        self.norm1 = style.norm(from_)
-        self.conv1 = Conv2d(from_, to, 3, padding=1)
-        self.norm2 = style.norm(to)
-        self.dropout = Dropout(style.dropout)
-        self.conv2 = Conv2d(to, to, 3, padding=1)
-        self.skip = Conv2d(from_, to, 1) if from_ != to else nn.Identity()
-        self.attention = Attention(to, style) if attend else nn.Identity()
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = F.silu(self.norm1(x))
-        if self.resize != 1.0:
-            h, x = self._resized(h), self._resized(x)
-        h = self.conv1(h)  # (B, to, H, W)
-        if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + time)
-        h = self.conv2(self.dropout(F.silu(h)))
-        return self.attention(self.skip(x) + h)
-
-    def _resized(self, h: Tensor) -> Tensor:
-        if self.resize < 1:
-            return F.avg_pool2d(h, 2)
-        return upsample2x(h)
-
-
-class Attention(nn.Module):
-    """Self-attention over the pixels, scale (features of a head)^-½, added to its input."""
-
-    def __init__(self, channels: int, style: Style) -> None:
-        super().__init__()
-        self.heads = style.heads_of(channels)
-        self.norm = style.norm(channels)
-        self.qkv = Conv2d(channels, 3 * channels, 1)
-        self.out = Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        if gpu.compiling(x):
-            return x + self._of_tokens(self.norm(x).flatten(2).mT).mT.unflatten(2, (h, w))
-        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
-        q, k, v = qkv.transpose(3, 4).unbind(1)  # (B, heads, H·W, C/heads)
-        mixed = attend(q, k, v).transpose(2, 3).reshape(b, c, h, w)
-        if x.is_contiguous():  # with one head it is channels last
-            mixed = mixed.contiguous()
-        return x + self.out(mixed)
-
-    def _of_tokens(self, x: Tensor) -> Tensor:
-        """The same over (B, H·W, C) with matmuls alone, which keep channels last, in their gradients too."""
-        qkv = F.linear(x, self.qkv.weight.flatten(1), self.qkv.bias).unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, H·W, C/heads)
-        return F.linear(attend(q, k, v).transpose(1, 2).flatten(2), self.out.weight.flatten(1), self.out.bias)
-
-
-class Downsample(nn.Module):
-    """Half the size by a strided convolution.
-
-    DDPM's released code pads at the right and bottom alone, as TensorFlow's SAME does, IDDPM's on all sides.
-    """
-
-    takes_skip, time_channels = False, 0
-
-    def __init__(self, channels: int, release: str) -> None:
-        super().__init__()
-        self.padding = (0, 1, 0, 1) if release == "DDPM" else (1, 1, 1, 1)
-        self.conv = Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.conv(F.pad(x, self.padding))
-
-
-class Upsample(nn.Module):
-    """Twice the size: nearest neighbour, then a convolution."""
-
-    takes_skip, time_channels = False, 0
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = UpsampleConv(channels, channels)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-@torch.no_grad()
-def _fan_average(weight: Tensor, scale: float = 1.0) -> None:
-    """Uniform with variance scale/((fan_in + fan_out)/2); fans count the kernel's pixels."""
-    pixels = math.prod(weight.shape[2:])
-    fan = (weight.shape[0] + weight.shape[1]) * pixels / 2
-    bound = math.sqrt(3 * scale / fan)
-    weight.uniform_(-bound, bound)

@@ -1,6 +1,5 @@
 """What may be asked of `generate` and `predict`: classes by number or name, and a scale of guidance."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,7 @@ def test_a_list_gives_each_sample_its_own_class() -> None:
 def test_the_scale_of_guidance_may_be_a_number(scale: Any) -> None:
     """Zero too, which is no condition at all and not no guidance."""
     model = conditional()
-    wrapped = partial(ClassifierFree, conditioner=model.conditioner, scale=float(scale))
-    expected = model.generate(3, DDIM(2), y=1, guidance=wrapped)
+    expected = model.generate(3, DDIM(2), y=1, guidance=ClassifierFree(float(scale)))
     assert torch.equal(model.generate(3, DDIM(2), y=1, guidance=scale), expected)
     if scale == 0:
         torch.testing.assert_close(expected, model.generate(3, DDIM(2), y=3))  # the null class

@@ -137,7 +137,7 @@ def test_guidance_wraps_the_denoiser() -> None:
             seen.append(t)
             return self.denoiser(x_t, t, c)
 
-    guided = module.generate(1, DDIM(4), guidance=Half)
+    guided = module.generate(1, DDIM(4), guidance=lambda denoiser, *of: Half(denoiser))
     assert seen == [20, 15, 10, 5]
     assert torch.equal(guided, module.generate(1, DDIM(4)))
 

@@ -42,7 +42,7 @@ class Moments(Generative):
         z = random.normal((64,), seeds, "z", 0, torch.zeros_like(seeds))
         return (self.mean + self.log_std.exp() * z.float()).view(-1, *self.shape)
 
-    def check(self, sampler: Any) -> None: ...
+    def check(self, sampler: Any, guidance: Any = None) -> None: ...
 
     def angles(self, sampler: Any) -> dict[int, float]:
         raise ValueError("Moments has no way from noise to image: leave the chain out")

@@ -6,7 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ... import images, random
+from ... import checkpoints, images, random
+from ...guidance import Guidance, prepare
 from ...modules.base.generative import Generative, generative
 from ...samplers import Ancestral, Sampler
 from .folder import save_picture
@@ -19,17 +20,18 @@ class SamplePicture(Callback, ABC):
         n: how many samples.
         sampler: the reverse loop; None is `Ancestral()`.
         seed: of the samples; the same noise each time, so that one watches them form.
+        guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """
 
     key: str
     folder: str
     columns: int | None = None  # None makes the picture near-square
 
-    def __init__(self, n: int, sampler: Sampler | None, seed: int) -> None:
+    def __init__(self, n: int, sampler: Sampler | None, seed: int, guidance: float | Guidance | None = None) -> None:
         if n < 1:
             raise ValueError(f"a picture of {n} samples shows nothing: give n ≥ 1")
         random.check_numbers(0, n)
-        self.n, self.sampler = n, sampler or Ancestral()
+        self.n, self.sampler, self.guidance = n, sampler or Ancestral(), guidance
         self.seed = random.check_seed(seed, f"{type(self).__name__}'s seed")
 
     @abstractmethod
@@ -37,7 +39,8 @@ class SamplePicture(Callback, ABC):
         """Samples number `first` … `first + n - 1`, (n, C, H, W), or a row of images each, (n, columns, C, H, W)."""
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        generative(module, self).check(self.sampler)
+        prepare(self.guidance, checkpoints.module)
+        generative(module, self).check(self.sampler, self.guidance)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

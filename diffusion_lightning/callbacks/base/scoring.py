@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ... import random
 from ...distributed.ranks import check_same
 from ...files import cache_folder
+from ...guidance import Guided
 from ...metrics.evaluation import Block, Evaluation, Shared, digest, share
 from ...modules.base.generative import generative
 from ...samplers import Sampler
@@ -77,7 +78,14 @@ class Scoring(Callback, ABC):
         self._evaluation.expect(n)
 
     def round(
-        self, trainer: Trainer, module: LightningModule, name: str, n: int, sampler: Sampler, uncertainty: bool = False
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        name: str,
+        n: int,
+        sampler: Sampler,
+        uncertainty: bool = False,
+        guidance: Guided = None,
     ) -> Round:
         """Samples number 0 … n - 1 generated and scored; the name is that of the bars."""
         began, maker = time.monotonic(), generative(module, self)
@@ -89,7 +97,7 @@ class Scoring(Callback, ABC):
         blocks = list(evaluation.blocks(n))
         for first, count in _bar(trainer, f"{name}: samples", blocks):
             since = now(module.device)
-            samples = maker.generate(count, sampler, seed=self.seed, first=first, batch_size=size)
+            samples = maker.generate(count, sampler, guidance=guidance, seed=self.seed, first=first, batch_size=size)
             sampling += now(module.device) - since
             evaluation.generated(samples, first)
 

@@ -43,28 +43,34 @@ def image_shape(given: Sequence[int] | None, network: nn.Module) -> tuple[int, .
 
 
 @torch.no_grad()
+def classes(given: int | None, network: nn.Module, shape: tuple[int, ...]) -> int:
+    """The number of classes, as it was given or as the network states it by `classes`.
+
+    Raises:
+        ValueError: if nobody states it, or the network turns an image of `shape` into something else.
+    """
+    n = getattr(network, "classes", None) if given is None else given
+    if not isinstance(n, int):
+        raise ValueError(
+            f"the classifier has no classes, and {type(network).__name__} does not state them: give their number"
+        )
+    found = list(_output(network, shape, None).shape)
+    if found != [1, n]:
+        raise ValueError(
+            f"the network turns images of shape {list(shape)} into {found[1:]}, but there are {n} classes: let it "
+            "return a number for each"
+        )
+    return n
+
+
 def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: Conditioner) -> bool:
     """Whether the network predicts the variance, found by passing one image of `shape` (C, H, W) through it.
 
     Raises:
         ValueError: if the network does not take the image, or returns another shape.
     """
-    device, other = (
-        next((p.device for p in part.parameters()), torch.device("cpu")) for part in (network, conditioner)
-    )
-    c = conditioner(torch.zeros(1, dtype=torch.long, device=other))
-    try:
-        output = _answer(without_memory(network), shape, torch.device("meta"), c)
-    except Exception:  # whatever an operation raises that must see numbers, or that does not fit
-        try:
-            output = _answer(network, shape, device, c)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            condition = "" if c is None else f" and a condition of width {c.shape[1]}"
-            raise ValueError(
-                f"the network does not take images of shape {list(shape)}{condition} ({reason}): make the "
-                "network's arguments, the model's shape and the conditioner's width agree"
-            ) from error
+    other = next((p.device for p in conditioner.parameters()), torch.device("cpu"))
+    output = _output(network, shape, conditioner(torch.zeros(1, dtype=torch.long, device=other)))
     channels, *size = shape
     if list(output.shape) not in ([1, channels, *size], [1, 2 * channels, *size]):
         raise ValueError(
@@ -73,6 +79,22 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
             f"{2 * channels} with the variance"
         )
     return output.shape[1] == 2 * channels
+
+
+def _output(network: nn.Module, shape: tuple[int, ...], c: Tensor | None) -> Tensor:
+    """The network's output for one image of zeros; raise ValueError if it does not take the image."""
+    try:
+        return _answer(without_memory(network), shape, torch.device("meta"), c)
+    except Exception:  # whatever an operation raises that must see numbers, or that does not fit
+        try:
+            return _answer(network, shape, next((p.device for p in network.parameters()), torch.device("cpu")), c)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            condition = "" if c is None else f" and a condition of width {c.shape[-1]}"
+            raise ValueError(
+                f"the network does not take images of shape {list(shape)}{condition} ({reason}): make the "
+                "network's arguments, the model's shape and the conditioner's width agree"
+            ) from error
 
 
 def _answer(network: nn.Module, shape: tuple[int, ...], device: torch.device, c: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import known, random
 from ...conditioning import Asked, Conditioner
 from ...distributed import internals
-from ...guidance import Guidance
+from ...guidance import Guided
 from ...samplers import Sampler
 from . import checks
 
@@ -35,7 +35,7 @@ class Generative(LightningModule, ABC):
         self._steps = 0
 
     @abstractmethod
-    def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guidance) -> Tensor:
+    def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guided) -> Tensor:
         """Samples (B, C, H, W), each a function of its own seed (B,) and its condition y (B,), in eval mode."""
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class Generative(LightningModule, ABC):
         n: int,
         sampler: Callable[..., Tensor] | None = None,
         y: Asked | None = None,
-        guidance: Guidance = None,
+        guidance: Guided = None,
         seed: int = 0,
         first: int = 0,
         batch_size: int | None = None,
@@ -59,7 +59,7 @@ class Generative(LightningModule, ABC):
             sampler: the reverse loop, a `Sampler` or what is called as one, if the module has one; None is its own.
             y: the samples' condition, or (n,) one for each: a class by its number, or by its name among `class_names`;
                 None is the conditioner's choice by the samples' numbers, each class in turn.
-            guidance: the scale of `ClassifierFree`; or what wraps the denoiser, called with it; None is none.
+            guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
             seed: of all the noise, x_T included.
             first: the first sample's number.
             batch_size: work in blocks of numbers aligned to it, each made whole and cut to the samples requested;
@@ -70,7 +70,8 @@ class Generative(LightningModule, ABC):
                 guidance is not possible, or if there is no such seed, or are no such samples.
         """
         random.check_seed(seed)
-        given = checks.requested(n, first, y, self.conditioner, self.class_names)
+        labels = self.labels(guidance)
+        given = checks.requested(n, first, y, labels, self.class_names)
         whole = [(first, n)]
         if batch_size is not None:
             whole = [(a - a % batch_size, batch_size) for a, _ in random.blocks(first, n, batch_size)]
@@ -80,7 +81,7 @@ class Generative(LightningModule, ABC):
             for start, size in whole:
                 number = torch.arange(start, start + size, device=self.device)
                 if given is None:
-                    of_block = self.conditioner.default(number)
+                    of_block = labels.default(number)
                 else:  # what fills the block beside the requested samples has any condition
                     of_block = given.to(self.device)[(number - first).clamp(0, n - 1)]
                 made.append(self.draw(random.seeds(seed, "sample", number), of_block, sampler, guidance))
@@ -90,9 +91,14 @@ class Generative(LightningModule, ABC):
         before = first - whole[0][0]
         return torch.cat(made)[before : before + n].clamp(-1, 1)
 
+    def labels(self, guidance: Guided) -> Conditioner:
+        """Whose conditions samples have: the model's own, or its guidance's if the model has none."""
+        own = None if self.conditioner.conditional else getattr(guidance, "conditioner", None)
+        return own or self.conditioner
+
     @abstractmethod
-    def check(self, sampler: Sampler | None) -> None:
-        """Raise ValueError if images cannot be made with this sampler."""
+    def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
+        """Raise ValueError if images cannot be made with this sampler and guidance."""
 
     @abstractmethod
     def angles(self, sampler: Sampler) -> dict[int, float]:
