@@ -193,7 +193,8 @@ class LogNormal(TimestepSampler):
 
     def prepare(self, schedule: Schedule) -> None:
         # Half the way in ln σ from a time to the next; where no signal is left, nearest is the time before.
-        log_sigma = schedule.log_sigma(torch.arange(1, schedule.T + 1))
+        # On the table's device: a checkpoint's module is first made without memory, where a time has no number.
+        log_sigma = schedule.log_sigma(torch.arange(1, schedule.T + 1, device=schedule.alpha_bar.device))
         between = (log_sigma[1:] + log_sigma[:-1]) / 2
         self.register_buffer("between", between.cpu(), persistent=False)
         self._on_cpu = self.between

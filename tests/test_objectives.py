@@ -50,6 +50,17 @@ def test_times_are_functions_of_step_and_sample(make: type[TimestepSampler]) -> 
     assert torch.equal(first, torch.cat(halves))
 
 
+@pytest.mark.parametrize("make", TimestepSampler.__subclasses__())
+def test_what_it_keeps_of_a_schedule_can_be_made_without_memory(make: type[TimestepSampler]) -> None:
+    """As a checkpoint's is, on the device "meta", before its sizes are believed."""
+    with torch.device("meta"):
+        sampler = make()
+    schedule = Cosine(T=50)
+    with torch.device("meta"):
+        sampler.prepare(schedule)
+    assert sum(x.numel() for x in sampler.buffers()) < 1000
+
+
 @pytest.mark.parametrize(("T", "total"), [(1000, 8), (1000, 128), (7, 7), (7, 21), (4000, 4096), (1, 3)])
 def test_stratified_times_are_one_from_each_part_of_the_global_batch(T: int, total: int) -> None:
     schedule = Linear(T, 1e-4, 2e-2)
