@@ -8,15 +8,35 @@ of the set's held-out images at all times.
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from diffusion_lightning.denoising import Prediction
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.records import read
+from diffusion_lightning.samplers import Sampler
+from diffusion_lightning.schedules import Schedule
 
 from .measure import complete
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Images that `test` finds held out; of one's own pictures, which `folder` is for, any number.
-HELD_OUT = {"digits": 297, "celeba64_ddpm": 19_962, "imagenet64_iddpm": 50_000, "folder": 0, "folder_classes": 0}
+HELD_OUT = {"digits": 297, "digits_edm": 297, "digits_flow": 297, "celeba64_ddpm": 19_962, "imagenet64_iddpm": 50_000,
+            "folder": 0, "folder_classes": 0}  # fmt: skip
 OTHERS = 10_000
+
+
+def evaluations(sampler: Sampler, schedule: Schedule) -> int:
+    """How often a sampler calls the network for an image."""
+    calls = 0
+
+    def denoise(x_t: Tensor, t: int, c: Tensor | None) -> Prediction:
+        nonlocal calls
+        calls += 1
+        return Prediction(torch.zeros_like(x_t), x_t)
+
+    sampler(denoise, schedule, torch.zeros(1, 1, 1, 1))
+    return calls
 
 
 def row(path: Path) -> str:
@@ -29,8 +49,8 @@ def row(path: Path) -> str:
     samples = 0
     if config["metrics"] is not None:
         given = config["metrics"]["init_args"]
-        steps = (given["test_sampler"] or {"init_args": {}})["init_args"].get("steps") or T
-        samples = given["test_n"] * steps * forward
+        sampler = read(given["test_sampler"] or {"class_path": "Ancestral"}, Sampler, "test_sampler").make()
+        samples = given["test_n"] * evaluations(sampler, model.schedule) * forward
     bound = HELD_OUT.get(path.stem, OTHERS) * T * forward
     return (
         f"| {path.stem} | {parameters:,} | {forward / 1e9:.2f} | {training / 1e15:,.1f} | {samples / 1e15:,.1f} "

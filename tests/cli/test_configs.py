@@ -1,6 +1,7 @@
 """Every config: what it is made of, from the very objects that `fit` would train; and two steps of it on made files."""
 
 import gzip
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,8 @@ from diffusion_lightning.extractors import inception
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.networks.unet import Attention
 from diffusion_lightning.optim import LinearWarmup
-from diffusion_lightning.samplers import DDIM
-from diffusion_lightning.schedules import Linear, Schedule
+from diffusion_lightning.samplers import DDIM, Heun
+from diffusion_lightning.schedules import Cosine, Linear, LogSigma, Schedule
 
 from ..conftest import ROOT
 from ..support.callbacks import metric
@@ -57,7 +58,7 @@ class Recipe(NamedTuple):
     clip: float | None = 1.0
     decay: float = 0.9999
     release: str = "DDPM"
-    parameterization: str = "Epsilon"
+    parameterization: str = "Epsilon()"
     weighting: str = "Simple()"
     timesteps: str = "Uniform()"
     vlb_weight: float = 0.0
@@ -68,6 +69,8 @@ class Recipe(NamedTuple):
     monitor: str = "val/fid"
     watched: tuple[int, str, int] | None = (5000, "DDIM", 50)  # samples, sampler and steps in training
     tested: tuple[int, str, int, float | None] | None = None  # samples, sampler, steps and its variance in `test`
+    x_0: float | None = 1.0  # the bound of x_0 in a sampler
+    slope: str | None = None  # in which `Heun` averages
     metrics: tuple[str, ...] = ("FrechetDistance", "KID", "InceptionScore", "PrecisionRecall")
     extractor: str | None = "inception"
 
@@ -78,6 +81,11 @@ IDDPM: dict[str, Any] = {"dropout": 0.3, "flip": False, "clip": None, "release":
 PLAIN: dict[str, Any] = {"monitor": "val/loss", "watched": None, "metrics": (), "extractor": None}
 SMALL: dict[str, Any] = {"optimizer": ("AdamW", 5e-4), "warmup": 200, "steps": 20_000, "dropout": 0.1, "flip": False,
                          "decay": 0.999, "ema_warmup": True, **PLAIN}  # fmt: skip
+DIGITS: dict[str, Any] = {"optimizer": ("AdamW", 2e-3), "warmup": None, "steps": 2000, "dropout": 0.0, "flip": False,
+                          "decay": 0.995, "watched": (297, "Heun", 18), "tested": (1485, "Heun", 18, None),
+                          "extractor": "digits", "monitor": "val/fd_digits",
+                          "metrics": ("FrechetDistance", "KID", "PrecisionRecall", "ClassCoverage",
+                                      "NearestNeighbours")}  # fmt: skip
 PINNED = {
     "digits": Recipe("Digits", 1_062_497, ("Cosine", 1000), ("AdamW", 2e-3), None, 1500, 0.0, False, decay=0.995,
                      watched=(297, "Ancestral", 300), tested=(1485, "Ancestral", 1000, None), extractor="digits",
@@ -86,8 +94,19 @@ PINNED = {
     "cifar10_ddpm": Recipe("CIFAR10", 35_746_307, ("Linear", 1000), ("Adam", 2e-4), 5000, 800_000, 0.1, True,
                            bound=(1.0, 0.0), tested=(50_000, "Ancestral", 1000, 1.0)),
     "cifar10_v_min_snr": Recipe("CIFAR10", 35_746_307, ("Cosine", 1000), ("Adam", 2e-4), 5000, 800_000, 0.1, True,
-                                parameterization="Velocity", weighting="MinSNR(gamma=5.0)", bound=(1.0, 0.0),
+                                parameterization="Velocity()", weighting="MinSNR(gamma=5.0)", bound=(1.0, 0.0),
                                 tested=(50_000, "Ancestral", 1000, 1.0)),
+    "cifar10_edm": Recipe("CIFAR10", 35_746_307, ("LogSigma", 1000), ("Adam", 1e-3), 19_531, 390_625, 0.13, True, 512,
+                          clip=None, decay=0.99929, ema_warmup=True, parameterization="EDM(sigma_data=0.5)",
+                          timesteps="LogNormal(mean=-1.2, std=1.2)", watched=(5000, "Heun", 18),
+                          tested=(50_000, "Heun", 18, None), x_0=None, slope="sigma"),
+    "cifar10_flow": Recipe("CIFAR10", 35_746_307, ("RectifiedFlow", 1000), ("Adam", 2e-4), 5000, 400_000, 0.1, True,
+                           parameterization="Flow()", rescaled=True, watched=(5000, "Heun", 25),
+                           tested=(50_000, "DDIM", 100, None), x_0=None, slope="tau"),
+    "digits_edm": Recipe("Digits", 1_062_497, ("LogSigma", 1000), parameterization="EDM(sigma_data=0.75)",
+                         timesteps="LogNormal(mean=-1.2, std=1.2)", slope="sigma", **DIGITS),
+    "digits_flow": Recipe("Digits", 1_062_497, ("RectifiedFlow", 1000), parameterization="Flow()", rescaled=True,
+                          timesteps="LogNormal(mean=0.0, std=1.0)", slope="tau", **DIGITS),
     "celeba64_ddpm": Recipe("CelebA", 78_700_803, ("Linear", 1000), ("Adam", 2e-4), 5000, 500_000, 0.1, True,
                             bound=(1.0, 0.0), tested=(50_000, "Ancestral", 1000, 1.0)),
     "cifar10_iddpm": Recipe("CIFAR10", 52_546_438, ("Cosine", 4000), ("AdamW", 1e-4), vlb_weight=0.001, **IDDPM),
@@ -164,11 +183,14 @@ def test_recipe(name: str, built: Built, tmp_path: Path) -> None:
         if evaluation is None:
             return None
         n, sampler = evaluation.protocol[stage]
-        assert sampler.clip == 1.0
         steps = len(sampler.times(schedule)) - 1
-        return n, type(sampler).__name__, steps, *([sampler.variance] if stage == "test" else [])
+        variance = getattr(sampler, "variance", None)
+        return n, type(sampler).__name__, steps, *([variance] if stage == "test" else [])
 
     metrics = evaluation.metrics if evaluation else []
+    samplers = [sampler for _, sampler in evaluation.protocol.values()] if evaluation else []
+    grid = the(SampleGrid, trainer)
+    samplers += [grid.sampler] if grid else []
     assert PINNED[name] == Recipe(
         data=type(data).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -182,7 +204,7 @@ def test_recipe(name: str, built: Built, tmp_path: Path) -> None:
         clip=trainer.gradient_clip_val,
         decay=ema.decay,
         release=network.release,
-        parameterization=type(model.denoiser.parameterization).__name__,
+        parameterization=called(model.denoiser.parameterization),
         weighting=called(model.loss.weighting),
         timesteps=called(model.timesteps),
         vlb_weight=model.loss.vlb_weight,
@@ -193,6 +215,8 @@ def test_recipe(name: str, built: Built, tmp_path: Path) -> None:
         monitor=the(Checkpoint, trainer).monitor,
         watched=protocol("val"),
         tested=protocol("test"),
+        x_0=common(sampler.clip for sampler in samplers),
+        slope=next((sampler.variable for sampler in samplers if isinstance(sampler, Heun)), None),
         metrics=tuple(type(metric).__name__ for metric in metrics),
         extractor=common(metric.extractor.name for metric in metrics) if metrics else None,
     )
@@ -220,14 +244,19 @@ def common(values: Iterable[Any]) -> Any:
 
 
 def check_table(schedule: Schedule) -> None:
-    """The papers' numbers: β from 1e-4 to 0.02, or s = 0.008."""
+    """The papers' numbers: β from 1e-4 to 0.02, s = 0.008, σ from 0.002 to 80, or τ = t/T."""
     T = schedule.T
     if isinstance(schedule, Linear):
         beta = 1 - schedule.alpha_bar[1:] / schedule.alpha_bar[:-1]
         torch.testing.assert_close(beta, torch.linspace(1e-4, 0.02, T, dtype=torch.float64))
-    else:
+    elif isinstance(schedule, Cosine):
         f = ((torch.arange(T, dtype=torch.float64) / T + 0.008) / 1.008 * torch.pi / 2).cos().square()
         torch.testing.assert_close(schedule.alpha_bar[:-1], f / f[0])
+    elif isinstance(schedule, LogSigma):
+        sigma = schedule.snr(torch.arange(1, T + 1)).rsqrt()
+        torch.testing.assert_close(sigma, torch.logspace(math.log10(0.002), math.log10(80), T, dtype=torch.float64))
+    else:
+        torch.testing.assert_close(schedule.tau(torch.arange(T + 1)), torch.arange(T + 1, dtype=torch.float64) / T)
 
 
 def test_inception_is_laid_over(
@@ -308,8 +337,9 @@ def mixed(tmp_path: Path) -> None:
     (tmp_path / "root/album 1/broken.jpg").write_bytes(whole[: len(whole) // 2])
 
 
-MADE = {"digits": None, "mnist": "handwriting", "fashion_mnist": "handwriting", "imagenet64_iddpm": "pictures",
-        "folder": "mixed", "folder_classes": "mixed", "celeba64_ddpm": "celeba"}  # fmt: skip
+MADE = {"digits": None, "digits_edm": None, "digits_flow": None, "mnist": "handwriting", "fashion_mnist": "handwriting",
+        "imagenet64_iddpm": "pictures", "folder": "mixed", "folder_classes": "mixed",
+        "celeba64_ddpm": "celeba"}  # fmt: skip
 
 
 def small(name: str, folder: Path) -> Path:
