@@ -27,7 +27,7 @@ WITH_LIGHTNING = [
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
     "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.predict", "cli.score", "cli.export", "cli.import_",
-    "cli.average", "cli.cache", "cli.selftest", "cli.entry", "__main__",
+    "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")

@@ -80,12 +80,27 @@ def _recipes(parser: Arguments, words: list[str]) -> Namespace:
 
 
 def _average(parser: Arguments, words: list[str]) -> Namespace:
-    parser.epilog = """The run was trained with --trainer.callbacks+ PowerEMA, whose snapshots lie in RUN/averages."""
+    parser.epilog = """The run was trained with --trainer.callbacks+ PowerEMA, whose snapshots lie in RUN/averages. A
+        sweep writes sweep.csv and sweep.png there; one that was stopped goes on when it is started again."""
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--sigma_rel", type=float, required=True, help="the average's relative deviation, below 0.2887")
-    parser.add_argument("--step", type=int, help="the step it ends at; the last snapshot's")
-    parser.add_argument("--out", metavar="CKPT", required=True, help="the checkpoint to write")
-    return parser.parse_args(words)
+    parser.add_argument("--sigma_rel", type=float, help="the average's relative deviation, below 0.2887")
+    parser.add_argument("--out", metavar="CKPT", help="the checkpoint to write")
+    parser.add_argument("--sweep", action="store_true",
+                        help="score averages of many lengths by the run's own metrics, as validate does")  # fmt: skip
+    parser.add_argument("--lengths", type=float, nargs="+", metavar="SIGMA_REL",
+                        help="those of the sweep; some eleven, of all that there are")  # fmt: skip
+    parser.add_argument("--n", type=int, help="samples of each in the sweep; as many as the run's metrics take")
+    parser.add_argument("--step", type=int, help="the step at which averages end; the last snapshot's")
+    _trust(parser)
+    given = parser.parse_args(words)
+    if given.sweep == (given.out is not None):
+        both = "both are given" if given.sweep else "neither is given"
+        parser.error(f"--out CKPT writes one average and --sweep scores many, but {both}: give one of the two")
+    if given.sweep == (given.sigma_rel is not None):
+        parser.error("--sigma_rel is the length of the one average that --out writes: give both, or --sweep alone")
+    if not given.sweep and (given.lengths or given.n is not None):
+        parser.error("--lengths and --n are of a sweep, but --out writes one average: leave them out, or give --sweep")
+    return given
 
 
 def _cache(parser: Arguments, words: list[str]) -> Namespace:

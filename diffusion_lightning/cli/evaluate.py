@@ -61,12 +61,10 @@ def main(words: list[str]) -> None:
             f"the checkpoint {path} was imported and names no data to {command} it on: name them by --data, such as "
             "--data CIFAR10"
         )
-    seed = config.seed_everything if config.seed_everything is not None else record.get("seed_everything", 0)
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ValueError(f"the seed is {seed}, but it is a whole number from 0 to 2^32 - 1: give --seed_everything")
+    seed = seed_of(record if config.seed_everything is None else vars(config))
     seed_everything(seed, verbose=False)
     model: Any = checkpoints.restored(checkpoint, spec, path, trust, seed)
-    data = _data(spec["data"], seed, trust, _names_place(overrides))
+    data = data_of(spec["data"], seed, trust, _names_place(overrides))
 
     root = Path(config.trainer.default_root_dir or _root(path)).expanduser()
     callbacks = None if config.trainer.callbacks is not None else _evaluations(record, trust)
@@ -105,7 +103,16 @@ def _names_place(overrides: list[Override]) -> bool:
     return any(part == "data" and (not keys or keys[-1] in ("root", "path", "name")) for part, keys, _ in overrides)
 
 
-def _data(spec: Spec, seed: int, trust: Collection[str], users: bool) -> LightningDataModule:
+def seed_of(config: Spec) -> int:
+    """The seed of a run, or of the user's words."""
+    seed = config.get("seed_everything", 0)
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"the seed is {seed}, but it is a whole number from 0 to 2^32 - 1: give --seed_everything")
+    return seed
+
+
+def data_of(spec: Spec, seed: int, trust: Collection[str], users: bool = False) -> LightningDataModule:
+    """The data that a record describes; those of the user's words may be downloaded."""
     part = records.read(spec, LightningDataModule, "data", trust)
     if "seed" in known.parameters(part.kind):
         part.arguments.setdefault("seed", seed)
@@ -117,15 +124,19 @@ def _data(spec: Spec, seed: int, trust: Collection[str], users: bool) -> Lightni
     return data
 
 
-def _evaluations(record: Spec, trust: Collection[str]) -> list[Callback]:
-    """Those that the run made of its samples, with the metrics and samplers that its record states."""
+def callbacks_of(record: Spec) -> list[tuple[str, str, Any]]:
+    """The callbacks that a record states: where each stands, its class, and all of it."""
     trainer = record.get("trainer")
     listed = trainer.get("callbacks") if isinstance(trainer, dict) else None
-    made, others = [], []
     specs = [(key, record[key]) for key in WATCHES if record.get(key) is not None]
     specs += [(f"trainer.callbacks[{i}]", spec) for i, spec in enumerate(listed if isinstance(listed, list) else [])]
-    for where, spec in specs:
-        name = str(spec.get("class_path")) if isinstance(spec, dict) else ""
+    return [(where, str(spec.get("class_path")) if isinstance(spec, dict) else "", spec) for where, spec in specs]
+
+
+def _evaluations(record: Spec, trust: Collection[str]) -> list[Callback]:
+    """Those that the run made of its samples, with the metrics and samplers that its record states."""
+    made, others = [], []
+    for where, name, spec in callbacks_of(record):
         top = name.partition(".")[0]
         if top == PACKAGE and name.rpartition(".")[2] in EVALUATIONS:
             made.append(records.read(spec, Callback, where, trust).make())
