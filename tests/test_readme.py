@@ -141,6 +141,8 @@ SCALED = {
     "50000": "66",
     "CKPT": "runs/digits/checkpoints/last.ckpt",
     "3000": "8 --model.init_args.lr_scheduler.init_args.total_steps 8",  # the small recipe states its length
+    "every_n_train_steps 50": "every_n_train_steps 1",
+    "0.16 0.22": "0.07",  # of which six steps have averages
     "runs/digits/more": "drawn/more",  # which the run's last line tells one to draw
     "path my_classes": "path my_classes --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
     " --trainer.max_steps 2 --model.init_args.network.init_args.channels 32",
