@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from diffusion_lightning import checkpoints, known, load, records
+from diffusion_lightning.callbacks.power_ema import LENGTHS
 from diffusion_lightning.cli import main
 from diffusion_lightning.cli.commands import COMMANDS
 from diffusion_lightning.cli.errors import raised_in
@@ -133,7 +135,7 @@ EVALUATED = (
     "data in a file of the current folder", "a metric that opens a file", "an extractor with weights of its own",
     "an extractor of the hub", "a set of the hub", "a set to be downloaded into a folder of others",
 )  # fmt: skip
-LOOKS = dict.fromkeys(EVALUATED, ("validate", "test"))
+LOOKS = dict.fromkeys(EVALUATED, ("validate", "test", "average --sweep"))
 
 
 def evaluates(command: str) -> Callable[[str, Path], Any]:
@@ -162,6 +164,18 @@ def fits(option: str, scheduled: bool = False) -> Callable[[str, Path], Any]:
     return fit
 
 
+def sweeps(ckpt: str, at: Path, **more: Any) -> None:
+    """`average` of a run with this last checkpoint, whose one snapshot holds a bias of it, and more."""
+    for place in ("checkpoints", "averages"):
+        (at / "swept" / place).mkdir(parents=True)
+    shutil.copy(ckpt, at / "swept/checkpoints/last.ckpt")
+    biases = {f"{track}.denoiser.network.conv_out.bias": torch.zeros(1).half() for track in (0, 1)}
+    torch.save(
+        {"state_dict": biases, "global_step": 6, LENGTHS: [0.05, 0.1], **more}, at / "swept/averages/step=6.ckpt"
+    )
+    main(["average", str(at / "swept"), "--sweep", "--lengths", "0.05"])
+
+
 READERS: dict[str, Callable[[str, Path], Any]] = {
     "load": lambda ckpt, at: load(ckpt),
     "predict": lambda ckpt, at: main(["predict", "--ckpt_path", ckpt, "--n", "1", "--out", str(at / "out"),
@@ -170,10 +184,11 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
     "test": evaluates("test"),
     "export": lambda ckpt, at: main(["export", ckpt, str(at / "exported")]),
     "import": lambda ckpt, at: main(["import", ckpt, str(at / "out.ckpt")]),
+    "average --sweep": sweeps,
     "fit --init_from": fits("--init_from"),
     "fit --ckpt_path": fits("--ckpt_path"),
 }  # fmt: skip
-WITHOUT = {"score", "selftest", "cache", "recipes", "average"}  # commands that read no checkpoint
+WITHOUT = {"score", "selftest", "cache", "recipes"}  # commands that read no checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +300,19 @@ def test_a_hostile_checkpoint_runs_nothing(
     said = answer(READERS[reader], made(kind, whole, flag), flag.parent, capsys)
     assert bool(said) == (kind not in HARMLESS or reader == "import" or reader in LOOKS.get(kind, ()))
     check_answer(said, kind, reader, flag)
+
+
+@tried
+@pytest.mark.parametrize("where", ["state_dict", "lengths", "beside"])
+def test_a_hostile_snapshot_runs_nothing(
+    where: str, whole: Checkpoint, flag: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(whole, "whole.ckpt")
+    bad = {"state_dict": {"0.x": Hostile(flag)}, "lengths": [0.05, Hostile(flag)], "beside": Hostile(flag)}[where]
+    name = LENGTHS if where == "lengths" else where
+    said = answer(lambda ckpt, at: sweeps(ckpt, at, **{name: bad}), "whole.ckpt", flag.parent, capsys)
+    assert "averages/step=6.ckpt holds more than tensors and plain values" in said
+    assert not flag.exists()
 
 
 @tried
