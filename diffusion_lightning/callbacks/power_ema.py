@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -68,7 +68,8 @@ class PowerEMA(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         start = {name: p.detach().float().clone() for name, p in module.named_parameters() if p.requires_grad}
         sources = self.averages or [start for _ in self.gammas]
-        if any(source.keys() != start.keys() for source in sources):
+        shapes = {name: p.shape for name, p in start.items()}
+        if any({name: x.shape for name, x in source.items()} != shapes for source in sources):
             raise ValueError(
                 "the checkpoint's averages of PowerEMA are of other parameters than the model's: resume with the model "
                 "that the checkpoint was made with"
@@ -119,13 +120,28 @@ class PowerEMA(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["sigma_rel"] != self.sigma_rel:
+        lengths, updates, averages = (state_dict.get(key) for key in ("sigma_rel", "updates", "averages"))
+        if lengths != self.sigma_rel:
             raise ValueError(
-                f"the checkpoint's averages have sigma_rel {state_dict['sigma_rel']}, but this run's have "
-                f"{self.sigma_rel}: give the earlier lengths"
+                f"the checkpoint's averages have sigma_rel {lengths}, but this run's have {self.sigma_rel}: give the "
+                "earlier lengths"
             )
-        self.updates = int(state_dict["updates"])
-        self.averages = [{name: x.float() for name, x in average.items()} for average in state_dict["averages"]]
+        if type(updates) is not int or updates < 0 or not _are_tensors(averages, len(self.sigma_rel)):
+            raise ValueError(
+                f"the checkpoint's state of PowerEMA is no {len(self.sigma_rel)} averages and a number of updates: use "
+                "another checkpoint"
+            )
+        self.updates = updates
+        self.averages = [{name: x.float() for name, x in average.items()} for average in averages]
+
+
+def _are_tensors(averages: Any, number: int) -> TypeGuard[list[dict[str, Tensor]]]:
+    return (
+        isinstance(averages, list)
+        and len(averages) == number
+        and all(isinstance(average, dict) for average in averages)
+        and all(isinstance(x, Tensor) and x.is_floating_point() for average in averages for x in average.values())
+    )
 
 
 def folder(trainer: Trainer) -> Path:

@@ -109,6 +109,29 @@ def test_other_lengths_are_refused_at_a_resume(tmp_path: Path) -> None:
         trained(tmp_path, 14, PowerEMA([0.07, 0.10]), resume=True)
 
 
+GOOD = {"sigma_rel": [0.05, 0.1], "updates": 3, "averages": [{"w": torch.zeros(())}] * 2}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"updates": "x"}, {"updates": -1}, {"updates": True}, {"averages": [{}]}, {"averages": "ab"},
+     {"averages": [1, 2]}, {"averages": [{"w": 1.0}] * 2}, {"averages": None}],
+    ids=str,
+)  # fmt: skip
+def test_a_state_that_is_none_is_refused(bad: dict[str, Any]) -> None:
+    PowerEMA().load_state_dict(GOOD)
+    with pytest.raises(ValueError, match="is no 2 averages and a number of updates: use another checkpoint"):
+        PowerEMA().load_state_dict({**GOOD, **bad})
+
+
+@pytest.mark.parametrize("average", [{"v": torch.zeros(())}, {"w": torch.zeros(1)}], ids=["a name", "a shape"])
+def test_averages_of_another_model_are_refused_before_a_step(tmp_path: Path, average: dict[str, Tensor]) -> None:
+    ema = PowerEMA()
+    ema.load_state_dict({**GOOD, "averages": [average] * 2})
+    with pytest.raises(ValueError, match="of other parameters than the model's"):
+        trained(tmp_path, 2, ema)
+
+
 @pytest.mark.parametrize(("every", "keep"), [(0, 8), (10, 1)])
 def test_too_few_snapshots_are_refused(every: int, keep: int) -> None:
     with pytest.raises(ValueError, match="made of several snapshots"):
