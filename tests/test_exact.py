@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import random as chance
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lightning.checkpoints import read
+from diffusion_lightning.checkpoints import load, read
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
-from diffusion_lightning.samplers import DDIM
+from diffusion_lightning.samplers import DDIM, Heun, Sampler
 
-from .conftest import small_config
+from .conftest import UNWATCHED, small_config
 from .support.commands import fails
-from .support.exactness import EVERYTHING, STEPS, child, same, state
+from .support.exactness import EVERYTHING, FRAMES, STEPS, child, framed, powers, same, state
 from .support.rows import rows
 
 
@@ -47,7 +48,7 @@ def fit(config: Path, root: Path, kill: Any = None) -> bool:
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_is_bitwise_the_undisturbed_run(tmp_path: Path) -> None:
     """At random moments, some of them while a checkpoint is written and some in validation."""
-    config = small_config(tmp_path, **EVERYTHING)
+    config = framed(tmp_path, "flow", **EVERYTHING)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert fit(config, whole)
 
@@ -87,11 +88,35 @@ def test_killed_ten_times_and_resumed_is_bitwise_the_undisturbed_run(tmp_path: P
         print(f"killed {kind}, last checkpoint at step {read(last)['global_step'] if last.exists() else 0} of {STEPS}")
     assert fit(config, broken)
     same(state(whole), state(broken))
+    assert len(state(whole)["snapshots"]) == 140 // 24  # every third step's, thinned to every 24th
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_run_goes_on_bit_for_bit(tmp_path: Path, frame: str) -> None:
+    """In one process, at a step between two snapshots."""
+    config = framed(tmp_path, frame, **{
+        "trainer.max_steps": 8, "trainer.callbacks": [powers(every=1, keep=3)], "trainer.logger": False,
+        "trainer.limit_val_batches": 0, "checkpoint.monitor": None, "checkpoint.every_n_train_steps": 5,
+        "checkpoint.keep": None, "model.init_args.network.init_args.dropout": 0.2, "model.init_args.lr_scheduler": None,
+    })  # fmt: skip
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    words = ["fit", "--config", str(config), *(word for key in UNWATCHED for word in (f"--{key}", "null"))]
+    main([*words, "--trainer.default_root_dir", str(whole)])
+    (again / "averages").mkdir(parents=True)
+    shutil.copy(whole / "averages/step=4.ckpt", again / "averages")
+    (again / "averages/step=7.ckpt").write_bytes(b"of what is done again")
+    middle = whole / "checkpoints/step=5.ckpt"
+    main([*words, "--trainer.default_root_dir", str(again), "--ckpt_path", str(middle)])
+    same(state(whole), state(again))
+    assert list(state(again)["snapshots"]) == ["step=4.ckpt", "step=8.ckpt"]
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_gives_the_same_trajectory(tmp_path: Path) -> None:
-    """1 process with batch 64 against 2 with 32, and against 2 resumed from 1 in mid-epoch; float32, gloo."""
+    """1 process with batch 64 against 2 with 32, and against 2 resumed from 1 in mid-epoch; float32, gloo.
+
+    The losses of each step, and the averages of `PowerEMA` at the end.
+    """
     steps = 300
     settings = {
         "trainer.max_steps": steps,
@@ -102,8 +127,9 @@ def test_another_number_of_processes_gives_the_same_trajectory(tmp_path: Path) -
         "model.init_args.lr_scheduler": None,
         "checkpoint.every_n_train_steps": 100,
         "checkpoint.keep": None,
+        "trainer.callbacks": [powers(every=100, keep=3)],
     }
-    config = small_config(tmp_path, **settings)
+    config = framed(tmp_path, "EDM", **settings)
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "32"]
     one = ["--data.init_args.batch_size", "64"]
 
@@ -124,6 +150,13 @@ def test_another_number_of_processes_gives_the_same_trajectory(tmp_path: Path) -
     for found, expected in ((together, alone), (moved, alone[100:]), (back, alone[200:])):
         assert len(found) == len(expected)
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=0)
+    expected = state(tmp_path / "one")
+    for name in ("two", "moved", "back"):
+        found = state(tmp_path / name)
+        for ours, theirs in zip(found["powers"]["averages"], expected["powers"]["averages"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        last = found["snapshots"]["step=300.ckpt"]["state_dict"]
+        torch.testing.assert_close(last, expected["snapshots"]["step=300.ckpt"]["state_dict"], rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.slow
@@ -169,11 +202,12 @@ def test_two_processes_share_the_history_of_losses_and_the_bound(tmp_path: Path)
 @pytest.mark.slow
 def test_samples_are_the_same_on_two_processes(run: Path, tmp_path: Path) -> None:
     pictures = {}
+    sampler = ["--sampler", "Heun", "--sampler.variable", "tau", "--sampler.steps", "6"]
     for name, extra in {
         "at once": ["--batch_size", "64"],
-        "by sixteen": ["--batch_size", "16"],
+        "by sixteen": ["--batch_size", "16", *sampler],
         "by one": ["--batch_size", "1"],
-        "on two": ["--batch_size", "16", "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+        "on two": ["--batch_size", "16", *sampler, "--trainer.devices", "2", "--trainer.strategy", "ddp"],
     }.items():
         out = tmp_path / name
         words = ["predict", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--n", "64", "--out", str(out), *extra]
@@ -187,15 +221,14 @@ def test_samples_are_the_same_on_two_processes(run: Path, tmp_path: Path) -> Non
     assert len(set(pictures["at once"])) == 64
 
 
-def test_samples_at_once_by_sixteen_and_one_by_one(run: Path) -> None:
-    import diffusion_lightning
-
-    model = diffusion_lightning.load(run / "checkpoints/last.ckpt")
-    at_once = model.generate(64, DDIM(6), batch_size=64)
+@pytest.mark.parametrize("sampler", [DDIM(6), Heun(3), Heun(3, variable="tau")], ids=["DDIM", "Heun", "Heun in tau"])
+def test_samples_at_once_by_sixteen_and_one_by_one(run: Path, sampler: Sampler) -> None:
+    model = load(run / "checkpoints/last.ckpt")
+    at_once = model.generate(64, sampler, batch_size=64)
     for size in (16, 1):
-        blocks = [model.generate(size, DDIM(6), first=first, batch_size=size) for first in range(0, 64, size)]
+        blocks = [model.generate(size, sampler, first=first, batch_size=size) for first in range(0, 64, size)]
         torch.testing.assert_close(torch.cat(blocks), at_once, rtol=0, atol=1e-4)
-        assert torch.equal(torch.cat(blocks), model.generate(64, DDIM(6), batch_size=size))
+        assert torch.equal(torch.cat(blocks), model.generate(64, sampler, batch_size=size))
 
 
 class Poisoned(Digits):

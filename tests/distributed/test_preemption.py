@@ -17,7 +17,7 @@ from diffusion_lightning.cli import run_folder
 from diffusion_lightning.distributed import preemption
 
 from ..conftest import small_config
-from ..support.exactness import EVERYTHING, child, pictures, same, state, table
+from ..support.exactness import EVERYTHING, child, framed, pictures, same, state, table
 
 When = Callable[[Path], bool]
 
@@ -63,7 +63,7 @@ def lines(root: Path) -> int:
 @pytest.mark.slow
 def test_told_to_leave_at_every_kind_of_moment_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     """In training, in validations (the last step's too), while writing; by both signals; bit for bit, no row twice."""
-    config = small_config(tmp_path, **{
+    config = framed(tmp_path, "EDM", **{
         **EVERYTHING, "trainer.log_every_n_steps": 1, "trainer.val_check_interval": 30, "trainer.max_steps": 90,
         "model.init_args.lr_scheduler.init_args.total_steps": 90,
     })  # fmt: skip

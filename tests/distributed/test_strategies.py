@@ -18,13 +18,14 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
-from diffusion_lightning.callbacks import EMA
+from diffusion_lightning.callbacks import EMA, PowerEMA
 from diffusion_lightning.checkpoints import load, read
 from diffusion_lightning.cli import main
 from diffusion_lightning.modules.base.checks import check_strategy
 from diffusion_lightning.samplers import DDIM
 
 from ..conftest import ROOT, small_config
+from ..support.exactness import framed, powers, snapshots
 from ..support.rows import rows
 
 FSDP2, STATIC = (
@@ -51,21 +52,29 @@ DIT: dict[str, Any] = {
 
 
 def child(rank: int, port: int, words: list[str], counted: Path) -> None:
-    """One of two processes, as torchrun starts them; leaves how much of the parameters it held in training."""
+    """One of two processes, as torchrun starts them; leaves how much of what is averaged it held in training."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     torch.set_num_threads(1)
-    update = EMA.update
+    update, of_powers = EMA.update, PowerEMA.update
+
+    def count(kind: str, tensors: list[torch.Tensor]) -> None:
+        held = sum((x.to_local() if isinstance(x, DTensor) else x).numel() for x in tensors)
+        counted.with_name(f"{kind}{rank}").write_text(f"{held} {sum(x.numel() for x in tensors)}")
 
     def counting(self: EMA, module: Any) -> float:
-        for kind, tensors in (("weights", list(module.parameters())), ("average", list(self.average.values()))):
-            held = sum((x.to_local() if isinstance(x, DTensor) else x).numel() for x in tensors)
-            counted.with_name(f"{kind}{rank}").write_text(f"{held} {sum(x.numel() for x in tensors)}")
+        count("weights", list(module.parameters()))
+        count("average", list(self.average.values()))
         return update(self, module)
 
+    def counting_powers(self: PowerEMA, module: Any) -> None:
+        count("powers", [x for average in self.averages for x in average.values()])
+        return of_powers(self, module)
+
     EMA.update = counting  # type: ignore[method-assign]
+    PowerEMA.update = counting_powers  # type: ignore[method-assign]
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -108,12 +117,20 @@ class Inside(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"inside={trainer.global_step}.ckpt", False)
 
 
-def recipe(folder: Path, **changes: Any) -> list[str]:
-    """A `fit` whose validation is three blocks of samples: two for one process, one for the other."""
-    path = small_config(folder, **{**DIT, **changes})
+def recipe(folder: Path, frame: str | None = None, **changes: Any) -> list[str]:
+    """A `fit` whose validation is three blocks of samples: two for one process, one for the other.
+
+    Args:
+        folder: of its configuration.
+        frame: one of `FRAMES`, with `PowerEMA` beside.
+        changes: of the configuration.
+    """
+    changes = {**DIT, **changes}
+    path = framed(folder, frame, **changes) if frame else small_config(folder, **changes)
     config = yaml.safe_load(path.read_text())
     config["metrics"]["batch_size"] = 22
     config["trainer"]["callbacks"] = [{"class_path": "tests.distributed.test_strategies.Inside"}]
+    config["trainer"]["callbacks"] += [powers(every=2, keep=5)] if frame else []
     path.write_text(yaml.safe_dump(config))
     return ["fit", "--config", str(path)]
 
@@ -136,6 +153,17 @@ def same_runs(a: Path, b: Path, loss: float = 1e-5, rtol: float = 1e-4, atol: fl
     one, other = (read(folder / "checkpoints/last.ckpt") for folder in (a, b))
     close(one["state_dict"], other["state_dict"], rtol=rtol, atol=atol)
     close(average(one), average(other), rtol=rtol, atol=atol)
+    for here, there in zip(tracks(one), tracks(other), strict=True):
+        close(here, there, rtol=rtol, atol=atol)
+    kept, others = snapshots(a), snapshots(b)
+    for name in kept.keys() & others.keys():
+        assert kept[name]["global_step"] == others[name]["global_step"]
+        close(kept[name]["state_dict"], others[name]["state_dict"], rtol=rtol and 2e-3, atol=atol and 1e-4)  # halves
+
+
+def tracks(checkpoint: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """The averages of `PowerEMA`; none without it."""
+    return checkpoint["callbacks"].get("PowerEMA", {}).get("averages", [])
 
 
 def average(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -151,17 +179,26 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rtol: float, a
 @pytest.mark.slow
 def test_shards_train_what_whole_weights_do(tmp_path: Path) -> None:
     """FSDP2 against DDP over 20 steps; half of the parameters a process; checkpoints of whole tensors in one file."""
-    config = recipe(tmp_path)
+    config = recipe(tmp_path, "flow")
     ddp, fsdp = two([*config, *DDP], tmp_path / "ddp"), two([*config, *FSDP2], tmp_path / "fsdp")
     same_runs(ddp, fsdp)
     assert [row["step"] for row in rows(fsdp / "metrics.csv") if row["val/fd_digits"]] == ["8", "16"]
     assert column(fsdp, "val/fd_digits") == pytest.approx(column(ddp, "val/fd_digits"), rel=1e-3)
-    for kind in ("weights", "average"):
+    for kind in ("weights", "average", "powers"):
         counts = [[int(n) for n in (fsdp / f"{kind}{rank}").read_text().split()] for rank in (0, 1)]
         (a, total), (b, of_other) = counts
         assert a + b == total == of_other
         assert max(a, b) < 0.55 * total
     assert load(fsdp / "checkpoints/last.ckpt").generate(2, DDIM(2)).isfinite().all()
+
+    # Two averages more, half of each a process, and snapshots of whole tensors, of which one of another length is made.
+    assert len(tracks(read(fsdp / "checkpoints/last.ckpt"))) == 2
+    assert list(snapshots(fsdp)) == list(snapshots(ddp)) == [f"step={k}.ckpt" for k in (12, 16, 20, 4, 8)]
+    for folder in (fsdp, ddp):
+        main(["average", str(folder), "--sigma_rel", "0.07", "--out", str(folder / "average.ckpt")])
+    of_shards, of_wholes = (read(folder / "average.ckpt")["state_dict"] for folder in (fsdp, ddp))
+    close(of_shards, of_wholes, rtol=2e-3, atol=1e-4)
+    assert load(fsdp / "average.ckpt").generate(2, DDIM(2)).isfinite().all()
 
     # Written while the average was in the weights' place, and by whoever wrote it.
     inside, theirs = (read(folder / "inside=16.ckpt") for folder in (fsdp, ddp))
@@ -180,6 +217,7 @@ def test_shards_train_what_whole_weights_do(tmp_path: Path) -> None:
             main([*words, *whole, "--trainer.enable_progress_bar", "false"])
         else:
             two([*words, *FSDP2], tmp_path / name)
+    assert list(snapshots(tmp_path / "again")) == [f"step={k}.ckpt" for k in (16, 20)]
     same_runs(tmp_path / "again", fsdp, loss=0, rtol=0, atol=0)
     same_runs(tmp_path / "one", fsdp)
     same_runs(tmp_path / "moved", fsdp)

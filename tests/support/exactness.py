@@ -10,21 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 
+from ..conftest import small_config
+
 STEPS = 140  # ten kills, some checkpoints apart, leave the end to the last attempt
 
 
-# Dropout, accumulation, workers, learned variance, times drawn by the losses before, validation in mid-epoch, and
-# checkpoints at other steps than validation. Twelve times of 96 samples a step: the history is full after some steps.
+def powers(every: int, keep: int) -> dict[str, Any]:
+    """`PowerEMA` for a configuration; of its snapshots some are thinned out where every·keep is below the run's end."""
+    return {
+        "class_path": "diffusion_lightning.callbacks.PowerEMA",
+        "init_args": {"every_n_train_steps": every, "keep": keep},
+    }
+
+
+# Dropout, accumulation, workers, learned variance, times drawn by the losses before, validation in mid-epoch, two
+# averages with snapshots, and checkpoints at other steps than these and validation. Twelve times of 96 samples a step:
+# the history is full after some steps.
 EVERYTHING: dict[str, Any] = {
     "trainer.max_steps": STEPS,
     "trainer.val_check_interval": 14,
     "trainer.accumulate_grad_batches": 2,
     "trainer.logger": False,
+    "trainer.callbacks": [powers(every=3, keep=8)],
     "model.init_args.network.init_args.dropout": 0.2,
     "model.init_args.network.init_args.out_channels": 2,
     "model.init_args.timesteps": {"class_path": "LossAware"},
@@ -35,6 +48,38 @@ EVERYTHING: dict[str, Any] = {
     "checkpoint.every_n_train_steps": 4,
     "ema.decay": 0.9,
 }
+
+
+# What is predicted on which schedule, with the weights of its loss, its times and its sampler.
+FRAMES: dict[str, dict[str, Any]] = {
+    "EDM": {
+        "model.init_args.parameterization": {"class_path": "EDM", "init_args": {"sigma_data": 0.6}},
+        "model.init_args.schedule": {"class_path": "LogSigma", "init_args": {"T": 12}},
+        "model.init_args.timesteps": {"class_path": "LogNormal", "init_args": {"mean": -0.5, "stratified": True}},
+        "sampler": {"class_path": "Heun", "init_args": {"steps": 3, "spacing": "Karras"}},
+    },
+    "flow": {
+        "model.init_args.parameterization": {"class_path": "Flow"},
+        "model.init_args.schedule": {
+            "class_path": "Shifted",
+            "init_args": {"schedule": {"class_path": "RectifiedFlow", "init_args": {"T": 12}}, "shift": 2.0},
+        },
+        "model.init_args.weighting": {"class_path": "LossIn", "init_args": {"space": "Velocity", "floor": 0.05}},
+        "sampler": {"class_path": "Heun", "init_args": {"steps": 3, "variable": "tau"}},
+    },
+}
+
+
+def framed(folder: Path, frame: str, **changes: Any) -> Path:
+    """The small config with such a frame and further changes, in a file."""
+    frames = dict(FRAMES[frame])
+    sampler = frames.pop("sampler")
+    path = small_config(folder, **{**changes, **frames})
+    config = yaml.safe_load(path.read_text())
+    for key in ("grid", "metrics"):
+        config[key]["sampler"] = sampler
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 def child(arguments: list[str]) -> None:
@@ -78,7 +123,13 @@ def state(root: Path) -> dict[str, Any]:
         "average": checkpoint["callbacks"]["EMA"],
         "optimizer": checkpoint["optimizer_states"],
         "rate": checkpoint["lr_schedulers"],
+        "powers": checkpoint["callbacks"].get("PowerEMA"),
+        "snapshots": snapshots(root),
     }
+
+
+def snapshots(root: Path) -> dict[str, Any]:
+    return {path.name: read(path) for path in sorted((root / "averages").glob("step=*.ckpt"))}
 
 
 def table(root: Path) -> list[dict[str, str]]:
