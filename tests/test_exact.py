@@ -150,13 +150,13 @@ def test_another_number_of_processes_gives_the_same_trajectory(tmp_path: Path) -
     for found, expected in ((together, alone), (moved, alone[100:]), (back, alone[200:])):
         assert len(found) == len(expected)
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=0)
-    expected = state(tmp_path / "one")
+    undisturbed = state(tmp_path / "one")
     for name in ("two", "moved", "back"):
-        found = state(tmp_path / name)
-        for ours, theirs in zip(found["powers"]["averages"], expected["powers"]["averages"], strict=True):
+        other = state(tmp_path / name)
+        for ours, theirs in zip(other["powers"]["averages"], undisturbed["powers"]["averages"], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-        last = found["snapshots"]["step=300.ckpt"]["state_dict"]
-        torch.testing.assert_close(last, expected["snapshots"]["step=300.ckpt"]["state_dict"], rtol=2e-3, atol=2e-4)
+        half, wanted = (of["snapshots"]["step=300.ckpt"]["state_dict"] for of in (other, undisturbed))
+        torch.testing.assert_close(half, wanted, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.slow

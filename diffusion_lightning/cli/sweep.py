@@ -70,15 +70,17 @@ def main(given: Namespace) -> None:
             write(table, rows)
     scored = sorted((row for row in rows if row[OF] == key), key=lambda row: float(row[LENGTH]))
     watched, smallest = watched_by(record, scored[0])
-    curves = {name: [(float(row[LENGTH]), float(row[name])) for row in scored] for name in (watched, "val/loss")}
-    best = {name: (min if smallest or name != watched else max)(curve, key=_value) for name, curve in curves.items()}
+    names = [name for name in (watched, "val/loss") if name in scored[0]]
+    curves = {name: [(float(row[LENGTH]), float(row[name])) for row in scored] for name in names}
+    best = {name: best_of(curve, smallest or name != watched) for name, curve in curves.items()}
     draw(picture, curves, best, snapshots.own, f"averages at step {step:,}, {of['n']:,} samples of each")
     _tell(root, given, curves[watched], best[watched], watched)
     print(f"table       {table}\ncurve       {picture}")
 
 
-def _value(point: Point) -> float:
-    return point[1]
+def best_of(curve: list[Point], smallest: bool) -> Point:
+    """The point of the smallest figure, or the largest; one that is no number never is."""
+    return min(curve, key=lambda point: (point[1] != point[1], point[1] if smallest else -point[1]))
 
 
 def chosen(snapshots: Snapshots, step: int) -> list[float]:
@@ -117,9 +119,9 @@ def watched_by(record: Spec, row: Row) -> tuple[str, bool]:
     """
     of = record.get("checkpoint")
     of = of if isinstance(of, dict) else {}
+    monitor, smallest = of.get("monitor"), of.get("mode", "min") == "min"
     metrics = [name for name in row if name.startswith("val/") and name != "val/loss" and row[name] != ""]
-    name = of.get("monitor") if of.get("monitor") in metrics else metrics[0]
-    return name, name != of.get("monitor") or of.get("mode", "min") == "min"
+    return (str(monitor), smallest) if monitor in metrics else (metrics[0], True)
 
 
 def _data(record: Spec, path: Path, seed: int, trust: list[str]) -> LightningDataModule:

@@ -16,7 +16,7 @@ from diffusion_lightning import checkpoints, load, records
 from diffusion_lightning.callbacks.base import profiles
 from diffusion_lightning.cli import main, run_folder
 from diffusion_lightning.cli.snapshots import Snapshots
-from diffusion_lightning.cli.sweep import chosen, watched_by
+from diffusion_lightning.cli.sweep import best_of, chosen, watched_by
 from diffusion_lightning.samplers import DDIM
 
 from ..conftest import UNWATCHED, small_config
@@ -194,6 +194,12 @@ def test_lengths_are_chosen_between_those_that_there_are_with_the_runs_own(run: 
 def test_the_best_is_by_the_metric_that_chose_the_runs_best(record: Any, expected: tuple[str, bool]) -> None:
     row = {"sigma_rel": 0.1, "val/loss": 1.0, "val/other": "", "val/fd_digits": 2.0, "val/precision": 3.0}
     assert watched_by(record, row) == expected
+
+
+def test_a_figure_that_is_no_number_is_never_the_best() -> None:
+    curve = [(0.02, float("nan")), (0.05, 2.0), (0.1, 1.0), (0.2, 3.0)]
+    assert (best_of(curve, True), best_of(curve, False)) == ((0.1, 1.0), (0.2, 3.0))
+    assert best_of(curve[:1], True)[0] == 0.02
 
 
 @pytest.mark.parametrize(

@@ -117,12 +117,12 @@ class Inside(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"inside={trainer.global_step}.ckpt", False)
 
 
-def recipe(folder: Path, frame: str | None = None, **changes: Any) -> list[str]:
+def recipe(folder: Path, frame: str = "", **changes: Any) -> list[str]:
     """A `fit` whose validation is three blocks of samples: two for one process, one for the other.
 
     Args:
         folder: of its configuration.
-        frame: one of `FRAMES`, with `PowerEMA` beside.
+        frame: one of `FRAMES`, with `PowerEMA` beside; none if empty.
         changes: of the configuration.
     """
     changes = {**DIT, **changes}
@@ -326,7 +326,7 @@ def test_a_command_is_refused_in_one_sentence(tmp_path: Path, capfd: pytest.Capt
 @pytest.mark.slow
 def test_compiled_code_trains_the_same_on_several_devices(tmp_path: Path) -> None:
     """A DiT whole under DDP, and in blocks under FSDP2, against DDP without a compiler."""
-    config = recipe(tmp_path, **{"trainer.max_steps": 8, "trainer.val_check_interval": 4})
+    config = recipe(tmp_path, "", **{"trainer.max_steps": 8, "trainer.val_check_interval": 4})
     sides = {"eager": DDP, "whole": STATIC, "shards": FSDP2}
     made = {}
     for name, strategy in sides.items():
