@@ -159,7 +159,7 @@ def _std(sampler: Sampler, schedule: Schedule) -> float:
     times = sampler.times(schedule)
     for t, s in pairwise(times):
         of_x, of_noise = (
-            float(sampler.step(x, Step(schedule, t, s, denoise(x, t), None, denoise, lambda z=z: z)))  # type: ignore[misc]
+            float(sampler.step(x, Step(schedule, t, s, denoise(x, t), (), denoise, lambda z=z: z)))  # type: ignore[misc]
             for x, z in ((one, 0 * one), (0 * one, one))
         )
         variance = of_x**2 * variance + of_noise**2

@@ -24,15 +24,16 @@ Watch = Callable[[int, Tensor], None]
 class Step(NamedTuple):
     """The inputs of a sampler's step from t to s.
 
-    `prediction` is the denoiser's at x_t, `before` the time and the prediction of the step before (None at the
-    first), `predict(x, t)` calls the denoiser again, `noise()` draws standard normals of x_t's shape.
+    `prediction` is the denoiser's at x_t, `before` the times and the predictions of at most two steps before, the
+    latest first (none at the first step), `predict(x, t)` calls the denoiser again, `noise()` draws standard normals
+    of x_t's shape.
     """
 
     schedule: Schedule
     t: int
     s: int
     prediction: Prediction
-    before: tuple[int, Prediction] | None
+    before: tuple[tuple[int, Prediction], ...]
     predict: Callable[[Tensor, int], Prediction]
     noise: Callable[[], Tensor]
 
@@ -225,7 +226,8 @@ class Sampler(ABC):
             # Clean already; only an inversion needs a prediction here, of the noise: that at the least noisy time, 1.
             return Prediction(x_t, denoise(x_t, 1, c).eps)
 
-        before, visits = None, Counter[tuple[int, int]]()
+        before: tuple[tuple[int, Prediction], ...] = ()
+        visits = Counter[tuple[int, int]]()
         for t, s in pairwise(times):
             if watch is not None:
                 watch(t, x)
@@ -237,11 +239,11 @@ class Sampler(ABC):
 
             if undo and s > t:
                 beta = schedule.beta(s, t)
-                x, before = (1 - beta).sqrt() * x + beta.sqrt() * noise(), None
+                x, before = (1 - beta).sqrt() * x + beta.sqrt() * noise(), ()
                 continue
             prediction = predict(x, t)
             x = self.step(x, Step(schedule, t, s, prediction, before, predict, noise))
-            before = t, prediction
+            before = ((t, prediction), *before[:1])
         if watch is not None:
             watch(times[-1], x)
         return x
