@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
     `prediction` is the denoiser's at x_t, `before` the times and the predictions of at most two steps before, the
     latest first (none at the first step), `predict(x, t)` calls the denoiser again, `noise()` draws standard normals
-    of x_t's shape.
+    of x_t's shape, the same ones each time in a step.
     """
 
     schedule: Schedule
@@ -78,6 +78,10 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, x_t: Tensor, at: Step) -> Tensor:
         """x_s from x_t, (B, C, H, W)."""
+
+    def begin(self, schedule: Schedule, x_t: Tensor, t: int, noise: Callable[[], Tensor]) -> tuple[Tensor, int]:
+        """The x and the time from which a step at x_t is taken: x_t and t, unless a sampler first adds noise."""
+        return x_t, t
 
     @property
     def deterministic(self) -> bool:
@@ -241,9 +245,10 @@ class Sampler(ABC):
                 beta = schedule.beta(s, t)
                 x, before = (1 - beta).sqrt() * x + beta.sqrt() * noise(), ()
                 continue
-            prediction = predict(x, t)
-            x = self.step(x, Step(schedule, t, s, prediction, before, predict, noise))
-            before = ((t, prediction), *before[:1])
+            x, start = self.begin(schedule, x, t, noise)
+            prediction = predict(x, start)
+            x = self.step(x, Step(schedule, start, s, prediction, before, predict, noise))
+            before = ((start, prediction), *before[:1])
         if watch is not None:
             watch(times[-1], x)
         return x

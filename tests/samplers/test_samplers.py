@@ -245,7 +245,7 @@ def test_the_inverse_of_gaussian_data_is_a_change_of_scale() -> None:
     torch.testing.assert_close(found, x_0 / 0.5, rtol=2e-3, atol=0)
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(10), DDIM(10, eta=0.5)])
+@pytest.mark.parametrize("sampler", [Ancestral(10), DDIM(10, eta=0.5), Heun(10, churn=1)])
 def test_noise_cannot_be_run_backwards(sampler: Sampler) -> None:
     with pytest.raises(ValueError, match=r"adds noise of its own.*DDIM"):
         sampler.invert(curved, Linear(), torch.zeros(1, 1, 1, 1))

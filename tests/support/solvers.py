@@ -43,6 +43,7 @@ def exact_std(sampler: Sampler, schedule: Schedule, std: float) -> float:
     for t, s in pairwise(sampler.times(schedule)):
 
         def step(x_t: Tensor, noise: Tensor, t: int = t, s: int = s) -> float:
+            x_t, t = sampler.begin(schedule, x_t, t, lambda: noise)
             return sampler.step(x_t, Step(schedule, t, s, denoise(x_t, t), (), denoise, lambda: noise)).item()
 
         of_x, of_noise = step(one(), 0 * one()), step(0 * one(), one())
