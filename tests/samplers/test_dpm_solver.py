@@ -1,19 +1,49 @@
-"""DPM-Solver++ against diffusers over whole trajectories, and what its third order is."""
+"""DPM-Solver++ against diffusers, by steps and over whole trajectories, and what its third order is."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
 
-from diffusion_lightning.denoising import EDM, Denoiser, Flow, Prediction
-from diffusion_lightning.samplers import DPMSolver
+from diffusion_lightning.denoising import EDM, Denoiser, Epsilon, Flow, Prediction
+from diffusion_lightning.samplers import DDIM, DPMSolver, Karras, Leading, Spacing, Trailing, UniformLogSNR
 from diffusion_lightning.samplers.base import Denoise
 from diffusion_lightning.schedules import Linear, LogSigma, Schedule, ZeroTerminalSNR
 
 from ..conftest import gaussian
-from ..support.solvers import F64, Fixed, exact_std, from_sigmas, from_taus, start, trajectory
+from ..support.solvers import BETAS, F64, Fixed, draws, exact_std, from_sigmas, from_taus, one_step, start, trajectory
+
+
+@pytest.mark.parametrize("spacing", [Trailing(), Leading(), UniformLogSNR(), Karras()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_dpm_solver_of_first_order_is_ddim(spacing: Spacing, clip: float | None) -> None:
+    x_T = torch.randn(3, 2, 4, 4, dtype=F64)
+
+    def denoise(x_t: Tensor, t: int, c: Tensor | None) -> Prediction:
+        return Epsilon().prediction(Linear(), torch.tanh(x_t + t / 1000), x_t, t)
+
+    first = DPMSolver(20, order=1, clip=clip, spacing=spacing)(denoise, Linear(), x_T)
+    second = DDIM(20, clip=clip, spacing=spacing)(denoise, Linear(), x_T)
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_dpm_solver_step_is_that_of_diffusers(order: int) -> None:
+    theirs = DPMSolverMultistepScheduler(**BETAS, solver_order=order, timestep_spacing="leading")
+    theirs.set_timesteps(20)
+    schedule, ours = Linear(), DPMSolver(20, order=order, clip=None)
+    times = [int(t) + 1 for t in theirs.timesteps] + [0]
+    assert len(times) == 21
+    x_t, *outputs = draws(21)
+    before: tuple[tuple[int, Prediction], ...] = ()
+    for (t, s), eps in zip(pairwise(times), outputs, strict=True):
+        prediction = Epsilon().prediction(schedule, eps, x_t, t)
+        our_x = one_step(ours, x_t, t, s, prediction, before)
+        before, x_t = ((t, prediction), *before), theirs.step(eps, t - 1, x_t).prev_sample
+        torch.testing.assert_close(our_x, x_t, rtol=5e-4, atol=5e-4)
 
 
 @pytest.mark.parametrize("order", [1, 2])

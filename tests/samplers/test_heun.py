@@ -1,4 +1,4 @@
-"""Heun's churn: the noise of EDM's algorithm 2, added between times of a table."""
+"""Heun in σ, and in τ along a flow's straight path; its churn, EDM's noise added between times of a table."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,60 @@ from torch import Tensor
 
 from diffusion_lightning import random
 from diffusion_lightning.denoising import EDM, Denoiser, Prediction
-from diffusion_lightning.samplers import Heun, Karras, Step, Trailing
+from diffusion_lightning.samplers import DDIM, Heun, Karras, Sampler, Step, Trailing
 from diffusion_lightning.schedules import Cosine, Linear, LogSigma, RectifiedFlow, Schedule, ZeroTerminalSNR
 
 from ..conftest import gaussian
 from ..support.solvers import F64, Fixed, exact_std, from_sigmas, mixture, start
+
+
+def test_the_exact_flow_and_the_solver_that_finds_it() -> None:
+    """N(0, 1) at T = 1000 of the linear schedule flows into std 0.50000757 for N(0, 0.5²); Heun nearly so."""
+    schedule = Linear()
+    alpha_bar = schedule.alpha_bar[-1]
+    exact = (0.5 / (alpha_bar * 0.25 + 1 - alpha_bar).sqrt()).item()
+    assert exact == pytest.approx(0.50000757, abs=5e-9)
+    assert exact_std(Heun(None, clip=None, spacing=Trailing()), schedule, 0.5) == pytest.approx(exact, rel=5e-4)
+
+
+def error_of_a_flow(sampler: Sampler, std: float = 0.5) -> float:
+    """How far a sampler of N(0, std²) by a flow's steps ends from the exact solution: x_T times std."""
+    schedule = RectifiedFlow(4096)
+    x_T = torch.ones(1, 1, 1, 1, dtype=F64)
+    return abs(float(sampler(gaussian(schedule, std), schedule, x_T)) - std)
+
+
+def test_heun_in_tau_has_order_two_and_eulers_step_order_one() -> None:
+    """Each doubling of the steps divides the error by 2^order, to a tenth."""
+    for order, make in ((1, lambda n: DDIM(n, clip=None)), (2, lambda n: Heun(n, clip=None, variable="tau"))):
+        errors = [error_of_a_flow(make(n)) for n in (16, 32, 64, 128)]
+        rates = [math.log2(a / b) for a, b in pairwise(errors)]
+        assert rates[-1] == pytest.approx(order, abs=0.1), (order, rates)
+
+
+def test_heun_in_tau_is_heun_written_out() -> None:
+    """Z ← z + h·(v(z) + v(z + h·v(z)))/2 over evenly spaced τ, Euler's at the last step."""
+    schedule, denoise = RectifiedFlow(1000), mixture(RectifiedFlow(1000))
+
+    def velocity(z: Tensor, t: int) -> Tensor:
+        signal, noise = schedule.alpha_sigma(t)
+        found = denoise(z * (signal + noise), t)
+        return found.eps - found.x_0
+
+    x_T = torch.randn(5, 1, 1, 1, dtype=F64)
+    z, h = x_T, -0.1
+    for t in range(1000, 0, -100):
+        v = velocity(z, t)
+        there = z + h * v
+        z = there if t == 100 else z + h * (v + velocity(there, t - 100)) / 2
+    found = Heun(10, clip=None, variable="tau")(denoise, schedule, x_T)
+    torch.testing.assert_close(found, z, rtol=1e-10, atol=1e-10)
+
+
+def test_another_variable_is_refused() -> None:
+    with pytest.raises(ValueError, match="variable is rho"):
+        Heun(variable="rho")  # type: ignore[arg-type]
+
 
 GAMMA = math.sqrt(2) - 1  # the largest
 
@@ -102,7 +151,7 @@ def test_churned_trajectories_are_those_of_diffusers(churn: float, monkeypatch: 
 
 
 @pytest.mark.parametrize("variable", ["sigma", "tau"])
-@pytest.mark.parametrize("make", [LogSigma, Cosine, RectifiedFlow], ids=["log σ", "cosine", "flow"])
+@pytest.mark.parametrize("make", [LogSigma, Cosine, RectifiedFlow], ids=["log sigma", "cosine", "flow"])
 def test_churn_leaves_data_as_they_are(make: Callable[[int], Schedule], variable: str) -> None:
     """N(0.3, 0.5²) in the whole loop: mean and variance within three standard errors; γ is 1/4 in each step."""
     schedule, n = make(1000), 4000

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_lightning.denoising import Prediction
 from diffusion_lightning.samplers import Sampler, Step
-from diffusion_lightning.schedules import Schedule
+from diffusion_lightning.schedules import Linear, Schedule
 
 from ..conftest import gaussian
 
@@ -126,3 +126,29 @@ def trajectory(scheduler: Any, network: nn.Module, x: Tensor) -> Tensor:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(network(scaled, t.expand(len(x))), t, x).prev_sample
     return x
+
+
+# For single steps, under the linear schedule
+
+
+BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def one_step(
+    sampler: Sampler,
+    x_t: Tensor,
+    t: int,
+    s: int,
+    prediction: Prediction,
+    before: tuple[tuple[int, Prediction], ...] = (),
+    z: Tensor | None = None,
+) -> Tensor:
+    """x_s from what was predicted, under the linear schedule, with this noise."""
+    noise = torch.zeros_like(x_t) if z is None else z
+    prediction = sampler._clipped(Linear(), x_t, t, prediction)
+    return sampler.step(x_t, Step(Linear(), t, s, prediction, before, lambda x, t: prediction, lambda: noise))
+
+
+def draws(n: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 3, 4, 4, generator=g) for _ in range(n)]
