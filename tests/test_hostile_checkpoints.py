@@ -93,6 +93,9 @@ EDITS: dict[str, Callable[[Config, Path], Any]] = {
     "an extractor with weights of its own":
         lambda c, flag: c["metrics"]["init_args"]["metrics"][0]["init_args"].update(
             extractor=spec("diffusion_lightning.extractors.InceptionV3", weights="weights.pth")),
+    "a guide that lies elsewhere":
+        lambda c, flag: c["metrics"]["init_args"].update(
+            guidance=spec("diffusion_lightning.guidance.AutoGuidance", guide="guide.ckpt", scale=2.0)),
     "an extractor of the hub":
         lambda c, flag: c["metrics"]["init_args"]["metrics"][0]["init_args"].update(
             extractor=spec("diffusion_lightning.extractors.CLIP", model="someone/unknown")),
@@ -127,13 +130,14 @@ KINDS = [*EDITS, *TEXTS, *FILES]
 HARMLESS = [
     "a file that is opened as the optimizer's process group", "a function as the learning rate's schedule",
     "data in a file of the current folder", "a metric that opens a file", "an extractor with weights of its own",
-    "an extractor of the hub", "a set of the hub", "a set to be downloaded into a folder of others",
-    "a trainer that writes elsewhere, logs to others and has plugins",
+    "a guide that lies elsewhere", "an extractor of the hub", "a set of the hub",
+    "a set to be downloaded into a folder of others", "a trainer that writes elsewhere, logs to others and has plugins",
 ]  # fmt: skip
 # Except where data or metrics are what a command is for.
 EVALUATED = (
     "data in a file of the current folder", "a metric that opens a file", "an extractor with weights of its own",
-    "an extractor of the hub", "a set of the hub", "a set to be downloaded into a folder of others",
+    "a guide that lies elsewhere", "an extractor of the hub", "a set of the hub",
+    "a set to be downloaded into a folder of others",
 )  # fmt: skip
 LOOKS = dict.fromkeys(EVALUATED, ("validate", "test", "average --sweep"))
 
@@ -261,6 +265,7 @@ SAYS = {
     "data in a file of the current folder": "data is evil.Data, which is code outside",
     "a metric that opens a file": r"metrics\[0\] is io.FileIO, which is code outside",
     "an extractor with weights of its own": "weights is weights.pth, which .* lies outside of the run",
+    "a guide that lies elsewhere": "guide is guide.ckpt, which .* lies outside of the run",
     "an extractor of the hub": "model is someone/unknown, which .* lies outside of the run",
     "a set of the hub": "name is someone/unknown, which .* lies outside of the run",
     "a set to be downloaded into a folder of others": "CIFAR10 is not whole",

@@ -51,7 +51,7 @@ class GenerativeMetrics(Scoring):
         test_sampler: Sampler | None = None,
         split: str = "train",
         cache: bool = True,
-        guidance: float | Guidance | None = None,
+        guidance: Guidance | float | None = None,
     ) -> None:
         super().__init__(metrics, batch_size, seed, split, cache)
         self.guidance = guidance

@@ -41,7 +41,7 @@ class ReverseChain(SamplePicture):
         frames: int = 10,
         sampler: Sampler | None = None,
         seed: int = 0,
-        guidance: float | Guidance | None = None,
+        guidance: Guidance | float | None = None,
     ) -> None:
         super().__init__(n, sampler, seed, guidance)
         if frames < 2:

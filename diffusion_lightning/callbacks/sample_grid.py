@@ -23,7 +23,7 @@ class SampleGrid(SamplePicture):
     key = folder = "samples"
 
     def __init__(
-        self, n: int = 64, sampler: Sampler | None = None, seed: int = 0, guidance: float | Guidance | None = None
+        self, n: int = 64, sampler: Sampler | None = None, seed: int = 0, guidance: Guidance | float | None = None
     ) -> None:
         super().__init__(n, sampler, seed, guidance)
 

@@ -107,3 +107,10 @@ def raised_in(error: BaseException) -> str:
     """The package whose code raised it."""
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return frames[-1].partition(".")[0] if frames else ""
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What the parser's own errors wrap: the first error in the chain that was raised outside of it."""
+    while (inner := error.__cause__ or error.__context__) is not None and raised_in(error) == "jsonargparse":
+        error = inner
+    return error

@@ -22,7 +22,7 @@ from ..loggers import MetricsFile
 from ..modules import Generative
 from . import run_folder
 from .defaults import LOGGER, UNASKED, WATCHES, settle
-from .errors import raised_in
+from .errors import first_cause
 from .parser import Parser
 from .resuming import Resumed, check_length, restoring
 from .shell import Shell
@@ -88,7 +88,7 @@ class CLI(Shell):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise ValueError(_first_cause(error)) from error
+            raise ValueError(str(first_cause(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""
@@ -220,13 +220,6 @@ def _seed(seed: bool | int) -> int:
             "2^32 - 1: give one of these"
         )
     return seed
-
-
-def _first_cause(error: BaseException) -> str:
-    """The message that the parser's own wrap: of the first error in the chain that was raised outside of it."""
-    while (inner := error.__cause__ or error.__context__) is not None and raised_in(error) == "jsonargparse":
-        error = inner
-    return str(error)
 
 
 def _step(path: Path) -> int:

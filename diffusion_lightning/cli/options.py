@@ -51,7 +51,7 @@ FIT = (
     Option("checkpoint.keep", "1", "numbered checkpoints that are kept beside last and best"),
     Option("checkpoint.monitor", "", "the figure whose best value makes best.ckpt"),
     Option("checkpoint.mode", "min", "whether the best is the smallest or the largest: min, max"),
-    Option("grid", "", "a grid of samples after every validation; --grid.KEY sets n, sampler, seed"),
+    Option("grid", "", "a grid of samples after every validation; --grid.KEY sets n, sampler, seed, guidance"),
     Option("metrics", "", "what samples are scored by, and how many; --metrics.KEY sets its arguments"),
     Option("chain", "", "some samples on their way from noise to image; --chain.KEY sets its arguments"),
     Option("loss_by_timestep", "", "the loss in 10 bins of t; null is without, --loss_by_timestep.bins sets others"),
@@ -73,7 +73,7 @@ PREDICT = (
     Option("first", "0", "the first sample's number"),
     Option("y", "", "the class of all samples, by its number or name; none is each in turn"),
     Option("sampler", "", "the reverse loop; the run's own of its grid of samples, else DDIM of 50 steps"),
-    Option("guidance", "", "scale of classifier-free guidance; 1, or none, is without"),
+    Option("guidance", "", "scale of classifier-free guidance, or ClassifierFree, AutoGuidance, ClassifierGuided"),
     Option("batch_size", "64", "samples made at once, per device"),
     TRUST,
 )

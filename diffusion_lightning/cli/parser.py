@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ..files import expanded
 from ..known import FAMILIES, RENAMED, current, current_arguments, public
-from .errors import fail, raised_in, sentence
+from .errors import fail, first_cause, raised_in, sentence
 from .explain import Fault, check, own_fault
 from .given import tree
 
@@ -41,6 +41,8 @@ class Parser(LightningArgumentParser):
         except Exception as error:
             if not self.exit_on_error or (isinstance(error, ValueError) and raised_in(error) == PACKAGE):
                 raise
+            if isinstance(first := first_cause(error), ValueError) and raised_in(first) == PACKAGE:
+                raise ValueError(str(first)) from error
             if (said := own_fault(error, namespace.as_dict())) is None:
                 raise
             raise ValueError(said) from error

@@ -60,7 +60,7 @@ def main(words: list[str]) -> None:
     )
     parser.add_argument(
         "--guidance",
-        type=float | Guidance | None,
+        type=Guidance | float | None,
         default=None,
         help="scale of classifier-free guidance, 1 or none being without; or a guidance with its own options: "
         "ClassifierFree, AutoGuidance (--guidance.guide CKPT), ClassifierGuided (--guidance.classifier CKPT)",

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import diffusion_lightning
+from diffusion_lightning import checkpoints
 from diffusion_lightning.callbacks import EMA, Checkpoint, GenerativeMetrics, LossByTimestep, SampleGrid
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
@@ -165,7 +166,7 @@ def the(kind: type, trainer: Trainer) -> Any:
 
 
 def test_every_config_is_pinned() -> None:
-    assert PINNED.keys() == CONFIGS.keys()
+    assert {*PINNED, "digits_classifier"} == CONFIGS.keys()
 
 
 @pytest.mark.parametrize("name", PINNED)
@@ -375,7 +376,24 @@ def small(name: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def test_the_classifier_of_noisy_digits(tmp_path: Path) -> None:
+    """Pinned, and two steps of it; what is read of its checkpoint again is its average."""
+    words = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
+    config = str(CONFIGS["digits_classifier"])
+    main(["fit", "--config", config, *words, "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"])
+    found = rows(tmp_path / "metrics.csv")
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= found[-1].keys()
+    model: Any = checkpoints.module(tmp_path / "checkpoints/last.ckpt")
+    schedule, network = model.schedule, model.network
+    assert (type(schedule).__name__, schedule.T, network.classes, model.shape) == ("Cosine", 1000, 10, (1, 8, 8))
+    assert sum(p.numel() for p in model.parameters()) == 378_186
+    probabilities = model.log_probs(torch.randn(3, 1, 8, 8), torch.tensor([1, 500, 1000])).exp()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
+    with pytest.raises(ValueError, match="model is a NoisyClassifier, but it takes a Diffusion"):
+        diffusion_lightning.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", PINNED)
 def test_two_steps(name: str, request: pytest.FixtureRequest, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Of `fit`, with the downloads, the decoding, a validation and a checkpoint from which it is built again."""
     made = MADE.get(name, "cifar")

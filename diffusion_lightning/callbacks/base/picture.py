@@ -27,7 +27,7 @@ class SamplePicture(Callback, ABC):
     folder: str
     columns: int | None = None  # None makes the picture near-square
 
-    def __init__(self, n: int, sampler: Sampler | None, seed: int, guidance: float | Guidance | None = None) -> None:
+    def __init__(self, n: int, sampler: Sampler | None, seed: int, guidance: Guidance | float | None = None) -> None:
         if n < 1:
             raise ValueError(f"a picture of {n} samples shows nothing: give n ≥ 1")
         random.check_numbers(0, n)
