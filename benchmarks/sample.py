@@ -51,7 +51,7 @@ def loops(net: UNet, shape: tuple[int, int, int], n: int, steps: int, rounds: in
     sides: dict[str, Callable[[], Any]] = {}
     calls: dict[str, int] = {}
 
-    def add(name: str, sampler: Sampler, denoise: nn.Module, halves: int = 1) -> None:
+    def add(name: str, sampler: Sampler, denoise: Callable[..., Any], halves: int = 1) -> None:
         def loop() -> None:
             counted.calls = 0
             sampler(denoise, module.schedule, x_T, c=c)

@@ -135,7 +135,7 @@ class AutoGuidance(Guidance):
         """The guide's."""
         return getattr(self.guide, "shape", None)
 
-    def __call__(self, denoiser: nn.Module, conditioner: Conditioner, y: Tensor) -> Denoise:
+    def __call__(self, denoiser: Any, conditioner: Conditioner, y: Tensor) -> Denoise:
         guide = loaded(self.guide, "guide", "denoiser", y)
         if guide.conditioner.conditional and not conditioner.conditional:
             raise ValueError(
@@ -197,7 +197,7 @@ class ClassifierGuided(Guidance):
         """The classifier's: its classes are the conditions of a model without any."""
         return getattr(self.classifier, "conditioner", None)
 
-    def __call__(self, denoiser: nn.Module, conditioner: Conditioner, y: Tensor) -> Denoise:
+    def __call__(self, denoiser: Any, conditioner: Conditioner, y: Tensor) -> Denoise:
         classifier = loaded(self.classifier, "classifier", "log_probs", y)
         classifier.conditioner.check(y)
         same = same_table(denoiser.schedule, classifier.schedule)

@@ -165,8 +165,10 @@ def scaled(command: Command, folder: Path) -> list[str]:
     words = text.split()
     if words[0] == "fit":
         words += ["--trainer.logger", "false"]
+        if "digits_classifier.yaml" in text:
+            words += ["--trainer.max_steps", "4", "--trainer.val_check_interval", "4"]
         if "--trainer.default_root_dir" not in words:
-            of = re.search(r"(folder\w*)\.yaml", text)
+            of = re.search(r"(folder\w*|digits_classifier)\.yaml", text)
             words += ["--trainer.default_root_dir", f"runs/{of[1] if of else 'digits'}"]
     return words
 

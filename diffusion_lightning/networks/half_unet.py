@@ -71,16 +71,17 @@ class HalfUNet(nn.Module):
         self.style = style = Style(4 * channels, dropout, groups, 1e-5, True, heads, head_channels)
         self.time_mlp1, self.time_mlp2 = Linear(channels, style.time), Linear(style.time, style.time)
         self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
-        self.blocks, width = nn.ModuleList(), channels
+        made, width = list[Block](), channels
         for level, m in enumerate(multipliers):
             for _ in range(blocks):
-                self.blocks.append(Block(width, m * channels, style, attend=size // 2**level in attention))
+                made.append(Block(width, m * channels, style, attend=size // 2**level in attention))
                 width = m * channels
             if level < halvings:
-                self.blocks.append(Block(width, width, style, resize=0.5))
-        self.blocks.extend([Block(width, width, style, attend=True), Block(width, width, style)])
-        self.time_channels = [block.time_channels for block in self.blocks]  # type: ignore[union-attr]
-        self.time_proj = Linear(style.time, sum(self.time_channels))  # type: ignore[arg-type]
+                made.append(Block(width, width, style, resize=0.5))
+        made += [Block(width, width, style, attend=True), Block(width, width, style)]
+        self.blocks = nn.ModuleList(made)
+        self.time_channels = [block.time_channels for block in made]
+        self.time_proj = Linear(style.time, sum(self.time_channels))
         self.norm = style.norm(width)
         self.pool = AttentionPool(width, (size // 2**halvings) ** 2, style.heads_of(width), classes)
 
