@@ -235,7 +235,7 @@ def guided(denoiser: nn.Module, conditioner: Conditioner, y: Tensor, guidance: G
     """The denoiser wrapped by its guidance, a number being the scale of `ClassifierFree`; None wraps nothing."""
     if guidance is None:
         return denoiser
-    if isinstance(guidance, int | float):
+    if not callable(guidance):  # a number of any kind
         guidance = ClassifierFree(float(guidance))
     return guidance(denoiser, conditioner, y)
 

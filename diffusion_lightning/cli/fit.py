@@ -172,12 +172,15 @@ class CLI(Shell):
         command = f"{'uv run ' if 'UV' in os.environ else ''}diffusion-lightning predict"
         own = records.foreign(self.value("model").as_dict())
         trust = f" --trust {' '.join(own)}" if own else ""
+        draws = isinstance(self.model, Generative)
+        none = "none: no validation ran, or trainer.callbacks has no SampleGrid"
+        more = f"{command} --ckpt_path {last} --n 64 --out {self.root / 'more'} --seed 1{trust}"
         lines = [
-            ("samples", grids[-1] if grids else "none: no validation ran, or trainer.callbacks has no SampleGrid"),
+            *([("samples", grids[-1] if grids else none)] if draws else []),
             ("metrics", self.root / "metrics.csv" if (self.root / "metrics.csv").exists() else "none logged"),
             *(("", f"{key} {value:.4g}") for key, value in values.items()),
             ("checkpoint", last),
-            ("draw more", f"{command} --ckpt_path {last} --n 64 --out {self.root / 'more'} --seed 1{trust}"),
+            *([("draw more", more)] if draws else []),
         ]
         print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
 

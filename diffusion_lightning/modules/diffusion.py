@@ -191,7 +191,7 @@ class Diffusion(Generative):
 
     def _guided(self, y: Tensor, guidance: Guided) -> Denoise:
         """The denoiser with its guidance; raise ValueError if it cannot be guided so."""
-        shape = getattr(guidance, "shape", None)
+        shape = getattr(guidance, "shape", None) if callable(guidance) else None
         if shape is not None and tuple(shape) != self.shape:
             raise ValueError(
                 f"the guidance is by a model of images of {list(shape)}, but this model's are {list(self.shape)}: give "

@@ -376,7 +376,7 @@ def small(name: str, folder: Path) -> Path:
     return path
 
 
-def test_the_classifier_of_noisy_digits(tmp_path: Path) -> None:
+def test_the_classifier_of_noisy_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pinned, and two steps of it; what is read of its checkpoint again is its average."""
     words = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
     config = str(CONFIGS["digits_classifier"])
@@ -389,6 +389,9 @@ def test_the_classifier_of_noisy_digits(tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) == 378_186
     probabilities = model.log_probs(torch.randn(3, 1, 8, 8), torch.tensor([1, 500, 1000])).exp()
     torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
+    assert "draw more" not in capsys.readouterr().out  # it draws nothing
+    main(["validate", "--ckpt_path", str(tmp_path)])
+    assert rows(tmp_path / "validate.csv")[-1]["val/accuracy"] == found[-1]["val/accuracy"]
     with pytest.raises(ValueError, match="model is a NoisyClassifier, but it takes a Diffusion"):
         diffusion_lightning.load(tmp_path)
 
