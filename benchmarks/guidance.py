@@ -31,7 +31,7 @@ from diffusion_lightning.samplers import DPMSolver
 
 from .measure import line, machine
 from .objectives import PART, PARTS, Cells, Scores, spread, train
-from .train import recipe
+from .train import CONFIGS, WATCHES, complete
 
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 STEPS, GUIDE_STEPS = 20, 200
@@ -76,7 +76,7 @@ def model_of(kind: str, seed: int, out: Path, steps: int | None) -> Path:
 
 
 def train_classifier(seed: int, root: Path, steps: int | None) -> None:
-    config = recipe("digits_classifier")
+    config = complete(CONFIGS / "digits_classifier.yaml") | dict.fromkeys(WATCHES)
     config["trainer"] |= {"default_root_dir": str(root / "run"), "limit_val_batches": 0, "logger": False,
                           "enable_progress_bar": False}  # fmt: skip
     if steps:

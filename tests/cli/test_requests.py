@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "true or false": (named, {"y": True}, "the labels are bool"),
     "a list too short": (named, {"y": [1]}, r"y has shape \[1\], but there are 2 samples"),
     "an empty list": (named, {"y": []}, r"y has shape \[0\], but there are 2 samples"),
-    "a negative scale": (named, {"guidance": -1.0}, "the scale of guidance is -1.0, but it is a finite number of at least 0"),
+    "a negative scale": (named, {"guidance": -1.0}, "the scale of guidance is -1.0, but it is a finite number of at"),
     "a scale that is no number": (named, {"guidance": float("nan")}, "the scale of guidance is nan"),
     "a scale for a model without classes": (without_classes, {"guidance": 2.0}, "Unconditional has none: leave"),
     "a scale for a model that never dropped its labels": (lambda: conditional(0.0), {"guidance": 2}, "dropout is 0"),
