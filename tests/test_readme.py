@@ -144,6 +144,8 @@ SCALED = {
     "every_n_train_steps 50": "every_n_train_steps 1",
     "0.16 0.22": "0.07",  # of which six steps have averages
     "1485 --lengths 0.05 0.1 0.19 0.27": "70 --lengths 0.05 0.1",
+    "max_steps 200": "max_steps 4",
+    "val_check_interval 200": "val_check_interval 4",
     "runs/digits/more": "drawn/more",  # which the run's last line tells one to draw
     "path my_classes": "path my_classes --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
     " --trainer.max_steps 2 --model.init_args.network.init_args.channels 32",
