@@ -20,7 +20,7 @@ from .. import random
 from ..conditioning import Conditioner, Unconditional
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
-from ..guidance import Denoise, Guided, guided
+from ..guidance import Guided, guided
 from ..likelihood import VLB
 from ..objectives import Simple, TimestepSampler, Uniform, Weighting
 from ..random import Draw
@@ -180,24 +180,15 @@ class Diffusion(Generative):
     # Sampling: algorithm 2, or any other
 
     def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guided) -> Tensor:
-        sampler, denoise = sampler or Ancestral(), self._guided(y, guidance)
+        sampler, denoise = sampler or Ancestral(), guided(self.denoiser, self.conditioner, y, guidance)
         x_T = random.normal(self.shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds)).to(self.denoiser.dtype)
         return sampler(denoise, self.schedule, x_T, c=self.conditioner(y), seeds=seeds)
 
     def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
         (sampler or Ancestral()).times(self.schedule)
-        first = torch.zeros(1, dtype=torch.long, device=self.device)
-        self._guided(self.labels(guidance).default(first), guidance)
-
-    def _guided(self, y: Tensor, guidance: Guided) -> Denoise:
-        """The denoiser with its guidance; raise ValueError if it cannot be guided so."""
-        shape = getattr(guidance, "shape", None) if callable(guidance) else None
-        if shape is not None and tuple(shape) != self.shape:
-            raise ValueError(
-                f"the guidance is by a model of images of {list(shape)}, but this model's are {list(self.shape)}: give "
-                "one of the same images"
-            )
-        return guided(self.denoiser, self.conditioner, y, guidance)
+        checks.check_guidance(guidance, self.shape)
+        first = self.labels(guidance).default(torch.zeros(1, dtype=torch.long, device=self.device))
+        guided(self.denoiser, self.conditioner, first, guidance)
 
     def angles(self, sampler: Sampler) -> dict[int, float]:
         return sampler.angles(self.schedule)

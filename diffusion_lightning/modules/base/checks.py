@@ -129,6 +129,16 @@ def requested(
     return found
 
 
+def check_guidance(guidance: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if another model guides that is of images of another shape (C, H, W)."""
+    theirs = getattr(guidance, "shape", None) if callable(guidance) else None
+    if theirs is not None and tuple(theirs) != shape:
+        raise ValueError(
+            f"the guidance is by a model of images of {list(theirs)}, but this model's are {list(shape)}: give one of "
+            "the same images"
+        )
+
+
 def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> None:
     """Raise ValueError if a data module's images or labels do not fit a model for images of `shape` (C, H, W).
 
