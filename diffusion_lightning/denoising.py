@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .schedules import Schedule, expand_like
+from .schedules import NO_SIGNAL, Schedule, expand_like
 
 
 class Prediction(NamedTuple):
@@ -139,7 +139,8 @@ class EDM(Parameterization):
 
     c_skip = σ_d²/(σ² + σ_d²), c_out = σ·σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²), σ = √(1 - ᾱ_t)/√ᾱ_t. With
     s = √(ᾱ_t·σ_d² + 1 - ᾱ_t), the standard deviation of x_t, F = √(1 - ᾱ_t)/(σ_d·s)·x_0 - σ_d·√ᾱ_t/s·ε: on data of
-    σ_d = 1 it is -v of `Velocity`. Its squared error under `Simple` is EDM's λ(σ)·‖D - x_0‖².
+    σ_d = 1 it is -v of `Velocity`. Its squared error under `Simple` is EDM's λ(σ)·‖D - x_0‖². Where no signal is left
+    and σ is infinite, the time is 5.
 
     Paper: Elucidating the design space of diffusion-based generative models. Karras, Aittala, Aila, Laine, 2022,
     arXiv 2206.00364, equations 7 and 8, table 1.
@@ -169,7 +170,7 @@ class EDM(Parameterization):
     def time(self, schedule: Schedule, t: Tensor, rescaled: bool = False) -> Tensor:
         if rescaled:
             raise ValueError("rescale_timesteps is true, but EDM feeds ln(σ)/4 and no index: set it to false")
-        return (schedule.log_sigma(t) / 4).float()
+        return (schedule.log_sigma(t).clamp(max=NO_SIGNAL) / 4).float()
 
 
 class Denoiser(nn.Module):

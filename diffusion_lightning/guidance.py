@@ -1,4 +1,4 @@
-"""Guidance: it wraps a denoiser, and the samples of what it returns show their condition more clearly.
+"""Guidance wraps a denoiser, so that samples show their condition more clearly.
 
     x̃_0 = x_0' + scale·(x_0 - x_0'),    ε̃ = ε' + scale·(ε - ε')
 
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from .conditioning import Conditioner
 from .denoising import Prediction
-from .schedules import Schedule, expand_like
+from .schedules import NO_SIGNAL, Schedule, expand_like
 
 Interval = tuple[float, float]
 Denoise = Callable[..., Prediction]
-FARTHEST = 20.0  # ln σ of what has no signal, as good as infinite
 
 
 class Guidance(ABC):
@@ -162,7 +161,7 @@ class AutoGuidance(Guidance):
 
 
 class ClassifierGuided(Guidance):
-    """ε̃ = ε - √(1 - ᾱ_t)·scale·∇log p(y | x_t), and x̃_0 = x_0 + (1 - ᾱ_t)/√ᾱ_t·scale·∇log p(y | x_t).
+    """ε̃ = ε - scale·√(1 - ᾱ_t)·g and x̃_0 = x_0 + scale·(1 - ᾱ_t)/√ᾱ_t·g, with g = ∇ log p(y | x_t).
 
     p is a classifier of noisy images (`modules.NoisyClassifier`). With scale 1 and the true p the samples are those of
     class y; the larger, the clearer the class. The model may be unconditional. The classifier has its own schedule: it
@@ -274,8 +273,8 @@ def nearest(own: Schedule, other: Schedule, t: int | Tensor) -> int | Tensor:
     x_t needs no scaling: its variance is ᾱ·var(x_0) + 1 - ᾱ on every schedule.
     """
     every = torch.arange(1, other.T + 1, device=other.alpha_bar.device)
-    theirs = other.log_sigma(every).clamp(max=FARTHEST)
-    here = torch.as_tensor(own.log_sigma(t), device=theirs.device).clamp(max=FARTHEST)
+    theirs = other.log_sigma(every).clamp(max=NO_SIGNAL)
+    here = torch.as_tensor(own.log_sigma(t), device=theirs.device).clamp(max=NO_SIGNAL)
     found = (theirs - here[..., None]).abs().argmin(-1) + 1
     return found if isinstance(t, Tensor) else int(found)
 

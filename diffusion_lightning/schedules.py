@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+NO_SIGNAL = 20.0  # the ln σ that is taken where no signal is left and it is infinite
+
 
 class Schedule(nn.Module):
     """A falling ᾱ, from 1 at t = 0 towards 0 at t = T. Subclasses compute it; the rest is the same for all.

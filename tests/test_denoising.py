@@ -17,7 +17,7 @@ from diffusion_lightning.denoising import (
 from diffusion_lightning.samplers import DDIM, Trailing
 from diffusion_lightning.schedules import Cosine, Linear, LogSigma, RectifiedFlow, Schedule, ZeroTerminalSNR
 
-from .conftest import of_length
+from .conftest import of_length, tiny_unet
 
 F64 = torch.float64
 
@@ -255,6 +255,15 @@ def test_edm_on_data_of_unit_deviation_is_minus_v() -> None:
     target = EDM(1.0).target(schedule, x_0, eps, t)
     torch.testing.assert_close(target, -Velocity().target(schedule, x_0, eps, t), rtol=1e-12, atol=1e-12)
     assert torch.equal(torch.as_tensor(EDM(1.0).input_scale(schedule, t)).round(decimals=12), torch.ones(1000).double())
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlow(20), ZeroTerminalSNR(Linear(20))], ids=lambda x: type(x).__name__)
+def test_a_network_of_edm_is_fed_a_finite_time_where_no_signal_is_left(schedule: Schedule) -> None:
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([20, 19])
+    denoiser = Denoiser(tiny_unet().eval(), schedule, EDM())
+    assert torch.isfinite(denoiser(x_t, t).output).all()
+    fed = EDM().time(schedule, torch.arange(1, 21))
+    assert torch.equal(fed, fed.sort().values)
 
 
 def test_edms_time_is_no_index() -> None:
