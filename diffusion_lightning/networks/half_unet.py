@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Conv2d, Linear, attend
-from .base.blocks import Block, Style
+from .base.blocks import Block, Style, level_sizes
 from .embeddings import sinusoidal
 
 
@@ -35,7 +35,8 @@ class HalfUNet(nn.Module):
         head_channels: features of a head; None leaves it to `heads`.
 
     Raises:
-        ValueError: if the levels do not divide the size, or the groups or heads do not divide the features.
+        ValueError: if the levels do not divide the size, the groups or heads do not divide the features, or attention
+            is set at a size that no level has.
     """
 
     def __init__(
@@ -53,37 +54,26 @@ class HalfUNet(nn.Module):
         head_channels: int | None = None,
     ) -> None:
         super().__init__()
-        halvings = len(multipliers) - 1
         if classes < 2:
-            raise ValueError(f"{classes} classes cannot be told apart: give at least 2")
-        if halvings < 0 or size < 1 or size % 2**halvings:
-            raise ValueError(
-                f"the network's {len(multipliers)} levels halve the image {halvings} times, which {size} pixels do not "
-                f"allow: use a size divisible by {2 ** max(halvings, 0)}, or other multipliers"
-            )
-        for width in [channels, *(channels * m for m in multipliers)]:
-            if width < 4 or width % groups or width % 2:
-                raise ValueError(
-                    f"a level of {width} features cannot be normalised in {groups} groups: make channels and its "
-                    "multiples even, at least 4, and divisible by groups"
-                )
+            raise ValueError(f"classes is {classes}, but a classifier chooses among several: give at least 2")
+        sizes = level_sizes(size, channels, multipliers, groups, attention)
         self.classes, self.in_channels, self.size, self.channels = classes, in_channels, size, channels
         self.style = style = Style(4 * channels, dropout, groups, 1e-5, True, heads, head_channels)
         self.time_mlp1, self.time_mlp2 = Linear(channels, style.time), Linear(style.time, style.time)
         self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
         made, width = list[Block](), channels
-        for level, m in enumerate(multipliers):
+        for m, pixels in zip(multipliers, sizes, strict=True):
             for _ in range(blocks):
-                made.append(Block(width, m * channels, style, attend=size // 2**level in attention))
+                made.append(Block(width, m * channels, style, attend=pixels in attention))
                 width = m * channels
-            if level < halvings:
+            if pixels > sizes[-1]:
                 made.append(Block(width, width, style, resize=0.5))
         made += [Block(width, width, style, attend=True), Block(width, width, style)]
         self.blocks = nn.ModuleList(made)
         self.time_channels = [block.time_channels for block in made]
         self.time_proj = Linear(style.time, sum(self.time_channels))
         self.norm = style.norm(width)
-        self.pool = AttentionPool(width, (size // 2**halvings) ** 2, style.heads_of(width), classes)
+        self.pool = AttentionPool(width, sizes[-1] ** 2, style.heads_of(width), classes)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits (B, classes).

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Conv2d, Linear
-from .base.blocks import Attention, Block, Downsample, Style, Upsample, fan_average
+from .base.blocks import Attention, Block, Downsample, Style, Upsample, fan_average, level_sizes
 from .embeddings import sinusoidal
 
 
@@ -71,25 +71,8 @@ class UNet(nn.Module):
         release: Literal["DDPM", "IDDPM"] = "DDPM",
     ) -> None:
         super().__init__()
-        halvings = len(multipliers) - 1
-        if halvings < 0 or size < 1 or size % 2**halvings:
-            raise ValueError(
-                f"the U-Net's {len(multipliers)} levels halve the image {halvings} times, which {size} pixels do not "
-                f"allow: use a size divisible by {2 ** max(halvings, 0)}, or other multipliers"
-            )
-        for width in [channels, *(channels * m for m in multipliers)]:
-            if width < 4 or width % groups or width % 2:
-                raise ValueError(
-                    f"a level of {width} features cannot be normalised in {groups} groups: make channels and its "
-                    "multiples even, at least 4, and divisible by groups"
-                )
-        sizes = [size // 2**level for level in range(halvings + 1)]
-        stray = [a for a in attention if a not in sizes]
-        if stray:
-            raise ValueError(
-                f"attention is set at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: "
-                "choose among these"
-            )
+        sizes = level_sizes(size, channels, multipliers, groups, attention)
+        halvings = len(sizes) - 1
         if release not in ("DDPM", "IDDPM"):
             raise ValueError(
                 f"release is {release}, but only DDPM and IDDPM have released code to follow: give one of them"

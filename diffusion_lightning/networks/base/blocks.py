@@ -1,6 +1,7 @@
 """What U-Nets are made of: residual blocks with the time, self-attention over pixels, and changes of the size."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,36 @@ from .dropout import Dropout
 from .matmuls import Conv2d
 from .normalisation import GroupNorm
 from .upsample import UpsampleConv, upsample2x
+
+
+def level_sizes(
+    size: int, channels: int, multipliers: Sequence[int], groups: int, attention: Sequence[int]
+) -> list[int]:
+    """The height and width in pixels of each of a U-Net's levels.
+
+    Raises:
+        ValueError: if the levels do not divide the size, the groups do not divide the features, or attention is set at
+            a size that no level has.
+    """
+    halvings = len(multipliers) - 1
+    if halvings < 0 or size < 1 or size % 2**halvings:
+        raise ValueError(
+            f"the U-Net's {len(multipliers)} levels halve the image {halvings} times, which {size} pixels do not "
+            f"allow: use a size divisible by {2 ** max(halvings, 0)}, or other multipliers"
+        )
+    for width in [channels, *(channels * m for m in multipliers)]:
+        if width < 4 or width % groups or width % 2:
+            raise ValueError(
+                f"a level of {width} features cannot be normalised in {groups} groups: make channels and its "
+                "multiples even, at least 4, and divisible by groups"
+            )
+    sizes = [size // 2**level for level in range(halvings + 1)]
+    stray = [a for a in attention if a not in sizes]
+    if stray:
+        raise ValueError(
+            f"attention is set at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: choose among these"
+        )
+    return sizes
 
 
 class Style(NamedTuple):
