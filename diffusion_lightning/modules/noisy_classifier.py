@@ -28,7 +28,7 @@ from .base import batches, checks, device, optimizers
 class NoisyClassifier(LightningModule):
     """p(y | x_t) and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1], labels (B,).
 
-    The loss of an example is -log p(y | x_t), in nats. `val/accuracy` is of uniform times, most of which are too noisy
+    The loss of an example is -log p(y | x_t), in nats. `val/accuracy` is of uniform times, many of which are too noisy
     for any classifier: it stays far below 1.
 
     Paper: Diffusion models beat GANs on image synthesis. Dhariwal, Nichol, 2021, arXiv 2105.05233, section 4.
