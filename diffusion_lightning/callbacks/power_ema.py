@@ -11,6 +11,7 @@ from torch import Tensor
 from ..distributed.fsdp import gathered, like_shards, local
 from ..files import written
 from .base import profiles
+from .base.folder import dispensable
 
 LENGTHS = "sigma_rel"  # of the averages in a snapshot, whose tensors' names begin with their place among these
 
@@ -98,7 +99,8 @@ class PowerEMA(Callback):
             halves = {
                 f"{track}.{name}": x.half().cpu() for track, average in enumerate(whole) for name, x in average.items()
             }
-            with written(folder(trainer) / f"step={self._step}.ckpt") as stream:
+            file = folder(trainer) / f"step={self._step}.ckpt"
+            with dispensable(file), written(file) as stream:
                 torch.save({"state_dict": halves, "global_step": self._step, LENGTHS: self.sigma_rel}, stream)
             self._thin(trainer, self._step)
 

@@ -23,11 +23,13 @@ class Snapshots:
         root: the run's folder.
 
     Raises:
-        ValueError: if it holds none, or one that `PowerEMA` did not write.
+        ValueError: if it is not there, or holds none, or one that `PowerEMA` did not write.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, folder = root, root / "averages"
+        if not root.is_dir():
+            raise ValueError(f"there is no folder {root}, but averages are made of a run's snapshots: give its folder")
         named = [(path.stem.removeprefix("step="), path) for path in folder.glob("step=*.ckpt")]
         self.files = dict(sorted((int(step), path) for step, path in named if step.isdigit()))
         if not self.files:

@@ -1,5 +1,6 @@
 """The averages that snapshots are made of: their update, their files, their way through a stop."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from diffusion_lightning import checkpoints
-from diffusion_lightning.callbacks import Checkpoint, PowerEMA
-from diffusion_lightning.callbacks.base import profiles
+from diffusion_lightning.callbacks import Checkpoint, PowerEMA, power_ema
+from diffusion_lightning.callbacks.base import folder, profiles
 
 
 class Root(LightningModule):
@@ -136,3 +137,19 @@ def test_averages_of_another_model_are_refused_before_a_step(tmp_path: Path, ave
 def test_too_few_snapshots_are_refused(every: int, keep: int) -> None:
     with pytest.raises(ValueError, match="made of several snapshots"):
         PowerEMA(every_n_train_steps=every, keep=keep)
+
+
+def test_a_snapshot_without_room_costs_a_warning_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def full(tensors: dict[str, Any], stream: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder, "_warned", set())
+    monkeypatch.setattr(power_ema.torch, "save", full)
+    ema = PowerEMA(every_n_train_steps=5)
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_steps=10, logger=False, callbacks=[ema],
+                      enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
+    trainer.fit(Root(), DataLoader(torch.zeros(1000, 1), batch_size=1))  # type: ignore[arg-type]
+    assert (trainer.global_step, ema.updates, steps_of(tmp_path)) == (10, 10, [])
+    assert len([w for w in recwarn if "it is left out and the work goes on" in str(w.message)]) == 1

@@ -240,6 +240,8 @@ def test_a_run_without_snapshots_is_refused(copied: Path, capsys: pytest.Capture
     shutil.rmtree(copied / "averages")
     for words in (writes(copied), ["average", str(copied), "--sweep"]):
         assert "holds no snapshots: train with --trainer.callbacks+ PowerEMA" in fails(capsys, *words)
+    shutil.rmtree(copied)
+    assert f"there is no folder {copied}, but" in fails(capsys, "average", str(copied), "--sweep")
 
 
 def cut(path: Path) -> None:
