@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from .. import checkpoints, files, records
+from ..callbacks import SampleGrid
 from ..callbacks.base import check_same
 from ..distributed import preemption, threads
 from . import provenance
@@ -228,11 +229,12 @@ def start_line(trainer: Trainer, module: LightningModule, config: Namespace) -> 
     steps = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs"
     devices = f"{trainer.world_size} × " if trainer.world_size > 1 else ""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    samples = ", samples" if any(isinstance(x, SampleGrid) for x in trainer.callbacks) else ""  # type: ignore[attr-defined]
     wandb = "" if not loggers else ", W&B offline in wandb" if loggers[0]._offline else ", W&B"
     return (
         f"trains {network.rpartition('.')[2]}, {parameters:,} parameters, on {data} for {steps} on "
         f"{devices}{trainer.strategy.root_device.type} in {trainer.precision}; watch {trainer.default_root_dir} "
-        f"(metrics.csv, samples{wandb})"
+        f"(metrics.csv{samples}{wandb})"
     )
 
 
