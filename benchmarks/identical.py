@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from .measure import machine
 
 ROOT = Path(__file__).parent.parent
@@ -89,11 +91,12 @@ def main(words: list[str] | None = None) -> None:
 
 def compared(case: str, config: Path, at: Path, sides: dict[str, Path]) -> bool:
     """Runs a case by both sides, with the earlier configuration; prints a row, and says whether all is the same."""
-    found = []
+    found, named = [], yaml.safe_load(config.read_text(encoding="utf-8"))
+    watched = [word for key in ("grid", "metrics", "chain") if key in named for word in (f"--{key}", "null")]
     for side, tree in sides.items():
         out, folder = at / "out.json", at / f"{side} {case}"
         subprocess.run(
-            [sys.executable, "-c", WORK, config, folder, out, *STEPS, *CASES[case]],
+            [sys.executable, "-c", WORK, config, folder, out, *STEPS, *watched, *CASES[case]],
             cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         found.append(json.loads(out.read_text(encoding="utf-8")))
