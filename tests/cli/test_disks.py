@@ -336,7 +336,7 @@ def test_a_best_that_an_earlier_version_kept_as_nan_is_beaten(tmp_path: Path) ->
 
 @TRIED
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_a_validation_that_is_no_number_is_told_of_once(tmp_path: Path, value: float) -> None:
+def test_a_validation_that_is_no_number_is_reported_once(tmp_path: Path, value: float) -> None:
     with pytest.warns(UserWarning, match="val/said is not finite after step 4: look at the validation images") as said:
         small_fit(tmp_path, Says(1.0, value, value), FiniteLoss())
     assert len([w for w in said if "val/said" in str(w.message)]) == 1
