@@ -7,7 +7,8 @@
 
 Down through the levels, each a number of residual blocks at half the size of the one before; two blocks and an
 attention in the middle; up again, each block fed the output of its counterpart on the way down. The time is added
-to the features of every block, or scales and shifts them.
+to the features of every block, or scales and shifts them. Blocks may attend to the tokens of a condition, as in
+High-resolution image synthesis with latent diffusion models. Rombach et al., 2022, arXiv 2112.10752, section 3.3.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Conv2d, Linear
+from .base import Conv2d, CrossAttention, Linear, unpacked
 from .base.blocks import Attention, Block, Downsample, Style, Upsample, fan_average, level_sizes
 from .embeddings import sinusoidal
 
@@ -48,9 +49,13 @@ class UNet(nn.Module):
         release: whose released code decides what no paper states. IDDPM's embeds the time as cos | sin with other
             frequencies, pads a strided convolution on all sides, has ε = 1e-5 in its norms where DDPM's has 1e-6, and
             starts from the defaults of PyTorch, and from zero where DDPM's starts near zero.
+        token_width: features of a token; None attends to no tokens.
+        cross_attention: sizes in pixels at which every block is followed by cross-attention to the tokens, after the
+            self-attention if it has one; with `token_width`, the middle attends to them too.
 
     Raises:
-        ValueError: if the levels do not divide the size, or the groups or heads do not divide the features.
+        ValueError: if the levels do not divide the size, the groups or heads do not divide the features, attention is
+            set at a size that no level has, or only one of `token_width` and `cross_attention` is given.
     """
 
     def __init__(
@@ -69,9 +74,12 @@ class UNet(nn.Module):
         scale_shift: bool = False,
         resample_blocks: bool = False,
         release: Literal["DDPM", "IDDPM"] = "DDPM",
+        token_width: int | None = None,
+        cross_attention: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        sizes = level_sizes(size, channels, multipliers, groups, attention)
+        sizes = level_sizes(size, channels, multipliers, groups, attention, cross_attention)
+        _check_tokens(token_width, cross_attention, sizes)
         halvings = len(sizes) - 1
         if release not in ("DDPM", "IDDPM"):
             raise ValueError(
@@ -81,28 +89,33 @@ class UNet(nn.Module):
         self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
         self.resample_blocks, self.release = resample_blocks, release
         eps = 1e-6 if release == "DDPM" else 1e-5
-        self.condition_width = 4 * channels
-        self.style = style = Style(self.condition_width, dropout, groups, eps, scale_shift, heads, head_channels)
+        self.condition_width, self.token_width = 4 * channels, token_width
+        self.style = style = Style(
+            self.condition_width, dropout, groups, eps, scale_shift, heads, head_channels, token_width
+        )
         self.time_mlp1, self.time_mlp2 = Linear(channels, style.time), Linear(style.time, style.time)
         self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
 
         self.down = nn.ModuleList()
         skips, width = [channels], channels
         for level, (m, pixels) in enumerate(zip(multipliers, sizes, strict=True)):
+            attends = {"attend": pixels in attention, "cross": pixels in cross_attention}
             for _ in range(blocks):
-                self.down.append(Block(width, m * channels, style, attend=pixels in attention))
+                self.down.append(Block(width, m * channels, style, **attends))
                 skips.append(width := m * channels)
             if level < halvings:
                 halve = Block(width, width, style, resize=0.5) if resample_blocks else Downsample(width, release)
                 self.down.append(halve)
                 skips.append(width)
 
-        self.middle = nn.ModuleList([Block(width, width, style, attend=True), Block(width, width, style)])
+        first = Block(width, width, style, attend=True, cross=token_width is not None)
+        self.middle = nn.ModuleList([first, Block(width, width, style)])
 
         self.up = nn.ModuleList()
         for level, (m, pixels) in reversed(list(enumerate(zip(multipliers, sizes, strict=True)))):
+            attends = {"attend": pixels in attention, "cross": pixels in cross_attention}
             for _ in range(blocks + 1):
-                self.up.append(Block(width + skips.pop(), m * channels, style, attend=pixels in attention))
+                self.up.append(Block(width + skips.pop(), m * channels, style, **attends))
                 width = m * channels
             if level:
                 self.up.append(Block(width, width, style, resize=2.0) if resample_blocks else Upsample(width))
@@ -148,6 +161,10 @@ class UNet(nn.Module):
                 for weight in module.qkv.weight.data.chunk(3):
                     fan_average(weight)
                 fan_average(module.out.weight, 1e-10)
+            elif isinstance(module, CrossAttention):
+                for weight in module.key_value.weight.data.chunk(2):
+                    fan_average(weight)
+                fan_average(module.out.weight, 1e-10)
         for weight in self.time_proj.weight.data.split(self.time_channels):
             fan_average(weight)
         fan_average(self.conv_out.weight, 1e-10)
@@ -155,21 +172,23 @@ class UNet(nn.Module):
     def _start_as_iddpm(self) -> None:
         """PyTorch's defaults, as they are by now; what ends a residual branch, and the net, at zero."""
         ends = [m.conv2 for m in self.modules() if isinstance(m, Block)]
-        ends += [m.out for m in self.modules() if isinstance(m, Attention)]
+        ends += [m.out for m in self.modules() if isinstance(m, Attention | CrossAttention)]
         for end in [*ends, self.conv_out]:
             nn.init.zeros_(end.weight)
             nn.init.zeros_(end.bias)  # type: ignore[arg-type]
 
-    def forward(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, c: Tensor | tuple[Tensor | None, ...] | None = None) -> Tensor:
         """What the network is trained to output at x_t, (B, out_channels, H, W).
 
         Args:
             x_t: (B, C, H, W).
             t: (B,) the time as the 0-based index 0 … T - 1, or a rescaled one.
-            c: (B, 4·channels), added to the time's embedding; None for no condition.
+            c: the vector (B, 4·channels), added to the time's embedding; or a tuple of vector, tokens (B, L,
+                token_width) and mask (B, L), True where a token is real, each of which may be None; None for no
+                condition.
 
         Raises:
-            ValueError: if the images' channels or size do not fit the network.
+            ValueError: if the images' channels or size, or the tokens, do not fit the network.
         """
         if x_t.shape[1] != self.in_channels:
             raise ValueError(
@@ -182,20 +201,37 @@ class UNet(nn.Module):
                 f"{x_t.shape[2]}×{x_t.shape[3]} pixels do not allow: use sizes divisible by {2**self.halvings}, "
                 "or other multipliers"
             )
+        vector, tokens, mask = unpacked(c, self.token_width, "U-Net")
         if self.release == "DDPM":
             waves = sinusoidal(t, self.channels)
         else:
             waves = sinusoidal(t, self.channels, cosine_first=True, shift=0)
         emb = self.time_mlp2(F.silu(self.time_mlp1(waves.to(self.time_mlp1.weight.dtype))))
-        times = self.time_proj(F.silu(emb if c is None else emb + c))[:, :, None, None]
+        times = self.time_proj(F.silu(emb if vector is None else emb + vector))[:, :, None, None]
         time = iter(times.split(self.time_channels, dim=1))
         h = self.conv_in(x_t)
         skips = [h]
         for module in self.down:
-            h = module(h, next(time))
+            h = module(h, next(time), tokens, mask)
             skips.append(h)
         for module in self.middle:
-            h = module(h, next(time))
+            h = module(h, next(time), tokens, mask)
         for module in self.up:
-            h = module(torch.cat([h, skips.pop()], dim=1) if module.takes_skip else h, next(time))
+            h = torch.cat([h, skips.pop()], dim=1) if module.takes_skip else h
+            h = module(h, next(time), tokens, mask)
         return self.conv_out(F.silu(self.norm(h)))
+
+
+def _check_tokens(token_width: int | None, cross_attention: Sequence[int], sizes: Sequence[int]) -> None:
+    if token_width is None and cross_attention:
+        raise ValueError(
+            f"cross_attention is set at {list(cross_attention)} pixels, but token_width is None: give the number of "
+            "features of a token, or no sizes"
+        )
+    if token_width is not None and not cross_attention:
+        raise ValueError(
+            f"token_width is {token_width}, but cross_attention names no size at which the U-Net attends to tokens: "
+            f"choose among its levels' {sizes} pixels, or leave token_width out"
+        )
+    if token_width is not None and token_width < 1:
+        raise ValueError(f"token_width is {token_width}, but a token has at least 1 feature: give their number")

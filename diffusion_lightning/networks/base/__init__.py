@@ -2,6 +2,8 @@
 
 from . import gpu as gpu
 from .attention import attend as attend
+from .cross_attention import CrossAttention as CrossAttention
+from .cross_attention import unpacked as unpacked
 from .dropout import Dropout as Dropout
 from .matmuls import Conv2d as Conv2d
 from .matmuls import Linear as Linear

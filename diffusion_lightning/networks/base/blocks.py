@@ -1,4 +1,4 @@
-"""What U-Nets are made of: residual blocks with the time, self-attention over pixels, and changes of the size."""
+"""What U-Nets are made of: residual blocks with the time, attention to pixels and to tokens, changes of the size."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import gpu
 from .attention import attend
+from .cross_attention import CrossAttention
 from .dropout import Dropout
 from .matmuls import Conv2d
 from .normalisation import GroupNorm
@@ -17,7 +18,12 @@ from .upsample import UpsampleConv, upsample2x
 
 
 def level_sizes(
-    size: int, channels: int, multipliers: Sequence[int], groups: int, attention: Sequence[int]
+    size: int,
+    channels: int,
+    multipliers: Sequence[int],
+    groups: int,
+    attention: Sequence[int],
+    cross_attention: Sequence[int] = (),
 ) -> list[int]:
     """The height and width in pixels of each of a U-Net's levels.
 
@@ -38,11 +44,12 @@ def level_sizes(
                 "multiples even, at least 4, and divisible by groups"
             )
     sizes = [size // 2**level for level in range(halvings + 1)]
-    stray = [a for a in attention if a not in sizes]
-    if stray:
-        raise ValueError(
-            f"attention is set at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: choose among these"
-        )
+    for name, wanted in (("attention", attention), ("cross_attention", cross_attention)):
+        stray = [a for a in wanted if a not in sizes]
+        if stray:
+            raise ValueError(
+                f"{name} is set at {stray[0]} pixels, but the U-Net's levels are at {sizes} pixels: choose among these"
+            )
     return sizes
 
 
@@ -56,6 +63,7 @@ class Style(NamedTuple):
     scale_shift: bool
     heads: int
     head_channels: int | None
+    token_width: int | None = None
 
     def norm(self, channels: int) -> GroupNorm:
         return GroupNorm(self.groups, channels, eps=self.eps)
@@ -72,12 +80,14 @@ class Style(NamedTuple):
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention if `attend`.
+    """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention if `attend`, and to tokens if `cross`.
 
     With `resize` 0.5 or 2 the features after the first SiLU, and the input, are averaged or repeated to that size.
     """
 
-    def __init__(self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0) -> None:
+    def __init__(
+        self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0, cross: bool = False
+    ) -> None:
         super().__init__()
         self.scale_shift, self.resize = style.scale_shift, resize
         self.time_channels = 2 * to if style.scale_shift else to  # its channels of the U-Net's `time_proj`
@@ -89,8 +99,9 @@ class Block(nn.Module):
         self.conv2 = Conv2d(to, to, 3, padding=1)
         self.skip = Conv2d(from_, to, 1) if from_ != to else nn.Identity()
         self.attention = Attention(to, style) if attend else nn.Identity()
+        self.cross = TokenAttention(to, style) if cross else None
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         h = F.silu(self.norm1(x))
         if self.resize != 1.0:
             h, x = self._resized(h), self._resized(x)
@@ -101,7 +112,8 @@ class Block(nn.Module):
         else:
             h = self.norm2(h + time)
         h = self.conv2(self.dropout(F.silu(h)))
-        return self.attention(self.skip(x) + h)
+        h = self.attention(self.skip(x) + h)
+        return h if self.cross is None else self.cross(h, tokens, mask)
 
     def _resized(self, h: Tensor) -> Tensor:
         if self.resize < 1:
@@ -137,6 +149,20 @@ class Attention(nn.Module):
         return F.linear(attend(q, k, v).transpose(1, 2).flatten(2), self.out.weight.flatten(1), self.out.bias)
 
 
+class TokenAttention(nn.Module):
+    """Cross-attention of the pixels to tokens, added to its input: matmuls alone, which keep channels last."""
+
+    def __init__(self, channels: int, style: Style) -> None:
+        super().__init__()
+        assert style.token_width is not None
+        self.norm = style.norm(channels)
+        self.attention = CrossAttention(channels, style.token_width, style.heads_of(channels))
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        h = self.attention(self.norm(x).flatten(2).mT, tokens, mask)  # (B, H·W, C)
+        return x + h.mT.unflatten(2, x.shape[2:])
+
+
 class Downsample(nn.Module):
     """Half the size by a strided convolution.
 
@@ -150,7 +176,7 @@ class Downsample(nn.Module):
         self.padding = (0, 1, 0, 1) if release == "DDPM" else (1, 1, 1, 1)
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         return self.conv(F.pad(x, self.padding))
 
 
@@ -163,7 +189,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = UpsampleConv(channels, channels)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         return self.conv(x)
 
 
