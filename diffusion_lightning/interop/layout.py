@@ -75,11 +75,11 @@ class Layout(ABC):
         """Our `state_dict` of what they stored.
 
         Raises:
-            ValueError: if a tensor is missing, left over or of another size.
+            ValueError: if a tensor is missing, left over or of another size, or a parameter has no place there.
         """
         shapes = {name: p.shape for name, p in network.named_parameters()}
         found, left = {}, set(weights) - set(self.derived(network))
-        for pair in self.pairs(network):
+        for pair in self._all_pairs(network):
             for name in pair.theirs:
                 if name not in weights:
                     raise ValueError(
@@ -102,10 +102,24 @@ class Layout(ABC):
             )
         return found
 
+    def _all_pairs(self, network: nn.Module) -> list[Pair]:
+        pairs = list(self.pairs(network))
+        lost = {name for name, _ in network.named_parameters()} - {pair.ours for pair in pairs}
+        if lost:
+            raise ValueError(
+                f"the network's {min(lost)} has no place in a checkpoint of {self.name}: use a network without it, or "
+                "this package's own checkpoints"
+            )
+        return pairs
+
     def write(self, network: nn.Module, weights: Weights) -> dict[str, Tensor]:
-        """Their `state_dict` of ours."""
+        """Their `state_dict` of ours.
+
+        Raises:
+            ValueError: if it has no place for a parameter.
+        """
         written = {name: x.clone() for name, x in self.derived(network).items()}
-        for pair in self.pairs(network):
+        for pair in self._all_pairs(network):
             written.update(pair.write(weights[pair.ours]))
         return written
 

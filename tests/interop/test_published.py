@@ -31,6 +31,17 @@ def test_weights_go_there_and_back_unchanged(layout: Layout, shape: str) -> None
     assert all(torch.equal(again[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, ReleasedDiT()], ids=lambda x: x.name)
+def test_a_network_that_attends_to_tokens_has_no_place_there(layout: Layout) -> None:
+    """Its weights without those of the cross-attention would be another network's."""
+    unet = {"size": 8, "channels": 8, "multipliers": (1,), "attention": (), "groups": 4, "cross_attention": (8,)}
+    dit = {"size": 8, "width": 16, "depth": 2, "heads": 2, "cross_every": 2}
+    network = layout.network(token_width=12, **(dit if layout.network is DiT else unet))
+    for way in (layout.write, layout.read):
+        with pytest.raises(ValueError, match=r"the network's .*\.cross\..* has no place in a checkpoint of"):
+            way(network, dict(network.named_parameters()))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outputs_are_those_of_diffusers(shape: str) -> None:
     network = random_unet(shape)
