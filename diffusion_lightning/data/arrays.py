@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..files import expanded
 from ..image_files import IMAGES, Array, contents, load_array, one_image, readable, state
-from .base import FORMAT, Images, Splits, arrange, cached, check_labels, fingerprint, whole_numbers
+from .base import FORMAT, Images, Splits, arrange, cached, check_captions, check_labels, fingerprint, whole_numbers
 
 LABELS = ("labels", "y", "arr_1")  # names of an .npz's labels, the first that it has
 AT_ONCE = 1024
@@ -26,7 +26,10 @@ class Arrays(Images):
     Args:
         path: the file. A set too large for memory is best an `.npy`, which is mapped; an `.npz` is read whole.
         images: the array of images in an `.npz`; None takes `arr_0`, `images` or `samples`.
-        labels: the array of classes, whole numbers; None takes `labels`, `y` or `arr_1`, and y is 0 without these.
+        labels: the array of classes, whole numbers; None takes `labels`, `y` or `arr_1`, and y is 0 without these. With
+            `captions`, only labels that are named are taken.
+        captions: the array of texts (N,), of numpy's kind `U`, or `S` in UTF-8; a batch's y are the texts then, and
+            with `labels` a dict, see `Images`. Every image needs one, of at most 10,000 characters.
         held_out: a fraction of the images below 1, or how many, for `val` and `test`: evenly spaced, from each class in
             proportion.
         max_memory_gib: GiB up to which an `.npy` is read into memory; a larger one is copied into the user's cache,
@@ -44,10 +47,12 @@ class Arrays(Images):
         labels: str | None = None,
         held_out: float = 0.05,
         max_memory_gib: float = 4.0,
+        captions: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.path, self.images, self.labels = Path(expanded(str(path))), images, labels
+        self.caption_array = captions
         self.held_out, self.max_memory_gib = held_out, max_memory_gib
 
     @cached_property
@@ -55,6 +60,26 @@ class Arrays(Images):
         """(C, H, W) of the images."""
         channels, height, width = self._splits.images.shape[1:]
         return channels, height, width
+
+    @cached_property
+    def captions(self) -> list[str] | None:  # type: ignore[override]
+        """The captions of all images, in the file's order; None without captions."""
+        if self.caption_array is None:
+            return None
+        held = contents(self.path)
+        self._name(held, self.caption_array, (), "captions")
+        what, array = f"{self.caption_array} of {self.path}", held[self.caption_array]
+        if array.kind.kind not in "US" or len(array.shape) != 1:
+            raise ValueError(
+                f"{what} holds {array.kind} of shape {list(array.shape)}, but captions are texts (N,), of numpy's kind "
+                "U or S: convert it, such as by numpy.array(captions, str)"
+            )
+        saved = load_array(self.path, self.caption_array, array)
+        try:
+            texts = [text.decode("utf-8-sig") if isinstance(text, bytes) else text for text in saved.tolist()]
+        except (ValueError, SystemError) as error:  # numpy's own, where a number is that of no letter
+            raise ValueError(f"{what} holds bytes that are no text in UTF-8: save texts, as numpy's kind U") from error
+        return check_captions(texts, lambda i: f"image {i}", str(self.path))
 
     def prepare_data(self) -> None:
         _ = self._splits
@@ -67,6 +92,13 @@ class Arrays(Images):
         pixels, y = self._found()
         pixels = self._channels_first(pixels)
         order, places = arrange({"train": y}, self.held_out)
+        if self.captions is not None:
+            if len(self.captions) != len(pixels):
+                raise ValueError(
+                    f"{self.caption_array} of {self.path} has {len(self.captions)} captions, but there are "
+                    f"{len(pixels)} images: give each one caption"
+                )
+            y, self._label_of = torch.arange(len(y)), None if self.labels is None else y
         if isinstance(pixels.base, np.memmap) and pixels.nbytes > self.max_memory_gib * 2**30:
             return Splits(self._copied(pixels, order), y[order], places)
         images = torch.from_numpy(np.ascontiguousarray(pixels[order.numpy()]))
@@ -90,7 +122,9 @@ class Arrays(Images):
             if file.read(len(NPY)) == NPY:
                 return self._found_alone()
         held = contents(self.path)
-        image, label = self._name(held, self.images, IMAGES, "images"), self._name(held, self.labels, LABELS, "labels")
+        image, label = self._name(held, self.images, IMAGES, "images"), None
+        if self.labels or not self.caption_array:
+            label = self._name(held, self.labels, LABELS, "labels")
         if image is None:
             raise ValueError(f"{self.path} holds {', '.join(held)}, but images are sought: name them by data's images")
         readable(self.path, image, held[image])
@@ -108,8 +142,10 @@ class Arrays(Images):
         return pixels, y
 
     def _found_alone(self) -> tuple[NDArray[np.uint8], Tensor]:
-        if self.images or self.labels:
-            raise ValueError(f"{self.path} holds one array, but images or labels are named: give an .npz of both")
+        if self.images or self.labels or self.caption_array:
+            raise ValueError(
+                f"{self.path} holds one array, but images, labels or captions are named: give an .npz of them"
+            )
         try:
             pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # numpy and mmap each have their own

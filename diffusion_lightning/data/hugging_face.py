@@ -17,9 +17,11 @@ from .base import (
     ResizeCrop,
     Splits,
     arrange,
+    check_captions,
     check_labels,
     decode,
     fingerprint,
+    one_of,
     own_splits,
     size_of_first,
     whole_numbers,
@@ -42,6 +44,8 @@ class HuggingFace(Images):
         channels: 3, or 1 for grey.
         image: the column of pictures.
         label: the column of classes, whole numbers; None: y is 0.
+        caption: the column of texts, or of lists of texts, the first of which is taken; a batch's y are the texts then,
+            and with `label` a dict, see `Images`. Every picture needs one, of at most 10,000 characters.
         held_out: a fraction of the training images below 1, or how many, for `val` and `test`; None takes the set's own
             splits `validation` and `test` or, if it has none, 0.05.
         on_error: `raise` refuses a set with pictures that cannot be read, `skip` leaves them out; both name them.
@@ -50,7 +54,8 @@ class HuggingFace(Images):
         kwargs: see `Images`.
 
     Raises:
-        ValueError: if the set cannot be loaded or lacks a column, and as `base.decode` and `base.arrange` do.
+        ValueError: if the set cannot be loaded or lacks a column or a caption, and as `base.decode` and
+            `base.arrange` do.
     """
 
     def __init__(
@@ -64,10 +69,12 @@ class HuggingFace(Images):
         held_out: float | None = None,
         on_error: OnError = "raise",
         max_memory_gib: float = 4.0,
+        caption: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.set_name, self.config, self.image, self.label = expanded(name), config, image, label
+        self.caption = caption
         self.channels, self.size, self.held_out = channels, size, held_out
         self.on_error, self.max_memory_gib = on_error, max_memory_gib
         ResizeCrop.check(channels, size)
@@ -87,6 +94,15 @@ class HuggingFace(Images):
         names = getattr(kind, "names", None)
         return None if names is None else list(names)
 
+    @cached_property
+    def captions(self) -> list[str] | None:  # type: ignore[override]
+        """The captions of all rows, split after split; None without captions."""
+        if self.caption is None:
+            return None
+        values = [one_of(value) for part in self._sets.values() for value in part[self.caption][:]]
+        rows = self._rows
+        return check_captions(values, lambda i: f"number {rows[i][1]} of {rows[i][0]}", self.set_name)
+
     def prepare_data(self) -> None:
         _ = self._splits
 
@@ -96,10 +112,13 @@ class HuggingFace(Images):
     @cached_property
     def _splits(self) -> Splits:
         labels = {split: self._labels(part) for split, part in self._sets.items()}
+        y = torch.cat(list(labels.values()))
         if self.label is not None:
-            check_labels(torch.cat(list(labels.values())), f"{self.label} of {self.set_name}")
+            check_labels(y, f"{self.label} of {self.set_name}")
+        if self.captions is not None:
+            y, self._label_of = torch.arange(len(y)), None if self.label is None else y
         order, places = arrange(labels, self.held_out)
-        rows = [(split, i) for split, part in self._sets.items() for i in range(len(part))]
+        rows = self._rows
         rows = [rows[k] for k in order]
         key: list[Any] = [self.image, self.label, places]
         for split, part in self._sets.items():
@@ -112,7 +131,12 @@ class HuggingFace(Images):
         )
         resize = ResizeCrop(self.shape, keep=self.size is None)
         images, kept = decode(pictures, resize, self.on_error, self.max_memory_gib)
-        return Splits(images, torch.cat(list(labels.values()))[order], places).of(kept)
+        return Splits(images, y[order], places).of(kept)
+
+    @property
+    def _rows(self) -> list[tuple[str, int]]:
+        """Of each row its split and its number there."""
+        return [(split, i) for split, part in self._sets.items() for i in range(len(part))]
 
     @cached_property
     def _sets(self) -> dict[str, Any]:
@@ -126,7 +150,7 @@ class HuggingFace(Images):
         if "train" not in own:
             own = {"train": next(iter(found))}
         sets = {split: found[name] for split, name in own.items() if self._labelled(split, found[name])}
-        for name in filter(None, (self.image, self.label)):
+        for name in filter(None, (self.image, self.label, self.caption)):
             for part in sets.values():
                 if name not in part.column_names:
                     has = ", ".join(part.column_names)
@@ -134,13 +158,14 @@ class HuggingFace(Images):
         return sets
 
     def _labelled(self, split: str, part: Any) -> bool:
-        """Whether a split has the wanted labels: those of a `test` are often kept back, as -1 or left out."""
-        if split == "train" or self.label is None:
+        """Whether a split has the wanted labels and captions: those of a `test` are often kept back, or left out."""
+        if split == "train":
             return True
-        if self.label in part.column_names and any(value not in (-1, None) for value in part[self.label][:]):
-            return True
-        rank_zero_warn(f"the split {split} of {self.set_name} has no {self.label} and is left out")
-        return False
+        for name in filter(None, (self.label, self.caption)):
+            if name not in part.column_names or all(one_of(value) in (-1, None, "") for value in part[name][:]):
+                rank_zero_warn(f"the split {split} of {self.set_name} has no {name} and is left out")
+                return False
+        return True
 
     def _loaded(self) -> Any:
         try:

@@ -11,7 +11,20 @@ from torch import Tensor
 
 from ..files import expanded
 from ..image_files import left_out, no_pictures, state, walk
-from .base import Images, OnError, Pictures, ResizeCrop, Splits, arrange, decode, fingerprint, own_splits, size_of_first
+from .base import (
+    Images,
+    OnError,
+    Pictures,
+    ResizeCrop,
+    Splits,
+    arrange,
+    check_kind,
+    decode,
+    fingerprint,
+    own_splits,
+    read_captions,
+    size_of_first,
+)
 
 
 class ImageFolder(Images):
@@ -26,12 +39,20 @@ class ImageFolder(Images):
     A folder that has `train/` and beside it `val/` or `test/`, in any case of letters, is so split; of any other,
     images evenly spaced in the order are held out, from each class in proportion.
 
+    Captions are UTF-8, read anew at every start, and no part of the cache's key: `txt` reads `NAME.txt` beside each
+    picture `NAME.png`. `metadata.jsonl` or `metadata.csv`, or a list of another such name, has a line for each picture,
+    with its path relative to the list's folder as `file_name`, as Hugging Face's imagefolder has it. Of lists in
+    several folders, the nearest one above a picture is read: one may be in each split's folder, or one at the top.
+
     Args:
         path: the folder; links in it are followed, and names that begin with a dot are skipped.
         size: pixels a side; None if all pictures have one size, which then need not be square.
         channels: 3, or 1 for grey.
         classes: take the name of the first folder below the path (or below `train/`) as class, numbered as sorted;
             otherwise y is 0.
+        captions: None, `txt`, or the name of a list, which ends in `.jsonl` or `.csv`; a batch's y are the texts then,
+            and with `classes` a dict, see `Images`. Every picture needs one, of at most 10,000 characters.
+        caption_column: of a list's texts; the first of each, if it holds lists of texts.
         held_out: a fraction of the images below 1, or how many, for `val` and `test`; None takes the folder's own
             splits or, if it has none, 0.05.
         on_error: `raise` refuses a folder with pictures that cannot be read, `skip` leaves them out; both name them.
@@ -40,7 +61,8 @@ class ImageFolder(Images):
         kwargs: see `Images`.
 
     Raises:
-        ValueError: if the folder has no pictures or only one class, and as `base.decode` and `base.arrange` do.
+        ValueError: if the folder has no pictures or only one class, a picture has no caption, a caption's file or line
+            cannot be understood, and as `base.decode` and `base.arrange` do.
     """
 
     def __init__(
@@ -52,9 +74,13 @@ class ImageFolder(Images):
         held_out: float | None = None,
         on_error: OnError = "raise",
         max_memory_gib: float = 4.0,
+        captions: str | None = None,
+        caption_column: str = "text",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_kind(captions)
+        self.caption_files, self.caption_column = captions, caption_column
         ResizeCrop.check(channels, size)
         self.path, self.size, self.channels, self.classes = Path(expanded(str(path))), size, channels, classes
         self.held_out, self.on_error, self.max_memory_gib = held_out, on_error, max_memory_gib
@@ -64,7 +90,7 @@ class ImageFolder(Images):
         """(channels, H, W): of the first picture that can be read, if no size is given."""
         if self.size is not None:
             return self.channels, self.size, self.size
-        return self.channels, *size_of_first((file for files in self._sets.values() for file in files), str(self.path))
+        return self.channels, *size_of_first(self._files, str(self.path))
 
     def prepare_data(self) -> None:
         _ = self._splits
@@ -74,17 +100,27 @@ class ImageFolder(Images):
 
     @cached_property
     def _splits(self) -> Splits:
-        files = [file for part in self._sets.values() for file in part]
         labels = self._labels
         order, places = arrange(labels, self.held_out)
-        files, y = [files[i] for i in order], torch.cat(list(labels.values()))[order]
+        y = torch.cat(list(labels.values()))
+        if self.captions is not None:
+            y, self._label_of = torch.arange(len(y)), y if self.classes else None
+        files = self._files
+        files = [files[i] for i in order]
         names = [file.relative_to(self.path).as_posix() for file in files]
         known = [(name, *state(file)) for name, file in zip(names, files, strict=True)]
         key = fingerprint(["folder", self.path.resolve(), *known])
         pictures = Pictures([str(file) for file in files], lambda i: files[i], key)
         resize = ResizeCrop(self.shape, keep=self.size is None)
         images, kept = decode(pictures, resize, self.on_error, self.max_memory_gib)
-        return Splits(images, y, places).of(kept)
+        return Splits(images, y[order], places).of(kept)
+
+    @cached_property
+    def captions(self) -> list[str] | None:  # type: ignore[override]
+        """The captions of all pictures, in the order of their paths, split after split; None without captions."""
+        if self.caption_files is None:
+            return None
+        return read_captions(self._files, self.path, self.caption_files, self.caption_column)
 
     @cached_property
     def class_names(self) -> list[str] | None:
@@ -108,6 +144,10 @@ class ImageFolder(Images):
             if others:
                 rank_zero_warn(left_out(place, others))
         return sets
+
+    @property
+    def _files(self) -> list[Path]:
+        return [file for part in self._sets.values() for file in part]
 
     @property
     def _names(self) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from .base import Source as Source
 from .base import decoded as decoded
 from .base import head as head
 from .base import own_limit as own_limit
+from .base import regular as regular
 from .folder import ORIGIN as ORIGIN
 from .folder import Folder as Folder
 from .folder import left_out as left_out

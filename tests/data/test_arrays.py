@@ -110,7 +110,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the array of .* holds float64"):
         Arrays(tmp_path / "floats.npy").prepare_data()
     np.save(tmp_path / "a.npy", COLOUR)
-    with pytest.raises(ValueError, match="holds one array, but images or labels are named"):
+    with pytest.raises(ValueError, match="holds one array, but images, labels or captions are named"):
         Arrays(tmp_path / "a.npy", labels="labels").prepare_data()
     for name, make in (("a.npy", np.save), ("a.npz", np.savez)):
         make(tmp_path / name, COLOUR)

@@ -1,10 +1,14 @@
-"""The base of the sources: the order and the batches, splits and labels, pictures that are decoded once, downloads."""
+"""The base of the sources: the order and the batches, splits, labels, captions, pictures decoded once, downloads."""
 
 from .arrange import Splits as Splits
 from .arrange import arrange as arrange
 from .arrange import check_labels as check_labels
 from .arrange import own_splits as own_splits
 from .arrange import whole_numbers as whole_numbers
+from .caption_files import check_kind as check_kind
+from .caption_files import read_captions as read_captions
+from .captions import check_captions as check_captions
+from .captions import one_of as one_of
 from .decode import FORMAT as FORMAT
 from .decode import OnError as OnError
 from .decode import Pictures as Pictures

@@ -1,6 +1,8 @@
 """Sets of images as bytes, in memory or in a mapped file, batched by index: no training step decodes anything.
 
-    batch = (image (B, C, H, W) float32 in [-1, 1], y (B,) int64)
+    batch = (image (B, C, H, W) float32 in [-1, 1], y)
+
+y is (B,) int64, the classes; in a set with captions B texts, or a dict of both, see `Images`.
 
 The order is a function of (seed, optimizer step): global batch k holds the same images on any number of devices, rank
 after rank, and an image's flip is a function of (seed, epoch, its index).
@@ -13,12 +15,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ... import random
 from ...distributed import preemption
 from ...metrics.evaluation import hashed
+from .captions import sided
 from .order import Indices, Loader, Order, even
 
 RESIDENT = 0.25  # of a GPU's free memory, which a set of images may take
@@ -27,7 +31,7 @@ RESIDENT = 0.25  # of a GPU's free memory, which a set of images may take
 class Bytes(Dataset):
     """Images as bytes (N, C, H, W), their labels (N,), and a seed of flips or None; indexed a batch at a time.
 
-    The batches are made on the device on which the images lie.
+    The batches' images are made on the device on which the images lie, and y on that of the labels.
     """
 
     def __init__(self, images: Tensor, y: Tensor, flip_seed: int | None) -> None:
@@ -40,7 +44,7 @@ class Bytes(Dataset):
         if self.flip_seed is not None:
             flip = self._flipped(self.flip_seed, epoch, indices)
             images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        return images, self.y[indices]
+        return images, self.y[indices if self.y.device == self.images.device else batch[1]]
 
     def _flipped(self, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Which images are flipped; on a GPU, where few draws cost as much as many, drawn for all once an epoch."""
@@ -79,9 +83,14 @@ class Reference:
 class Images(LightningDataModule, ABC):
     """A data set in three splits, `train`, `val` and `test`. Subclasses read it.
 
+    `captions` is None, or a list of the texts of all splits, of which y (N,) of `read` are numbers: a batch is
+    `(image, list of B texts)` then, and in a set that has classes too
+    `(image, {"label": (B,) int64, "text": list of B texts})`.
+
     Args:
         batch_size: images a batch, per device.
-        flip: mirror half of the training images, another half in every epoch.
+        flip: mirror half of the training images, another half in every epoch; captions that say left or right are
+            wrong then, which is warned of.
         num_workers: processes that gather batches; 0 gathers them in the main process, and on the
             training GPU if all the images take no more than a quarter of its free memory: no step copies any to it.
         seed: of the order and the flips.
@@ -89,6 +98,8 @@ class Images(LightningDataModule, ABC):
 
     shape: tuple[int, int, int]
     levels = 256
+    captions: list[str] | None = None
+    _label_of: Tensor | None = None  # (len(captions),) the classes of a set that has captions too: one caption an image
     may_download = True  # false for data that a checkpoint names: what a file names is read, and never written
 
     def __init__(self, batch_size: int = 128, flip: bool = False, num_workers: int = 0, seed: int = 0) -> None:
@@ -104,7 +115,10 @@ class Images(LightningDataModule, ABC):
 
     @abstractmethod
     def read(self, split: str) -> tuple[Tensor, Tensor]:
-        """The images (N, C, H, W) as bytes 0 … levels - 1 and labels (N,) int64 of `train`, `val` or `test`."""
+        """The images (N, C, H, W) as bytes 0 … levels - 1 and y (N,) int64 of `train`, `val` or `test`.
+
+        y are the classes or, in a set with captions, the numbers of the images' captions.
+        """
 
     def scaled(self, images: Tensor) -> Tensor:
         """Bytes 0 … levels - 1 to float32 in [-1, 1]."""
@@ -116,6 +130,11 @@ class Images(LightningDataModule, ABC):
             images, _ = self.splits[split] if split in self.splits else self._checked(split)
             self._references[split] = Reference(images, self.scaled)
         return self._references[split]
+
+    def captions_of(self, split: str) -> list[str] | None:
+        """The captions (N,) of a split's images, in the set's own order; None if the set has none."""
+        _, y = self.splits[split] if split in self.splits else self._checked(split)
+        return None if self.captions is None else [self.captions[i] for i in y.tolist()]
 
     def setup(self, stage: str) -> None:
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
@@ -129,6 +148,11 @@ class Images(LightningDataModule, ABC):
                     f"one step takes {whole} images ({self.batch_size} a batch, {self._world} devices, "
                     f"{self._accumulate} batches accumulated), but the training set has {n}: lower the data's "
                     "batch_size"
+                )
+            if self.flip and (count := sided(self.captions_of("train") or [])):
+                rank_zero_warn(
+                    f"flip mirrors images, but {count} of {n} training captions say left or right: set the data's flip "
+                    "to false"
                 )
 
     def _checked(self, split: str) -> tuple[Tensor, Tensor]:
@@ -156,6 +180,11 @@ class Images(LightningDataModule, ABC):
                 f"the {split} labels of {type(self).__name__} are {str(y.dtype).removeprefix('torch.')} of shape "
                 f"{list(y.shape)}, but there are {len(images)} images: give one whole number each"
             )
+        if self.captions is not None and not 0 <= int(y.min()) <= int(y.max()) < len(self.captions):
+            raise ValueError(
+                f"y of {what} goes from {int(y.min())} to {int(y.max())}, but {len(self.captions)} captions are "
+                "numbered from 0 on: give each image the number of its caption"
+            )
         return images, y.long()
 
     def _check_ranks(self, split: str) -> None:
@@ -176,10 +205,24 @@ class Images(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader:
         return self._loader("test")
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Bytes become floats on the device: a quarter of the traffic."""
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The numbers of captions stay on the CPU: no step waits for a GPU to give them back."""
+        if self.captions is None:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
         images, y = batch
-        return self.scaled(images), y
+        return super().transfer_batch_to_device(images, device, dataloader_idx), y
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bytes become floats on the device, a quarter of the traffic, and numbers of captions texts."""
+        images, y = batch
+        return self.scaled(images), y if self.captions is None else self._captioned(y, images.device)
+
+    def _captioned(self, y: Tensor, device: torch.device) -> Any:
+        assert self.captions is not None
+        texts = [self.captions[i] for i in y.tolist()]
+        if self._label_of is None:
+            return texts
+        return {"label": self._label_of[y.to(self._label_of.device)].to(device, non_blocking=True), "text": texts}
 
     def _loader(
         self, split: str, accumulate: int = 1, seed: int | None = None, flip_seed: int | None = None
@@ -189,7 +232,7 @@ class Images(LightningDataModule, ABC):
         size = self.batch_size if seed is not None else even(len(images), self.batch_size, self._world)
         order = Order(len(images), size, rank, self._world, accumulate, seed, self._step)
         place = self._place(images)
-        images, y = images.to(place), y.to(place)
+        images, y = images.to(place), y.to(place) if self.captions is None else y
         return Loader(
             Bytes(images, y, flip_seed),
             batch_size=None,
