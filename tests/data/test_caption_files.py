@@ -30,7 +30,7 @@ def jsonl(*rows: Any) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def line(name: str, text: Any = "a text") -> dict[str, Any]:
+def line(name: Any, text: Any = "a text") -> dict[str, Any]:
     return {"file_name": name, "text": text}
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lightning import data as sources
+from diffusion_lightning import records
 from diffusion_lightning.data import Arrays, HuggingFace, ImageFolder, Images
 from diffusion_lightning.data.base import check_captions, one_of
 
@@ -302,7 +303,7 @@ def test_of_several_captions_the_first_is_taken() -> None:
 
 
 class Own(Images):
-    shape, captions = (1, 2, 2), ["zero", "one", "two"]  # type: ignore[assignment]
+    shape, captions = (1, 2, 2), ["zero", "one", "two"]
 
     def __init__(self, y: Tensor, **kwargs: Any) -> None:
         super().__init__(batch_size=2, **kwargs)
@@ -361,6 +362,20 @@ def test_an_array_that_holds_no_captions_is_refused(saved: Any, says: str, tmp_p
     np.save(tmp_path / "a.npy", images)
     with pytest.raises(ValueError, match="holds one array, but images, labels or captions are named"):
         Arrays(tmp_path / "a.npy", captions="said").prepare_data()
+
+
+def test_a_checkpoints_record_names_captions_as_plain_data(tmp_path: Path) -> None:
+    data = KINDS["metadata.csv"](tmp_path, held_out=8)
+    arguments = {"path": str(tmp_path / "set"), "captions": "metadata.csv", "held_out": 8}
+
+    def read(**changes: Any) -> Any:
+        return records.read({"class_path": "ImageFolder", "init_args": {**arguments, **changes}}, Images, "data").make()
+
+    assert read().captions_of("val") == data.captions_of("val")
+    refused = ({"class_path": "builtins.open"}, 3, ["metadata.csv"], "/etc/passwd", "../metadata.csv")
+    for value in refused:
+        with pytest.raises(ValueError, match="captions"):
+            read(captions=value)
 
 
 def test_labels_of_an_array_are_taken_beside_captions_only_by_name(tmp_path: Path) -> None:

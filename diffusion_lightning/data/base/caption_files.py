@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import os
+import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -80,13 +81,13 @@ def _listed(files: Sequence[Path], top: Path, name: str, column: str) -> tuple[l
     texts = []
     for file in files:
         at = nearest[file.parent]
-        texts.append(None if at is None else lists[at].pop(_key(file.relative_to(at)), None))
+        texts.append(None if at is None else lists[at].pop(_key(file.relative_to(at).as_posix()), None))
     return texts, [str(place / left) for place, lines in lists.items() for left in lines]
 
 
-def _key(name: PurePosixPath) -> str:
+def _key(name: str) -> str:
     """A path as lists and disks agree on it: some systems write é as one character, some as two."""
-    return unicodedata.normalize("NFC", name.as_posix())
+    return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def _captions(path: Path, column: str) -> dict[str, Any]:
@@ -109,8 +110,8 @@ def _captions(path: Path, column: str) -> dict[str, Any]:
     return found
 
 
-def _inside(name: Any, line: str) -> PurePosixPath:
-    """A line's path.
+def _inside(name: Any, line: str) -> str:
+    """The path of a line's picture.
 
     Raises:
         ValueError: if it does not lead into the list's folder.
@@ -119,12 +120,11 @@ def _inside(name: Any, line: str) -> PurePosixPath:
         raise ValueError(f"{line} has the {FILE_NAME} {_short(name)}, but it is the name of a picture: correct it")
     if "\\" in name:
         raise ValueError(f"{line} has the {FILE_NAME} {_short(name)}, with a backslash: write / between folders")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if name.startswith("/") or ".." in name.split("/"):
         raise ValueError(
             f"{line} has the {FILE_NAME} {_short(name)}, which leads out of the list's folder: give a path within it"
         )
-    return path
+    return name
 
 
 def _json_rows(text: str, path: Path) -> Iterator[Row]:

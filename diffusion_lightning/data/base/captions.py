@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 LONGEST = 10_000  # characters of a caption
+# A byte 0 is left by other encodings, half of a surrogate pair by broken escapes; tokenizers fail at both.
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
@@ -29,7 +31,7 @@ def check_captions(values: Sequence[Any], name: Callable[[int], str], where: str
         if count := texts.count(missing):
             raise ValueError(
                 f"{count} of {len(texts)} images of {where} have {what}, the first of them {name(texts.index(missing))}"
-                ": write a text for each, remove these images, or leave the data's captions out"
+                ": write a text for each, remove these images, or leave captions out"
             )
     return texts  # type: ignore[return-value]  # none is None
 
@@ -44,8 +46,7 @@ def _text(value: Any, i: int, name: Callable[[int], str]) -> str | None:
         raise ValueError(
             f"the caption of {name(i)} has {len(text):,} characters, but a caption has at most {LONGEST:,}: shorten it"
         )
-    # A byte 0 is left by other encodings, half of a surrogate pair by broken escapes; tokenizers fail at both.
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if NO_TEXT.search(text):
         raise ValueError(f"the caption of {name(i)} holds a character that no text has: save it as UTF-8")
     return text
 
