@@ -128,7 +128,7 @@ def _inside(name: Any, line: str) -> str:
 
 
 def _json_rows(text: str, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
+    for number, line in enumerate(io.StringIO(text), 1):
         if not line.strip():
             continue
         try:
