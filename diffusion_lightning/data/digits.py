@@ -1,9 +1,9 @@
 """The digits that scikit-learn ships: 1,797 handwritten digits of 8×8 pixels, no download."""
 
-import torch
 from torch import Tensor
 
-from .base import Images, held_out
+from .base import Images, small_digits
+from .base.small_digits import HELD_OUT, HIGHEST
 
 
 class Digits(Images):
@@ -22,16 +22,8 @@ class Digits(Images):
     """
 
     shape = (1, 8, 8)
-    levels = 17
-    held_out = 297
+    levels = HIGHEST + 1
+    held_out = HELD_OUT
 
     def read(self, split: str) -> tuple[Tensor, Tensor]:
-        from sklearn.datasets import load_digits  # here: it takes a second, and `fit` imports this file
-
-        digits = load_digits()
-        images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
-        y = torch.from_numpy(digits.target).long()
-        chosen = held_out(y, self.held_out)
-        if split == "train":
-            chosen = ~chosen
-        return images[chosen], y[chosen]
+        return small_digits(train=split == "train")

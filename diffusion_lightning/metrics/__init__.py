@@ -1,5 +1,6 @@
 """What generated images are worth, as torchmetrics metrics over bytes: `update(images, real)`, `compute()`."""
 
+from .caption_match import CaptionMatch as CaptionMatch
 from .class_coverage import ClassCoverage as ClassCoverage
 from .frechet import FrechetDistance as FrechetDistance
 from .frechet import frechet_distance as frechet_distance

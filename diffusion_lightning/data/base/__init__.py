@@ -24,4 +24,5 @@ from .order import Loader as Loader
 from .order import Order as Order
 from .picture import ResizeCrop as ResizeCrop
 from .picture import size_of_first as size_of_first
+from .small_digits import small_digits as small_digits
 from .store import cached as cached
