@@ -18,7 +18,7 @@ from diffusion_lightning.data.base.images import Bytes
 from diffusion_lightning.extractors import InceptionV3
 from diffusion_lightning.images import to_uint8
 from diffusion_lightning.modules import Diffusion
-from diffusion_lightning.networks import UNet
+from diffusion_lightning.networks import DiT, UNet
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler
 from diffusion_lightning.schedules import Cosine
 
@@ -96,6 +96,35 @@ def test_compiled_the_network_and_its_gradients_are_those_of_a_cpu(reduced: bool
     assert (gpu - cpu).norm() <= bound * cpu.norm()
     for name, grad in grads.items():
         assert (others[name] - grad).norm() <= 2 * bound * grad.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("make", [UNet, DiT])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_to_tokens_and_its_gradients_are_those_of_a_cpu(make: type[Any], compiled: bool) -> None:
+    """Padding of NaN too."""
+    shape = {"channels": 32, "multipliers": (1, 2), "groups": 8, "dropout": 0.0, "cross_attention": (8,), "heads": 4}
+    kwargs: dict[str, Any] = shape if make is UNet else {"width": 32, "depth": 2, "heads": 4}
+    found = []
+    for device in ("cpu", "cuda"):
+        draw = torch.Generator().manual_seed(0)
+        net = make(in_channels=1, size=16, token_width=24, **kwargs)
+        for p in net.parameters():
+            p.data.copy_(float(p.ndim == 1) + torch.randn(p.shape, generator=draw) * 0.1)
+        given = [torch.randn(shape, generator=draw) for shape in ((3, 1, 16, 16), (3, net.condition_width), (3, 7, 24))]
+        mask = torch.arange(7) < torch.tensor([[7], [1], [4]])
+        given[2][~mask] = torch.nan
+        x_t, vector, tokens = (x.to(device).requires_grad_() for x in given)
+        net.to(device)
+        if compiled and device == "cuda":
+            if make is UNet:
+                net.set_memory_format(torch.device(device), False, compiled=True)
+            net.compile(dynamic=False)
+        output = net(x_t, torch.tensor([0, 3, 9], device=device), (vector, tokens, mask.to(device)))
+        slopes = torch.autograd.grad(output.square().mean(), [x_t, vector, tokens, *net.parameters()])
+        found.append([x.detach().cpu() for x in (output, *slopes)])
+    for cpu, gpu in zip(*found, strict=True):
+        assert cpu.isfinite().all()
+        assert (gpu - cpu).norm() <= 2e-4 * cpu.norm() + 1e-7
 
 
 class Strict(Callback):

@@ -171,11 +171,11 @@ class UNet(nn.Module):
 
     def _start_as_iddpm(self) -> None:
         """PyTorch's defaults, as they are by now; what ends a residual branch, and the net, at zero."""
-        ends = [m.conv2 for m in self.modules() if isinstance(m, Block)]
+        ends: list[Any] = [m.conv2 for m in self.modules() if isinstance(m, Block)]
         ends += [m.out for m in self.modules() if isinstance(m, Attention | CrossAttention)]
         for end in [*ends, self.conv_out]:
             nn.init.zeros_(end.weight)
-            nn.init.zeros_(end.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(end.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor | tuple[Tensor | None, ...] | None = None) -> Tensor:
         """What the network is trained to output at x_t, (B, out_channels, H, W).

@@ -160,12 +160,15 @@ def test_what_a_gpu_is_given_compiled_is_the_same_network(
 def test_compiled_it_is_the_formula(masked: bool) -> None:
     module, mask = random(CrossAttention(8, WIDTH, 2)), MASK if masked else None
     draw = torch.Generator().manual_seed(0)
-    given = [torch.randn(shape, generator=draw).requires_grad_() for shape in ((3, 16, 8), (*MASK.shape, WIDTH))]
-    slope, found = torch.randn(given[0].shape, generator=draw), []
+    x, tokens = (torch.randn(shape, generator=draw).requires_grad_() for shape in ((3, 16, 8), (*MASK.shape, WIDTH)))
+    slope = torch.randn(x.shape, generator=draw)
     torch._dynamo.reset()
-    for y in (torch.compile(module, dynamic=False, fullgraph=True)(*given, mask), one_by_one(module, *given, mask)):
-        found.append([y, *torch.autograd.grad(y, [*given, *module.parameters()], slope)])
-    assert_close(*found)
+    compiled = torch.compile(module, dynamic=False, fullgraph=True)(x, tokens, mask)
+    found, expected = (
+        [y, *torch.autograd.grad(y, [x, tokens, *module.parameters()], slope)]
+        for y in (compiled, one_by_one(module, x, tokens, mask))
+    )
+    assert_close(found, expected)
 
 
 @pytest.mark.slow
