@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .conditioning.base import Embedded, cast, simplest
 from .schedules import NO_SIGNAL, Schedule, expand_like
 
 
@@ -180,7 +181,8 @@ class Denoiser(nn.Module):
     the weight of the larger log-variance (IDDPM, arXiv 2102.09672, equation 15).
 
     Args:
-        network: `forward(x_t, time, c) -> (B, C or 2C, H, W)`; time is the parameterization's, t - 1 for most.
+        network: `forward(x_t, time, c) -> (B, C or 2C, H, W)`; time is the parameterization's, t - 1 for most; c is
+            None, a vector (B, width) or, if there are tokens too, a `Condition`.
         schedule: ᾱ.
         parameterization: what the network outputs.
         rescale_timesteps: the time is 1000/T·(t - 1) instead, so that a network sees the same times whatever T
@@ -215,7 +217,7 @@ class Denoiser(nn.Module):
         """The type of x_t in a sampler: float32, or float64 if the network's weights are. It is never less."""
         return torch.promote_types(torch.float32, weights_dtype(self.network) or torch.float32)
 
-    def _output(self, x_t: Tensor, t: int | Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _output(self, x_t: Tensor, t: int | Tensor, c: Embedded) -> tuple[Tensor, Tensor | None]:
         """The network's raw output, in x_t's type, and m if it predicts the variance."""
         if not isinstance(t, Tensor):
             if not 1 <= t <= self.schedule.T:
@@ -224,20 +226,20 @@ class Denoiser(nn.Module):
         time = self.parameterization.time(self.schedule, t, self.rescale_timesteps)
         scale = self.parameterization.input_scale(self.schedule, t)
         scaled = expand_like(scale, x_t) * x_t if isinstance(scale, Tensor) else x_t
-        output = tensor_of(self.network(*self._cast(scaled, time, c))).to(x_t.dtype)
+        output = tensor_of(self.network(*self._cast(scaled, time, simplest(c)))).to(x_t.dtype)
         if output.shape[1] != 2 * x_t.shape[1]:
             return output, None
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
-    def _cast(self, x_t: Tensor, time: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _cast(self, x_t: Tensor, time: Tensor, c: Embedded) -> tuple[Tensor, Tensor, Embedded]:
         """x_t and c in the type of the network's weights; the time as it is: in bfloat16 many times are one."""
         dtype = weights_dtype(self.network)
         if dtype is None or torch.is_autocast_enabled(x_t.device.type):  # autocast chooses a type for each operation
             return x_t, time, c
-        return x_t.to(dtype), time, c.to(dtype) if c is not None and c.is_floating_point() else c
+        return x_t.to(dtype), time, cast(c, dtype)
 
-    def forward(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: int | Tensor, c: Embedded = None) -> Prediction:
         """x_0, ε and m at x_t (B, C, H, W), with t an int in 1 … T or a tensor (B,).
 
         The network computes in the type of its weights, whatever x_t's is.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conditioning import Conditioner
+from .conditioning.base import Asked, Conditioner, Embedded, joined, rows
 from .denoising import Prediction
 from .schedules import NO_SIGNAL, Schedule, expand_like
 
@@ -62,13 +62,20 @@ class ClassifierFree(Guidance):
         rescale: φ in [0, 1]: the guided output is brought nearer to the deviation of the conditional one, φ being all
             the way; it is the network's raw output that is scaled, and x_0 and ε follow.
         channels: guide the first so many channels alone, as DiT's released code does three of four; None is all.
+        negative: a prompt, or a class's number, that takes the place of the null condition: samples are led away from
+            it; None is the null condition.
 
     Raises:
         ValueError: if an argument is out of its range; when it is called, if training never dropped the condition.
     """
 
     def __init__(
-        self, scale: float, interval: Interval | None = None, rescale: float = 0.0, channels: int | None = None
+        self,
+        scale: float,
+        interval: Interval | None = None,
+        rescale: float = 0.0,
+        channels: int | None = None,
+        negative: Asked | None = None,
     ) -> None:
         check(scale, interval)
         if not 0 <= rescale <= 1:
@@ -76,15 +83,19 @@ class ClassifierFree(Guidance):
         if channels is not None and channels < 1:
             raise ValueError(f"guidance of {channels} channels guides nothing: give at least 1, or null for all")
         self.scale, self.interval, self.rescale, self.channels = scale, interval, rescale, channels
+        self.negative = negative
 
     def __call__(self, denoiser: nn.Module, conditioner: Conditioner, y: Tensor) -> Denoise:
-        null = conditioner(conditioner.null(1))  # (1, width), computed once for all steps
-        return partial(self._predict, denoiser, null)
+        null = conditioner.null(1)
+        if self.negative is not None:
+            null = conditioner.raw(self.negative, 1).to(null.device)
+            conditioner.check(null)
+        return partial(self._predict, denoiser, conditioner(null))  # embedded once for all steps
 
-    def _predict(self, denoiser: Any, null: Tensor, x_t: Tensor, t: int | Tensor, c: Tensor) -> Prediction:
+    def _predict(self, denoiser: Any, null: Embedded, x_t: Tensor, t: int | Tensor, c: Embedded) -> Prediction:
         if self.scale == 1 or not within(self.interval, denoiser, t):
             return denoiser(x_t, t, c)
-        both = torch.cat([c, null.expand_as(c)])
+        both = joined(c, rows(null, len(x_t)))
         times = torch.cat([t, t]) if isinstance(t, Tensor) else t
         found = denoiser(torch.cat([x_t, x_t]), times, both)
         var_mix = None if found.var_mix is None else found.var_mix[: len(x_t)]
@@ -146,7 +157,7 @@ class AutoGuidance(Guidance):
         return partial(self._predict, denoiser, guide.denoiser, same, guide.conditioner(y))
 
     def _predict(
-        self, denoiser: Any, guide: Any, same: bool, c_guide: Tensor | None, x_t: Tensor, t: int | Tensor, c: Any
+        self, denoiser: Any, guide: Any, same: bool, c_guide: Embedded, x_t: Tensor, t: int | Tensor, c: Any
     ) -> Prediction:
         own = denoiser(x_t, t, c)
         if self.scale == 1 or not within(self.interval, denoiser, t):

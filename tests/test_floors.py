@@ -15,8 +15,8 @@ PACKAGE = TESTS.parent / "diffusion_lightning"
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
 GROUND = [
-    "random", "files", "images", "scenes", "image_files", "schedules", "denoising", "objectives", "likelihood",
-    "conditioning", "guidance", "networks", "samplers", "known", "records",
+    "random", "files", "images", "scenes", "image_files", "conditioning", "schedules", "denoising", "objectives",
+    "likelihood", "guidance", "networks", "samplers", "known", "records",
 ]  # fmt: skip
 WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
@@ -26,8 +26,8 @@ WITH_LIGHTNING = [
     "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
-    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.predict", "cli.score", "cli.export", "cli.import_",
-    "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.selftest", "cli.entry", "__main__",
+    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.predict", "cli.score", "cli.export",
+    "cli.import_", "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")

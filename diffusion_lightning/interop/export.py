@@ -131,7 +131,7 @@ def program(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     """`denoiser.pt2`, for batches of any size."""
     example: list[Any] = [torch.zeros(2, *model.shape), torch.ones(2, dtype=torch.long)]
     if model.conditioner.conditional:
-        example.append(torch.zeros(2, dtype=torch.long))
+        example.append(model.conditioner.default(torch.arange(2)))
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad():
         exported = torch.export.export(

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import checkpoints
 from ..modules import Diffusion
 
@@ -50,7 +52,7 @@ def text(model: Diffusion, checkpoint: dict[str, Any], ckpt: str, formats: Colle
     config = checkpoints.config(checkpoint, ckpt)
     return CARD.format(
         library="diffusers" if "pipeline" in formats else "pytorch",
-        tags=f"ddpm, diffusion, {'class-' if model.conditioner.conditional else 'un'}conditional",
+        tags=f"ddpm, diffusion, {_condition(model)}",
         title=_title(config, ckpt),
         facts=_table(_facts(model, checkpoint, config)),
         measured=_measured(checkpoint, Path(ckpt)),
@@ -64,9 +66,17 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _code(name: str, model: Diffusion) -> str:
     batch = ", ".join(map(str, (4, *model.shape)))
-    classes = ", torch.zeros(4, dtype=torch.long)" if model.conditioner.conditional else ""
-    code = SAMPLING[name].replace("BATCH", batch).replace("CLASS", classes)
+    raw = model.conditioner.default(torch.zeros(1, dtype=torch.long)).shape[1:]
+    sizes = ", ".join(map(str, (4, *raw)))  # of tokens, 1 is the null condition's
+    classes = f", torch.{'ones' if len(raw) else 'zeros'}({sizes}, dtype=torch.long)"
+    code = SAMPLING[name].replace("BATCH", batch).replace("CLASS", classes if model.conditioner.conditional else "")
     return code.replace("TIME", str(model.schedule.T))
+
+
+def _condition(model: Diffusion) -> str:
+    if not model.conditioner.conditional:
+        return "unconditional"
+    return "text-to-image" if "captions" in model.conditioner.takes else "class-conditional"
 
 
 def _title(config: dict[str, Any], ckpt: str) -> str:

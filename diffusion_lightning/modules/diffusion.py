@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
 from ..conditioning import Conditioner, Unconditional
+from ..conditioning.base import Embedded
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
 from ..guidance import Guided, guided
@@ -105,7 +106,7 @@ class Diffusion(Generative):
         """The denoiser's schedule."""
         return self.denoiser.schedule
 
-    def forward(self, x_t: Tensor, t: int | Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, x_t: Tensor, t: int | Tensor, c: Embedded = None) -> tuple[Tensor, ...]:
         """The denoiser's `Prediction` at x_t."""
         return self.denoiser(x_t, t, c)
 
@@ -124,7 +125,7 @@ class Diffusion(Generative):
             self.log("train/loss", loss, batch_size=len(x_0), sync_dist=True)
         return {"loss": loss, "losses": losses.detach(), "t": t, "sample": step.draw.sample}
 
-    def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, c: Tensor | None = None) -> Tensor:
+    def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, c: Embedded = None) -> Tensor:
         """(B,) each example's loss at times t (B,) given c."""
         eps = draw.normal("eps", x_0)
         x_t = self.schedule.q_sample(x_0, t, eps)
@@ -133,7 +134,7 @@ class Diffusion(Generative):
 
     # Evaluation: the loss at uniform times, and of a test the variational bound, sharded over the devices
 
-    def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Tensor | None, Tensor, Draw]:
+    def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Embedded, Tensor, Draw]:
         """x_0, c, t and the draw of a batch: the same in every round, so that rounds can be compared."""
         x_0, y = self.feed.take(self, batch, stage)
         sample = self.feed.numbers(self, stage, batch_idx, len(x_0))
@@ -194,8 +195,7 @@ class Diffusion(Generative):
         return sampler.angles(self.schedule)
 
     def operations(self) -> int:
-        index = torch.zeros(1, dtype=torch.long, device=next(self.parameters()).device)
-        return operations(self.denoiser.network, self.shape, self.conditioner(index))
+        return operations(self.denoiser.network, self.shape, self.conditioner(checks.example(self.conditioner)))
 
     # Before training starts
 

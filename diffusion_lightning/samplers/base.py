@@ -7,17 +7,18 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import random
+from ..conditioning.base import Embedded
 from ..denoising import Prediction
 from ..schedules import Schedule, expand_like
 from .spacing import Spacing, Trailing
 
-Denoise = Callable[[Tensor, int, Tensor | None], Prediction]
+Denoise = Callable[[Tensor, int, Any], Prediction]
 Watch = Callable[[int, Tensor], None]
 
 
@@ -106,7 +107,7 @@ class Sampler(ABC):
         denoise: Denoise,
         schedule: Schedule,
         x_T: Tensor,
-        c: Tensor | None = None,
+        c: Embedded = None,
         seeds: Sequence[int] | Tensor | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
@@ -116,7 +117,7 @@ class Sampler(ABC):
             denoise: `denoise(x_t, t, c) -> Prediction`.
             schedule: that of the denoiser.
             x_T: (B, C, H, W) standard normal noise.
-            c: (B, …) condition.
+            c: the samples' condition, which the denoiser is given.
             seeds: one integer a sample, which alone determines its noise; None is 0 … B - 1.
             watch: called with t and x_t where each step starts, and with 0 and x_0 at the end; not to change them.
 
@@ -125,7 +126,7 @@ class Sampler(ABC):
         """
         return self._run(denoise, schedule, x_T, self.times(schedule), c, seeds, watch=watch)
 
-    def invert(self, denoise: Denoise, schedule: Schedule, x_0: Tensor, c: Tensor | None = None) -> Tensor:
+    def invert(self, denoise: Denoise, schedule: Schedule, x_0: Tensor, c: Embedded = None) -> Tensor:
         """The noise x_T (B, C, H, W) from which this sampler makes the images x_0, to its own order of accuracy.
 
         The same steps, taken from clean to noise.
@@ -149,7 +150,7 @@ class Sampler(ABC):
         x_0: Tensor,
         other: Tensor,
         weights: Sequence[float],
-        c: Tensor | None = None,
+        c: Embedded = None,
     ) -> Tensor:
         """Images between each pair of images x_0, other (B, C, H, W), (len(weights), B, C, H, W).
 
@@ -168,7 +169,7 @@ class Sampler(ABC):
         x_T: Tensor,
         image: Tensor,
         known: Tensor,
-        c: Tensor | None = None,
+        c: Embedded = None,
         seeds: Sequence[int] | Tensor | None = None,
         resample: int = 10,
     ) -> Tensor:
@@ -191,7 +192,7 @@ class Sampler(ABC):
         image, known = image.to(x_T), known.to(x_T)
         signal, noise = schedule.scales(schedule.T, x_T)
 
-        def informed(x_t: Tensor, t: int, c: Tensor | None) -> Prediction:
+        def informed(x_t: Tensor, t: int, c: Embedded) -> Prediction:
             prediction = denoise(x_t, t, c)
             return _with_x_0(schedule, x_t, t, prediction, torch.lerp(prediction.x_0, image, known))
 
@@ -208,7 +209,7 @@ class Sampler(ABC):
         schedule: Schedule,
         x: Tensor,
         times: list[int],
-        c: Tensor | None,
+        c: Embedded,
         seeds: Sequence[int] | Tensor | None = None,
         undo: bool = False,
         watch: Watch | None = None,

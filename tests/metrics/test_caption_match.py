@@ -26,7 +26,7 @@ def match(scenes: Tensor, captions: list[str]) -> dict[str, float]:
 def drawn(split: str, n: int = 1000) -> tuple[Tensor, list[str]]:
     data = DigitScenes(n=n, held_out=n)
     scenes, y = data.read(split)
-    return scenes, [data.captions[i] for i in y]
+    return scenes, [(data.captions or [])[i] for i in y]
 
 
 @pytest.fixture(scope="module")

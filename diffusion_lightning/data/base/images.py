@@ -136,6 +136,11 @@ class Images(LightningDataModule, ABC):
         _, y = self.splits[split] if split in self.splits else self._checked(split)
         return None if self.captions is None else [self.captions[i] for i in y.tolist()]
 
+    def conditions_of(self, split: str) -> Any:
+        """What batches give beside the images of a split: classes (N,), captions, or a dict of both."""
+        _, y = self.splits[split] if split in self.splits else self._checked(split)
+        return y if self.captions is None else self._captioned(y, torch.device("cpu"))
+
     def setup(self, stage: str) -> None:
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
         self.splits, self._references = {split: self._checked(split) for split in splits}, {}

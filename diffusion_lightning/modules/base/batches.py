@@ -2,10 +2,10 @@
 
 A batch is `(image, y)`, a list of the two, a dict that names them by a usual key, or images alone, for a model without
 condition. Images are floats in [-1, 1], of any precision, or bytes 0 … levels - 1, which become such floats; labels are
-whole numbers, (B,) or (B, 1).
+whole numbers, (B,) or (B, 1), captions a list of strings; a model of several conditions takes a dict of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,25 +14,28 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from ... import random
+from ...conditioning.base import LABEL, value
 
 IMAGE = ("image", "images", "pixel_values", "img", "x")  # the usual keys of a dict, the first that it has
-LABEL = ("label", "labels", "y", "class", "classes", "target", "targets")
 LOADERS = {"training": "train_dataloader", "validation": "val_dataloaders", "test": "test_dataloaders"}  # a trainer's
 
 OVERSHOOT = 0.01  # how far bicubic resizing may leave [-1, 1]
 DARK = 0.1  # images in [0, 1] have a pixel below it; of images in [-1, 1], a batch without any below 0 is rare
 
 
-def unpacked(batch: Any) -> tuple[Any, Any]:
-    """The images and the conditions of a batch, None for what it does not have."""
+def unpacked(batch: Any, keys: Sequence[str] = LABEL) -> tuple[Any, Any]:
+    """The images and the conditions of a batch, None for what it does not have.
+
+    Args:
+        batch: see the module.
+        keys: under which the conditions may stand in a dict, the first that it has; none is the whole dict.
+    """
+    image, y = batch, None
     if isinstance(batch, Mapping):
-        keys = {str(key).lower(): key for key in batch}
-        return tuple(  # type: ignore[return-value]
-            next((batch[keys[name]] for name in names if name in keys), None) for names in (IMAGE, LABEL)
-        )
-    if isinstance(batch, list | tuple):
-        return batch[0] if len(batch) else None, batch[1] if len(batch) > 1 else None
-    return batch, None
+        image, y = value(batch, IMAGE), batch
+    elif isinstance(batch, list | tuple):
+        image, y = batch[0] if len(batch) else None, batch[1] if len(batch) > 1 else None
+    return image, value(y, keys) if isinstance(y, Mapping) and keys else y
 
 
 def size(batch: Any) -> int:
@@ -112,9 +115,7 @@ class Feed(Callback):
         Raises:
             ValueError: if it is nothing to train on.
         """
-        image, y = unpacked(batch)
-        if isinstance(y, Tensor) and not y.is_floating_point():
-            y = (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).long()
+        image, y = unpacked(batch, module.conditioner.keys)
         own, first = block(getattr(module.trainer, LOADERS[stage])) is not None, stage not in self._looked
         if first:
             what = f"the first {stage} batch"
@@ -122,6 +123,9 @@ class Feed(Callback):
             check_values(image, what, module.levels, own)
             check_labels(batch, image, y, what, module.conditioner)
             self._looked.add(stage)
+        if isinstance(y, Tensor):
+            y = y if y.is_floating_point() else (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).long()
+        y = module.conditioner.of_batch(y)
         if not own and y is not None and (first or (isinstance(y, Tensor) and y.device.type == "cpu")):
             module.conditioner.check(y)  # no step waits for a GPU
         if not image.is_floating_point():
@@ -266,15 +270,18 @@ def check_labels(batch: Any, image: Tensor, y: Any, what: str, conditioner: Any)
     """Raise ValueError if a model with a condition gets none, or not one for each image."""
     if not conditioner.conditional:
         return
-    kind = type(conditioner).__name__
+    kind, takes = type(conditioner).__name__, " and ".join(conditioner.takes)
     if y is None:
         found = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else "images alone"
+        keys = conditioner.keys or LABEL
         raise ValueError(
-            f"{what} holds {found}, but the conditioner is {kind}, which takes labels: give (image, y), name them "
-            f"{' or '.join(LABEL[:3])}, or leave the conditioner out"
+            f"{what} holds {found}, but the conditioner is {kind}, which takes {takes}: give (image, y), "
+            f"name them {' or '.join(keys[:3])}, or leave the conditioner out"
         )
+    if isinstance(y, Mapping):
+        return
     if hasattr(y, "__len__") and len(y) != len(image):
-        raise ValueError(f"{what} has {len(image)} images, but {len(y)} labels: give one for each image")
+        raise ValueError(f"{what} has {len(image)} images, but {len(y)} {takes}: give one for each image")
 
 
 def _name(x: Tensor) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...conditioning.base import Embedded
 from ...denoising import Denoiser, Prediction
 from ...likelihood import VLB, bits_per_dim, prior
 from ...random import Draw
@@ -37,8 +38,8 @@ class Bound:
         table = denoiser.schedule.alpha_bar
         self._sums = [table.new_zeros(1), table.new_zeros(2, 4), table.new_zeros(2, denoiser.schedule.T)]
 
-    def add(self, x_0: Tensor, c: Tensor | None, draw: Draw) -> None:
-        """Adds examples x_0 (B, C, H, W) under conditions c (B, width), or None; `draw` is of their numbers."""
+    def add(self, x_0: Tensor, c: Embedded, draw: Draw) -> None:
+        """Adds examples x_0 (B, C, H, W) under conditions c, or None; `draw` is of their numbers."""
         of_prior = bits_per_dim(prior(self.denoiser.schedule, x_0), x_0[0].numel())
         of_kl, of_decoder = torch.zeros_like(of_prior), torch.zeros_like(of_prior)
         n, parts, terms = self._sums
@@ -52,7 +53,7 @@ class Bound:
         n += len(x_0)
         parts += torch.stack([values, values.square()]).sum(1)
 
-    def _terms(self, x_0: Tensor, c: Tensor | None, draw: Draw) -> Iterator[tuple[Tensor, float, Tensor]]:
+    def _terms(self, x_0: Tensor, c: Embedded, draw: Draw) -> Iterator[tuple[Tensor, float, Tensor]]:
         """Times (B,), what they count in the sum, and their terms (B,) in bits/dim, in float64."""
         schedule, exact = self.denoiser.schedule, x_0.to(self.denoiser.schedule.alpha_bar)
         for k, (t, count) in enumerate(self.vlb.draws(schedule, draw)):

@@ -1,6 +1,6 @@
 """Checks before training starts; each raises one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ... import random
-from ...conditioning import Asked, Conditioner, conditions
+from ...conditioning.base import Asked, Condition, Conditioner, Embedded, cast, value
 from ...denoising import tensor_of, weights_dtype
 from ...distributed import internals
 from .shapes import without_memory
@@ -63,14 +63,19 @@ def classes(given: int | None, network: nn.Module, shape: tuple[int, ...]) -> in
     return n
 
 
+def example(conditioner: Conditioner) -> Tensor:
+    """The raw condition (1, …) of one sample, on the device of the conditioner's weights."""
+    device = next((p.device for p in conditioner.parameters()), torch.device("cpu"))
+    return conditioner.default(torch.zeros(1, dtype=torch.long, device=device))
+
+
 def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: Conditioner) -> bool:
     """Whether the network predicts the variance, found by passing one image of `shape` (C, H, W) through it.
 
     Raises:
         ValueError: if the network does not take the image, or returns another shape.
     """
-    other = next((p.device for p in conditioner.parameters()), torch.device("cpu"))
-    output = _output(network, shape, conditioner(torch.zeros(1, dtype=torch.long, device=other)))
+    output = _output(network, shape, conditioner(example(conditioner)))
     channels, *size = shape
     if list(output.shape) not in ([1, channels, *size], [1, 2 * channels, *size]):
         raise ValueError(
@@ -81,7 +86,7 @@ def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: C
     return output.shape[1] == 2 * channels
 
 
-def _output(network: nn.Module, shape: tuple[int, ...], c: Tensor | None) -> Tensor:
+def _output(network: nn.Module, shape: tuple[int, ...], c: Embedded) -> Tensor:
     """The network's output for one image of zeros; raise ValueError if it does not take the image."""
     try:
         return _answer(without_memory(network), shape, torch.device("meta"), c)
@@ -90,21 +95,30 @@ def _output(network: nn.Module, shape: tuple[int, ...], c: Tensor | None) -> Ten
             return _answer(network, shape, next((p.device for p in network.parameters()), torch.device("cpu")), c)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            condition = "" if c is None else f" and a condition of width {c.shape[-1]}"
+            condition = "" if c is None else f" and {_named(c)}"
             raise ValueError(
                 f"the network does not take images of shape {list(shape)}{condition} ({reason}): make the "
                 "network's arguments, the model's shape and the conditioner's width agree"
             ) from error
 
 
-def _answer(network: nn.Module, shape: tuple[int, ...], device: torch.device, c: Tensor | None) -> Tensor:
+def _named(c: Condition | Tensor) -> str:
+    """A condition's sizes in words."""
+    vector, tokens, _ = c if isinstance(c, tuple) else (c, None, None)
+    parts = [
+        "" if vector is None else f"a condition of width {vector.shape[-1]}",
+        "" if tokens is None else f"{tokens.shape[1]} tokens of {tokens.shape[2]} features",
+    ]
+    return " and ".join(filter(None, parts))
+
+
+def _answer(network: nn.Module, shape: tuple[int, ...], device: torch.device, c: Embedded) -> Tensor:
     """The network's output for one image of zeros, at the first time, without dropout."""
     was_training, dtype = network.training, weights_dtype(network) or torch.float32
     image = torch.zeros(1, *shape, device=device, dtype=dtype)
     index = torch.zeros(1, dtype=torch.long, device=device)
     try:
-        c = c if c is None else c.to(device, dtype if c.is_floating_point() else c.dtype)
-        return tensor_of(network.eval()(image, index, c))
+        return tensor_of(network.eval()(image, index, cast(c, dtype, device)))
     finally:
         network.train(was_training)
 
@@ -112,7 +126,7 @@ def _answer(network: nn.Module, shape: tuple[int, ...], device: torch.device, c:
 def requested(
     n: int, first: int, y: Asked | None, conditioner: Conditioner, names: Sequence[str] | None = None
 ) -> Tensor | None:
-    """(n,) the conditions of samples number `first` … `first + n - 1`; None if none is given.
+    """(n, …) the conditions of samples number `first` … `first + n - 1`; None if none is given.
 
     Raises:
         ValueError: if such samples cannot be made.
@@ -122,8 +136,8 @@ def requested(
     random.check_numbers(first, n)
     if y is None:
         return None
-    found = conditions(y, n, names)
-    if found.shape != (n,):
+    found = conditioner.raw(y, n, names)
+    if found.ndim == 0 or len(found) != n:
         raise ValueError(f"y has shape {list(found.shape)}, but there are {n} samples: give one condition for each")
     conditioner.check(found)
     return found
@@ -156,10 +170,29 @@ def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> N
             f"the data's {wanted} is {getattr(data, wanted)}, but the model has no conditioner, so labels go unused: "
             f"give it one, such as --model.init_args.conditioner ClassLabels, or leave {wanted} out"
         )
+    if not conditioner.conditional:
+        return
     for split, (_, y) in getattr(data, "splits", {}).items():
-        conditioner.check(y)
-        if split == "train":
-            conditioner.check_training(y)
+        given = y if getattr(data, "captions", None) is None else data.conditions_of(split)
+        own = value(given, conditioner.keys) if isinstance(given, Mapping) and conditioner.keys else given
+        kind = Mapping if not conditioner.keys else list if "captions" in conditioner.takes else Tensor
+        if not isinstance(own, kind):
+            raise ValueError(
+                f"the conditioner is {type(conditioner).__name__}, which takes {' and '.join(conditioner.takes)}, but "
+                f"{type(data).__name__} gives {_given(given)}: take a conditioner of these, or set the data's captions "
+                "and classes to what the conditioner takes"
+            )
+        if isinstance(own, Tensor):
+            conditioner.check(own)
+            if split == "train":
+                conditioner.check_training(own)
+
+
+def _given(y: Any) -> str:
+    """What a set of images gives beside them, in words."""
+    if isinstance(y, Mapping):
+        return " and ".join(map(str, y))
+    return "captions alone" if isinstance(y, list) else "labels alone"
 
 
 def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:

@@ -10,11 +10,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ... import known, random
-from ...conditioning import Asked, Conditioner
+from ...conditioning.base import Asked, Conditioner
 from ...distributed import internals
 from ...guidance import Guided
 from ...samplers import Sampler
 from . import checks
+
+HELD_OUT = {"fit": "val", "validate": "val", "test": "test"}  # whose captions samples have for which none is asked
 
 
 class Generative(LightningModule, ABC):
@@ -36,7 +38,7 @@ class Generative(LightningModule, ABC):
 
     @abstractmethod
     def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guided) -> Tensor:
-        """Samples (B, C, H, W), each a function of its own seed (B,) and its condition y (B,), in eval mode."""
+        """Samples (B, C, H, W), each a function of its own seed (B,) and its condition y (B, …), in eval mode."""
 
     @torch.no_grad()
     def generate(
@@ -57,8 +59,9 @@ class Generative(LightningModule, ABC):
         Args:
             n: how many.
             sampler: the reverse loop, a `Sampler` or what is called as one, if the module has one; None is its own.
-            y: the samples' condition, or (n,) one for each: a class by its number, or by its name among `class_names`;
-                None is the conditioner's choice by the samples' numbers, each class in turn.
+            y: the samples' condition, or one for each of the n: a class by its number, or by its name among
+                `class_names`, or a caption; None is the conditioner's choice by the samples' numbers: each class in
+                turn, or the captions of held-out images.
             guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
             seed: of all the noise, x_T included.
             first: the first sample's number.
@@ -91,6 +94,11 @@ class Generative(LightningModule, ABC):
                 module.training = True
         before = first - whole[0][0]
         return torch.cat(made)[before : before + n].clamp(-1, 1)
+
+    def captions(self, first: int, n: int, guidance: Guided = None) -> list[str] | None:
+        """The captions of samples number `first` … `first + n - 1` for which none is asked; None if they have none."""
+        of = self.labels(guidance)
+        return of.texts(of.default(torch.arange(first, first + n, device=self.device)))
 
     def labels(self, guidance: Guided) -> Conditioner:
         """Whose conditions samples have: the model's own, or its guidance's if the model has none."""
@@ -132,11 +140,16 @@ class Generative(LightningModule, ABC):
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Take the pixel levels and class names of the data; raise ValueError if their images have another shape."""
-        data = getattr(self.trainer, "datamodule", None)
+        """Take the pixel levels, class names and captions of the data; raise ValueError if their images do not fit."""
+        data: Any = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         self.class_names = getattr(data, "class_names", None) or self.class_names
         checks.check_data(data, self.shape, self.conditioner)
+        if "captions" in self.conditioner.takes and getattr(data, "captions", None) is not None:
+            if stage == "fit":
+                self.conditioner.learn(data.captions_of("train"))
+            if stage in HELD_OUT:
+                self.conditioner.hold_out(data.conditions_of(HELD_OUT[stage]))
 
     def log_mean(self, name: str, losses: Tensor) -> None:
         """Logs the mean over all examples of an evaluation, on whatever number of devices."""

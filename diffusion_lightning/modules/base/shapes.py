@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...conditioning.base import Embedded, cast
+
 
 def without_memory(network: nn.Module) -> nn.Module:
     """A copy on the device "meta", where a tensor has a shape and a type, and an operation computes no more."""
@@ -22,7 +24,7 @@ def _empty(x: Tensor) -> Tensor:
     return nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
 
 
-def operations(network: nn.Module, shape: Sequence[int], c: Tensor | None = None) -> int:
+def operations(network: nn.Module, shape: Sequence[int], c: Embedded = None) -> int:
     """Operations of a network on one image of `shape` (C, H, W): matmuls and convolutions, two a multiply-add.
 
     Counted from its definition, even if a device saves some. Attention is counted, elementwise operations are not. If
@@ -34,14 +36,14 @@ def operations(network: nn.Module, shape: Sequence[int], c: Tensor | None = None
         return _counted(network, next(network.parameters()).device, shape, c)
 
 
-def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: Tensor | None) -> int:
+def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: Embedded) -> int:
     image, index = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
     was_training = network.training
     network.eval()
     try:
         # Gradients as in training: without, PyTorch's own layers of transformers are one operation that is not counted.
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            network.forward(image, index, c if c is None else c.to(device))  # not by a call, which may be compiled
+            network.forward(image, index, cast(c, device=device))  # not by a call, which may be compiled
     finally:
         network.train(was_training)
     return counter.get_total_flops()

@@ -1,64 +1,9 @@
-"""Embeddings of conditions: raw y (B,) to c (B, width), which a network adds to its embedding of the time."""
-
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from difflib import get_close_matches
+"""Embeddings of classes: y (B,) to c (B, width), which a network adds to its embedding of the time."""
 
 import torch
 from torch import Tensor, nn
 
-from .random import Draw
-
-Asked = int | str | Sequence[int | str] | Tensor  # one condition for all samples, or one for each
-SHOWN = 10  # names of classes in a sentence
-
-
-class Conditioner(nn.Module, ABC):
-    """Embed y as c; give the null condition, and how often training drops y for it."""
-
-    dropout = 0.0
-    conditional = True  # whether the network takes a condition
-
-    def join(self, network: nn.Module) -> None:
-        """Takes over what it was not given from the network that it serves, before anything else is called."""
-
-    @abstractmethod
-    def forward(self, y: Tensor) -> Tensor | None:
-        """(B, width) for (B,) conditions; None if the network is given none."""
-
-    def check(self, y: Tensor) -> None:
-        """Raise ValueError if one of these is not a condition of this model; the message names it."""
-
-    def check_training(self, y: Tensor) -> None:
-        """Raise ValueError if a training set of these conditions (N,) teaches nothing about them."""
-
-    @abstractmethod
-    def default(self, number: Tensor) -> Tensor:
-        """(B,) the condition of samples of these numbers (B,), for which the user gives none."""
-
-    def dropped(self, y: Tensor, draw: Draw) -> Tensor:
-        """(B,) conditions of a draw's samples, a fraction `dropout` of them replaced by the null condition."""
-        return y
-
-    def null(self, n: int) -> Tensor:
-        """(n,) the null condition, on the device of the conditioner's weights.
-
-        Raises:
-            ValueError: if there is none, or training never gives it.
-        """
-        raise ValueError(f"guidance needs the null condition, but {type(self).__name__} has none: leave guidance out")
-
-
-class Unconditional(Conditioner):
-    """c = None: the network sees the image and the time alone."""
-
-    conditional = False
-
-    def forward(self, y: Tensor) -> None:
-        return None
-
-    def default(self, number: Tensor) -> Tensor:
-        return torch.zeros_like(number)
+from .base import Conditioner
 
 
 class ClassLabels(Conditioner):
@@ -119,11 +64,6 @@ class ClassLabels(Conditioner):
         """Each class in turn, so that many samples have all alike."""
         return number % self.classes
 
-    def dropped(self, y: Tensor, draw: Draw) -> Tensor:
-        if not self.dropout:
-            return y
-        return torch.where(draw.fractions("label dropout").to(y.device) < self.dropout, self.classes, y)
-
     def null(self, n: int) -> Tensor:
         if self.dropout == 0:
             raise ValueError(
@@ -182,39 +122,3 @@ def check_several(y: Tensor, classes: int, fix: str) -> None:
             f"the conditioner has {classes} classes, but all training images are of class {int(y[0])}: let "
             f"the data give the classes, or {fix}"
         )
-
-
-def conditions(y: Asked, n: int, names: Sequence[str] | None = None) -> Tensor:
-    """(n,) conditions of n samples: a class is given by its number, or by its name if the classes have names.
-
-    Args:
-        y: one for all samples, or one for each.
-        n: how many samples.
-        names: those of class 0, 1, …; None if they have none.
-
-    Raises:
-        ValueError: if there is no class of a name.
-    """
-    if isinstance(y, str):
-        y = _number(y, names)
-    elif isinstance(y, Sequence):
-        y = [_number(one, names) if isinstance(one, str) else one for one in y]
-    found = torch.as_tensor(y)
-    if not found.is_floating_point() and found.dtype != torch.bool:
-        found = found.long()
-    return found if found.ndim else found.expand(n)
-
-
-def _number(name: str, names: Sequence[str] | None) -> int:
-    if not names:
-        raise ValueError(f"y is {name}, but the model has no names of its classes: give the class by its number")
-    if name in names:
-        return list(names).index(name)
-    folded = {other.casefold(): other for other in names}
-    near = [folded[other] for other in get_close_matches(name.casefold(), folded)]
-    known = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "")
-    raise ValueError(
-        f"y is {name}, but the model has no class of this name"
-        + (f" (did you mean {' or '.join(near)}?)" if near else "")
-        + f": give one of {known}"
-    )

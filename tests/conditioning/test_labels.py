@@ -18,8 +18,8 @@ from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
 
-from .conftest import tiny_unet
-from .support.conditions import conditional, with_classes
+from ..conftest import tiny_unet
+from ..support.conditions import conditional, with_classes
 
 
 def test_no_condition_is_none() -> None:

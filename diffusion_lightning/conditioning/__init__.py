@@ -1,0 +1,9 @@
+"""Conditions: what the data say of an image, embedded for a network. One class a file; `base` has the interface."""
+
+from .base import Condition as Condition
+from .base import Conditioner as Conditioner
+from .base import Unconditional as Unconditional
+from .labels import ClassLabels as ClassLabels
+from .labels import Labels as Labels
+from .several import Several as Several
+from .text import TextEncoder as TextEncoder
