@@ -159,6 +159,11 @@ def unet_config(network: UNet) -> dict[str, Any]:
     Raises:
         ValueError: if `UNet2DModel` cannot have its widths or its attentions' heads.
     """
+    if network.patch != 1:
+        raise ValueError(
+            f"the network folds squares of {network.patch} pixels into channels, which UNet2DModel does not: export "
+            "its weights or its program instead of a pipeline"
+        )
     if network.multipliers[0] != 1:
         raise ValueError(
             f"the network goes from {network.channels} features to {network.channels * network.multipliers[0]} at its "

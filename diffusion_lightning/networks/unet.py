@@ -52,10 +52,12 @@ class UNet(nn.Module):
         token_width: features of a token; None attends to no tokens.
         cross_attention: sizes in pixels at which every block is followed by cross-attention to the tokens, after the
             self-attention if it has one; with `token_width`, the middle attends to them too.
+        patch: height and width of the squares of pixels that are folded into channels before the first level and
+            unfolded after the last, which makes steps cheaper. Attention's sizes are those of the levels.
 
     Raises:
-        ValueError: if the levels do not divide the size, the groups or heads do not divide the features, attention is
-            set at a size that no level has, or only one of `token_width` and `cross_attention` is given.
+        ValueError: if patch and levels do not divide the size, the groups or heads do not divide the features,
+            attention is set at a size that no level has, or only one of `token_width` and `cross_attention` is given.
     """
 
     def __init__(
@@ -76,9 +78,15 @@ class UNet(nn.Module):
         release: Literal["DDPM", "IDDPM"] = "DDPM",
         token_width: int | None = None,
         cross_attention: Sequence[int] = (),
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        sizes = level_sizes(size, channels, multipliers, groups, attention, cross_attention)
+        if patch < 1 or size % patch:
+            raise ValueError(
+                f"the U-Net folds squares of {patch} pixels, which {size} pixels do not allow: use a size divisible by "
+                "patch, or another patch"
+            )
+        sizes = level_sizes(size // patch, channels, multipliers, groups, attention, cross_attention)
         _check_tokens(token_width, cross_attention, sizes)
         halvings = len(sizes) - 1
         if release not in ("DDPM", "IDDPM"):
@@ -87,14 +95,14 @@ class UNet(nn.Module):
             )
         self.in_channels, self.size, self.channels, self.halvings = in_channels, size, channels, halvings
         self.multipliers, self.blocks, self.attention = tuple(multipliers), blocks, tuple(attention)
-        self.resample_blocks, self.release = resample_blocks, release
+        self.resample_blocks, self.release, self.patch = resample_blocks, release, patch
         eps = 1e-6 if release == "DDPM" else 1e-5
         self.condition_width, self.token_width = 4 * channels, token_width
         self.style = style = Style(
             self.condition_width, dropout, groups, eps, scale_shift, heads, head_channels, token_width
         )
         self.time_mlp1, self.time_mlp2 = Linear(channels, style.time), Linear(style.time, style.time)
-        self.conv_in = Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = Conv2d(in_channels * patch**2, channels, 3, padding=1)
 
         self.down = nn.ModuleList()
         skips, width = [channels], channels
@@ -127,7 +135,7 @@ class UNet(nn.Module):
         )  # the time's projections of all blocks, computed at once
 
         self.norm = style.norm(width)
-        self.conv_out = Conv2d(width, out_channels or in_channels, 3, padding=1)
+        self.conv_out = Conv2d(width, (out_channels or in_channels) * patch**2, 3, padding=1)
         if release == "DDPM":
             self._start_as_ddpm()
         else:
@@ -195,11 +203,12 @@ class UNet(nn.Module):
                 f"the U-Net was built for images of {self.in_channels} channels, but these have {x_t.shape[1]}: "
                 f"set the network's in_channels to {x_t.shape[1]}"
             )
-        if x_t.shape[2] % 2**self.halvings or x_t.shape[3] % 2**self.halvings:
+        divisor = self.patch * 2**self.halvings
+        if x_t.shape[2] % divisor or x_t.shape[3] % divisor:
             raise ValueError(
                 f"the U-Net's {self.halvings + 1} levels halve the image {self.halvings} times, which "
-                f"{x_t.shape[2]}×{x_t.shape[3]} pixels do not allow: use sizes divisible by {2**self.halvings}, "
-                "or other multipliers"
+                f"{x_t.shape[2]}×{x_t.shape[3]} pixels do not allow: use sizes divisible by {divisor}, or other "
+                "multipliers"
             )
         vector, tokens, mask = unpacked(c, self.token_width, "U-Net")
         if self.release == "DDPM":
@@ -209,7 +218,7 @@ class UNet(nn.Module):
         emb = self.time_mlp2(F.silu(self.time_mlp1(waves.to(self.time_mlp1.weight.dtype))))
         times = self.time_proj(F.silu(emb if vector is None else emb + vector))[:, :, None, None]
         time = iter(times.split(self.time_channels, dim=1))
-        h = self.conv_in(x_t)
+        h = self.conv_in(x_t if self.patch == 1 else F.pixel_unshuffle(x_t, self.patch))
         skips = [h]
         for module in self.down:
             h = module(h, next(time), tokens, mask)
@@ -219,7 +228,8 @@ class UNet(nn.Module):
         for module in self.up:
             h = torch.cat([h, skips.pop()], dim=1) if module.takes_skip else h
             h = module(h, next(time), tokens, mask)
-        return self.conv_out(F.silu(self.norm(h)))
+        output = self.conv_out(F.silu(self.norm(h)))
+        return output if self.patch == 1 else F.pixel_shuffle(output, self.patch)
 
 
 def _check_tokens(token_width: int | None, cross_attention: Sequence[int], sizes: Sequence[int]) -> None:

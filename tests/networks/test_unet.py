@@ -108,3 +108,27 @@ def test_residual_resampling_averages_and_repeats(resize: float) -> None:
     blocks = x.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
     expected = blocks if resize < 1 else x[:, :, torch.arange(16) // 2][:, :, :, torch.arange(16) // 2]
     torch.testing.assert_close(block(x, torch.randn(2, block.time_channels, 1, 1)), expected)
+
+
+def test_a_folded_u_net_is_that_of_smaller_images_with_more_channels() -> None:
+    torch.manual_seed(0)
+    folded = UNet(1, 8, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), groups=4, dropout=0.0, patch=2)
+    plain = UNet(4, 4, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), groups=4, dropout=0.0)
+    for p in folded.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    plain.load_state_dict(folded.state_dict())
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 5, 9])
+    small = x.unfold(2, 2, 2).unfold(3, 2, 2)[:, 0].flatten(3).permute(0, 3, 1, 2)  # (3, 4, 4, 4)
+    found, expected = folded(x, t), plain(small, t)
+    assert found.shape == x.shape
+    for k in range(4):
+        assert torch.equal(found[:, 0, k // 2 :: 2, k % 2 :: 2], expected[:, k])
+
+
+def test_a_patch_that_does_not_divide_the_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="folds squares of 3 pixels, which 8 pixels do not allow"):
+        UNet(1, 8, channels=8, multipliers=(1,), attention=(), groups=4, patch=3)
+    with pytest.raises(ValueError, match="sizes divisible by 4"):
+        UNet(1, 8, channels=8, multipliers=(1, 2), attention=(), groups=4, patch=2)(
+            torch.zeros(1, 1, 6, 6), torch.zeros(1)
+        )
