@@ -4,6 +4,7 @@ The one place where floats become bytes, so that every file, grid and metric see
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,13 @@ def _bilinear_tf1(x: Tensor, size: int) -> Tensor:
     return start + (end - start) * (place - left)  # in TensorFlow's order of operations, hence to the last bit
 
 
-def grid(images: Tensor, scale: int | None = None, pad: int = 8, columns: int | None = None) -> Tensor:
+def grid(
+    images: Tensor,
+    scale: int | None = None,
+    pad: int = 8,
+    columns: int | None = None,
+    captions: Sequence[str] | None = None,
+) -> Tensor:
     """Byte images (B, C, H, W) side by side in a grid, bytes (H', W', C) for a picture file.
 
     Enlarged ones are interpolated (bicubic): a person reads a digit of 8×8 pixels only when they are not squares.
@@ -51,6 +58,7 @@ def grid(images: Tensor, scale: int | None = None, pad: int = 8, columns: int | 
         scale: how many times as large every image becomes; None makes small ones at least 64 pixels high and wide.
         pad: width of the white lines between the images, in pixels.
         columns: how many; None makes the grid near-square.
+        captions: one below each image, in as many lines as the longest needs; None is none.
     """
     scale = scale or max(1, math.ceil(64 / max(images.shape[2:])))
     if scale > 1:
@@ -59,8 +67,40 @@ def grid(images: Tensor, scale: int | None = None, pad: int = 8, columns: int | 
     b, c, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(b))
     rows = math.ceil(b / columns)
-    sheet = images.new_full((c, rows * (h + pad) + pad, columns * (w + pad) + pad), 255)
+    below = [] if captions is None else written(captions, w)
+    row = h + pad + (below[0].shape[0] if below else 0)
+    sheet = images.new_full((c, rows * row + pad, columns * (w + pad) + pad), 255)
     for i, image in enumerate(images):
-        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        top, left = pad + i // columns * row, pad + i % columns * (w + pad)
         sheet[:, top : top + h, left : left + w] = image
+        if below:
+            sheet[:, top + h : top + row - pad, left : left + w] = below[i]
     return sheet.permute(1, 2, 0).contiguous()
+
+
+def written(captions: Sequence[str], width: int, size: int = 11) -> list[Tensor]:
+    """Each caption in black on white, bytes (H, width), all as high as the one of most lines; at most four lines."""
+    from PIL import Image, ImageDraw, ImageFont  # here: few sheets have captions
+
+    font = ImageFont.load_default(size)
+    lines = [_lines(caption, width, font.getlength) for caption in captions]
+    lines = [of_one if len(of_one) <= 4 else [*of_one[:3], f"{of_one[3]} …"] for of_one in lines]
+    height = max(map(len, lines), default=0) * (size + 2) + 4
+    found = []
+    for of_one in lines:
+        strip = Image.new("L", (width, height), 255)
+        ImageDraw.Draw(strip).multiline_text((0, 2), "\n".join(of_one), fill=0, font=font, spacing=2)
+        found.append(torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(height, width))
+    return found
+
+
+def _lines(text: str, width: int, length: Callable[[str], float]) -> list[str]:
+    """A text broken between words, so that its lines are no longer than a width where the words allow."""
+    found: list[str] = []
+    for word in text.split():
+        longer = f"{found[-1]} {word}" if found else word
+        if found and length(longer) <= width:
+            found[-1] = longer
+        else:
+            found.append(word)
+    return found

@@ -42,3 +42,17 @@ def test_the_resize_of_tensorflow_1_by_hand() -> None:
     bytes_ = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
     assert torch.equal(resize_tf1(bytes_, 5), bytes_.float())
     assert resize_tf1(bytes_, 7).shape == (2, 3, 7, 7)
+
+
+def test_captions_stand_below_their_images_and_leave_them_as_they_are() -> None:
+    batch = torch.randint(0, 255, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    plain, said = images.grid(batch, columns=2), images.grid(batch, columns=2, captions=["a", "a long one " * 9, ""])
+    assert said.shape[1:] == plain.shape[1:]
+    lines = (said.shape[0] - plain.shape[0]) // 2
+    assert 4 * 11 < lines < 80
+    for i, image in enumerate(batch):
+        top, left = 8 + i // 2 * (72 + lines), 8 + i % 2 * 72
+        assert torch.equal(said[top : top + 64, left : left + 64].permute(2, 0, 1), image)
+    short, long = said[72 : 72 + lines, 8:72], said[72 : 72 + lines, 80:144]
+    assert 0 < (short < 128).sum() < (long < 128).sum() / 10  # ink
+    assert (said[-lines:, 8:72] == 255).all()  # of an empty caption none

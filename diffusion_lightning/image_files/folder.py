@@ -209,9 +209,18 @@ def origin(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def prompt(path: Path) -> str | None:
+    """The prompt that a picture's origin states; None if there is none."""
+    found = (origin(path) or {}).get("prompt")
+    return found if isinstance(found, str) else None
+
+
 def write_grid(folder: Path, path: Path, origin: dict[str, Any]) -> None:
     """Puts the pictures of a folder side by side in one, a PNG, JPEG or WebP, in the order of their numbers."""
-    sheet = grid(torch.stack([_pixels(file) for file in _numbered(folder)]).permute(0, 3, 1, 2))
+    files = _numbered(folder)
+    prompts = list(map(prompt, files))
+    captions = None if None in prompts else [str(text) for text in prompts]
+    sheet = grid(torch.stack([_pixels(file) for file in files]).permute(0, 3, 1, 2), captions=captions)
     text, exif, said = PngImagePlugin.PngInfo(), Image.Exif(), json.dumps(origin, sort_keys=True)
     text.add_text(ORIGIN, said)
     exif[DESCRIPTION] = said

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,32 @@ def dispensable(file: Path) -> Iterator[None]:
             )
 
 
-def save_picture(trainer: Trainer, path: str, sheet: Tensor, key: str, step: int) -> None:
-    """Writes bytes (H, W, C) to `path` in the run's folder, and logs them at `step` where a logger takes pictures."""
+def save_picture(
+    trainer: Trainer,
+    path: str,
+    sheet: Tensor,
+    key: str,
+    step: int,
+    images: Tensor | None = None,
+    captions: Sequence[str] | None = None,
+) -> None:
+    """Writes bytes (H, W, C) to `path` in the run's folder, and logs them at `step` where a logger takes pictures.
+
+    Loggers get the `images` (B, C, H, W) of the sheet one by one where these have captions, each with its own.
+    """
     picture = Image.fromarray(sheet.squeeze(-1).numpy())
     file = Path(trainer.default_root_dir) / path
     with dispensable(file), written(file) as stream:
         picture.save(stream, "PNG")
+    pictures, below = [picture], [f"step {step}"]
+    if captions is not None and images is not None:
+        pictures = [Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in images]
+        below = list(captions)
     logger: Any
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):
             with dispensable(file):
-                logger.log_image(key, [picture], step=step, caption=[f"step {step}"])
+                logger.log_image(key, pictures, step=step, caption=below)
 
 
 def save_table(file: Path, rows: Iterable[Iterable[Any]]) -> None:

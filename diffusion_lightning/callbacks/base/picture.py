@@ -52,8 +52,10 @@ class SamplePicture(Callback, ABC):
             of_all: Any = module.all_gather(made)
             made = of_all.flatten(0, 1)
         if trainer.is_global_zero:
-            sheet = images.grid(made[: self.n].flatten(0, -4).cpu(), columns=self.columns)
+            shown = made[: self.n].flatten(0, -4).cpu()
+            captions = module.captions(0, self.n, self.guidance) if made.ndim == 4 else None
+            sheet = images.grid(shown, columns=self.columns, captions=captions)
             step = module.steps_done
-            save_picture(trainer, f"{self.folder}/step={step}.png", sheet, self.key, step)
+            save_picture(trainer, f"{self.folder}/step={step}.png", sheet, self.key, step, shown, captions)
 
     on_test_epoch_end = on_validation_epoch_end
