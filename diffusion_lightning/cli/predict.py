@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader
 from .. import checkpoints, files, random, records, samplers
 from ..callbacks import Preemption, Progress, SampleWriter
 from ..callbacks.progress import Watched
-from ..conditioning import conditions
 from ..distributed import preemption, threads, timeouts
-from ..guidance import Guidance, Guided, prepare
+from ..guidance import ClassifierFree, Guidance, Guided, prepare
 from ..image_files import ORIGIN, contents, origin
-from ..modules import Diffusion
 from . import run_folder
 from .commands import COMMANDS
 from .parser import Parser
+from .wanted import Wanted, wanted
 
 Request = dict[str, Any]
+TEXTS = ("prompt", "prompts", "negative_prompt")  # of a sample's record, which has them where they were given
 GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # one picture of all samples
 
 
@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--out", type=str, required=True, help="a folder of pictures, one .npz file of all, or one picture of all"
     )
-    parser.add_argument("--n", type=int, default=64, help="how many")
+    parser.add_argument("--n", type=int | None, default=None, help="how many; none is 64, or one of each of --prompts")
     parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
     parser.add_argument("--first", type=int, default=0, help="the first sample's number")
     parser.add_argument(
@@ -50,6 +50,16 @@ def main(words: list[str]) -> None:
         default=None,
         help="the class of all samples: its number, or its name if it has one that is no number; none is each in turn, "
         "by the samples' numbers",
+    )
+    parser.add_argument("--prompt", type=str | None, default=None, help="the caption of all samples")
+    parser.add_argument(
+        "--prompts", type=str | None, default=None, help="a file of captions, one a line, for the samples in turn"
+    )
+    parser.add_argument(
+        "--negative_prompt",
+        type=str | None,
+        default=None,
+        help="the caption that guidance leads away from; none is the null condition",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
     parser.add_argument(
@@ -68,7 +78,6 @@ def main(words: list[str]) -> None:
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
     config = parser.parse_args(words[1:])
     random.check_seed(config.seed, "--seed")
-    random.check_numbers(config.first, config.n)
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
     path = run_folder.chosen(config.ckpt_path)
@@ -81,9 +90,12 @@ def main(words: list[str]) -> None:
         part = _own_sampler(record, model.schedule.T, config.trust)
         sampler, described = part.make(), part.spec()
     steps = len(sampler.times(model.schedule)) - 1
-    guidance = parser.instantiate(config).guidance
+    guidance = _away_from(parser.instantiate(config).guidance, config.negative_prompt)
     prepare(guidance, partial(checkpoints.module, trust=config.trust))
-    y = _class(model, config.y, guidance)
+    asked = wanted(model, guidance, config.y, config.prompt, config.prompts)
+    if config.n is None:
+        config.n = len(asked.prompts) if config.prompts is not None and asked.prompts else 64
+    random.check_numbers(config.first, config.n)
     model.check(sampler, guidance)  # what is wrong is said before any sample is made
 
     out = Path(config.out)
@@ -92,11 +104,14 @@ def main(words: list[str]) -> None:
         "checkpoint": files.digest(path),
         "seed": config.seed,
         "sampler": described,
-        "y": y,
+        "y": asked.y,
         "guidance": _stated(config.guidance),
     }
+    if config.negative_prompt is not None:
+        made["negative_prompt"] = config.negative_prompt
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
+        made |= {} if asked.prompts is None else {"prompts": asked.prompts}
         out = archive.with_name(f"{archive.name}.parts")
         if archive.exists():
             _check(archive, _origin_of_archive(archive) if archive.suffix == ".npz" else origin(archive), made)
@@ -104,7 +119,7 @@ def main(words: list[str]) -> None:
             print(f"{archive} holds these {config.n} samples already")
             return
         files.check_file(archive)
-    writer = SampleWriter(out, made, archive)
+    writer = SampleWriter(out, made, archive, asked.prompt)
     end = config.first + config.n
     size = min(config.batch_size, config.n)
     options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
@@ -115,13 +130,13 @@ def main(words: list[str]) -> None:
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     threads.share(trainer.num_devices)
     with _alone(trainer, out):
-        there = _there(out, made)
+        there = _there(out, made, asked)
         preemption.keeps(lambda: _kept(config.out, out, archive))
         requests: list[Request] = [
             {
                 "n": n,
                 "sampler": Watched(sampler, bar),
-                "y": y,
+                "y": asked.of(first, n),
                 "guidance": guidance,
                 "seed": config.seed,
                 "first": first,
@@ -139,9 +154,10 @@ def main(words: list[str]) -> None:
     if trainer.is_global_zero:
         if archive is not None:
             writer.clear()
-        of = "" if y is None else f" of class {y}"
-        if y is not None and y < len(names := model.class_names or []):  # no class at all has a number too, but no name
-            of += f" ({names[y]})"
+        of = "" if asked.y is None else f" of class {asked.y}"
+        names = model.class_names or []
+        if asked.y is not None and asked.y < len(names):  # no class at all has a number too, but no name
+            of += f" ({names[asked.y]})"
         where = f"to {config.out}" + (f", where {kept} were already" if kept else "")
         print(f"wrote {config.n - kept} samples{of} {where}; sampler {type(sampler).__name__}, {steps} steps")
 
@@ -198,25 +214,22 @@ def _stated(guidance: Any) -> Any:
     return found
 
 
-def _class(model: Diffusion, y: int | str | None, guidance: Guided) -> int | None:
-    """The number of the class of all samples; None if none is asked for.
+def _away_from(guidance: Guided, negative: str | None) -> Guided:
+    """The guidance, with the user's prompt in place of the null condition.
 
     Raises:
-        ValueError: where they have other channels, or y is no class of the model.
+        ValueError: if no guidance goes away from the null condition.
     """
-    if model.shape[0] not in (1, 3):
-        raise ValueError(
-            f"the model draws {model.shape[0]} channels, but a picture has 1 or 3: call generate of the loaded model, "
-            "which gives tensors, and decode them"
-        )
-    labels = model.labels(guidance)
-    if y is not None and not labels.conditional:
-        raise ValueError(f"--y {y} asks for a class, but the model was trained without any: leave it out")
-    if y is None:
-        return None
-    number = conditions(y, 1, model.class_names)
-    labels.check(number)
-    return int(number)
+    if negative is None:
+        return guidance
+    if isinstance(guidance, int | float) and guidance != 1:
+        return ClassifierFree(guidance, negative=negative)
+    if isinstance(guidance, ClassifierFree):
+        guidance.negative = negative
+        return guidance
+    raise ValueError(
+        f"--negative_prompt is {negative}, but no guidance leads away from it: give --guidance a scale, such as 3"
+    )
 
 
 class Requests(LightningDataModule):
@@ -233,11 +246,12 @@ class Requests(LightningDataModule):
         return DataLoader(mine or self.requests[:1], batch_size=None)  # type: ignore[arg-type]
 
 
-def _there(folder: Path, made: dict[str, Any]) -> set[int]:
+def _there(folder: Path, made: dict[str, Any], asked: Wanted) -> set[int]:
     """Numbers of the samples that the folder holds, all of them made alike."""
     pictures = [file for file in folder.glob("*.png") if file.stem.isdigit()]
     for file in pictures:
-        _check(file, origin(file), made)
+        prompt = asked.prompt(int(file.stem))
+        _check(file, origin(file), made if prompt is None else made | {"prompt": prompt})
     return {int(file.stem) for file in pictures}
 
 
@@ -247,11 +261,11 @@ def _check(file: Path, found: dict[str, Any] | None, made: dict[str, Any]) -> No
         raise ValueError(
             f"{file} is there already and does not say that this command drew it: choose another --out, or remove it"
         )
-    for key, value in made.items():
-        if found.get(key) != value:
+    for key in dict.fromkeys([*made, *TEXTS]):
+        if found.get(key) != made.get(key):
             raise ValueError(
-                f"{file} was drawn with {key} {_plain(found.get(key))}, but now {key} is {_plain(value)}: choose "
-                "another --out, or remove the earlier samples"
+                f"{file} was drawn with {key} {_plain(found.get(key))}, but now {key} is {_plain(made.get(key))}: "
+                "choose another --out, or remove the earlier samples"
             )
 
 

@@ -208,4 +208,5 @@ def test_predict_refuses_a_name_where_the_checkpoint_keeps_none(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--ckpt_path", str(run / "checkpoints/last.ckpt"), *DRAW, "--out", str(tmp_path / "out")]
-    assert "--y Flags asks for a class, but the model was trained" in fails(capsys, "predict", *words, "--y", "Flags")
+    said = fails(capsys, "predict", *words, "--y", "Flags")
+    assert "--y Flags is given, but the model was trained without a condition" in said

@@ -1,0 +1,93 @@
+"""What `predict` is asked to draw: a class, a prompt, or prompts in turn by the samples' numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..conditioning import Conditioner
+from ..conditioning.base import Asked, classes
+from ..guidance import Guided
+from ..modules import Diffusion
+
+LARGEST = 100_000_000  # bytes of a file of prompts
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The condition of each sample, by its number; `y` and `prompts` are None if none is asked for."""
+
+    y: int | None
+    prompts: list[str] | None
+    conditioner: Conditioner
+
+    def of(self, first: int, n: int) -> Asked | None:
+        """What `generate` takes for samples number `first` … `first + n - 1`."""
+        if self.prompts is None:
+            return self.y
+        texts = [self.prompts[i % len(self.prompts)] for i in range(first, first + n)]
+        if "labels" not in self.conditioner.takes:
+            return texts
+        return {"caption": texts} if self.y is None else {"label": [self.y] * n, "caption": texts}
+
+    def prompt(self, number: int) -> str | None:
+        """The prompt of a sample, or the held-out image's caption in its place; None for other conditions."""
+        if self.prompts is not None:
+            return self.prompts[number % len(self.prompts)]
+        if self.y is not None or "captions" not in self.conditioner.takes:
+            return None
+        device = next((p.device for p in self.conditioner.parameters()), torch.device("cpu"))
+        found = self.conditioner.texts(self.conditioner.default(torch.tensor([number], device=device)))
+        return None if found is None else found[0]
+
+
+def wanted(model: Diffusion, guidance: Guided, y: int | str | None, prompt: str | None, prompts: str | None) -> Wanted:
+    """What the user asks for.
+
+    Raises:
+        ValueError: if it is no condition of this model, or two prompts are given.
+    """
+    if model.shape[0] not in (1, 3):
+        raise ValueError(
+            f"the model draws {model.shape[0]} channels, but a picture has 1 or 3: call generate of the loaded model, "
+            "which gives tensors, and decode them"
+        )
+    if prompt is not None and prompts is not None:
+        raise ValueError(f"--prompt {prompt} and --prompts {prompts} are both given: leave one out")
+    given = {"--y": y, "--prompt": prompt, "--prompts": prompts}
+    conditioner = model.labels(guidance)
+    for name, asked in given.items():
+        if asked is None:
+            continue
+        if not conditioner.conditional:
+            raise ValueError(f"{name} {asked} is given, but the model was trained without a condition: leave it out")
+        if ("labels" if name == "--y" else "captions") not in conditioner.takes:
+            fix = "give --prompt or --prompts" if name == "--y" else "give --y"
+            raise ValueError(f"{name} {asked} is given, but the model takes {' and '.join(conditioner.takes)}: {fix}")
+    lines = _lines(prompts) if prompts is not None else None if prompt is None else [prompt]
+    number = None if y is None else classes(y, 1, model.class_names)
+    found = Wanted(None if number is None else int(number), lines, conditioner)
+    if (first := found.of(0, 1)) is not None:
+        conditioner.check(conditioner.raw(first, 1))
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    """The prompts of a file, one a line; empty lines are left out.
+
+    Raises:
+        ValueError: if there are none, or it is no text.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"--prompts is {path}, which is no file: give one of prompts, one a line")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{path} has {file.stat().st_size:,} bytes, but prompts are {LARGEST:,} at most: divide it")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 (byte {error.start}): save it as such") from error
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    return found
