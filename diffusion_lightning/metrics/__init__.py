@@ -2,6 +2,7 @@
 
 from .caption_match import CaptionMatch as CaptionMatch
 from .class_coverage import ClassCoverage as ClassCoverage
+from .clip_score import CLIPScore as CLIPScore
 from .frechet import FrechetDistance as FrechetDistance
 from .frechet import frechet_distance as frechet_distance
 from .inception_score import InceptionScore as InceptionScore

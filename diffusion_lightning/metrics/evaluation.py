@@ -4,6 +4,7 @@ A metric is any of torchmetrics' kind: `update(images, real)`, or `update(images
 alone, then `compute()` and `reset()`. What it may have beside these, as the metrics of this package do, is used:
 
 - `update(…, index)`: the images' numbers, so that a value does not depend on who made which;
+- `update(…, captions)`: what the images were made for, or None if there is none;
 - `expect(generated, real, uncertainty)`: how many will come, given in advance;
 - `reference`, `needs_reference`, and its `kind` and `settings`: statistics of the real images, kept in a file;
 - `exchange()`: called by every process between the last generated image and the first real one;
@@ -14,7 +15,7 @@ import hashlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -216,9 +217,14 @@ class Evaluation:
                 compared = self.real is not None and id(metric) in self._compared
                 metric.expect(n, len(self.real) if compared else None, uncertainty)  # type: ignore[arg-type]
 
-    def generated(self, images: Tensor, first: int) -> None:
-        """Adds generated images (B, C, H, W), bytes or in [-1, 1], numbered from `first` on."""
-        self._update(self.metrics, images, first, real=False)
+    @property
+    def takes_captions(self) -> bool:
+        """Whether a metric compares images with their captions."""
+        return any("captions" in inspect.signature(metric.update).parameters for metric in self.metrics)
+
+    def generated(self, images: Tensor, first: int, captions: Sequence[str] | None = None) -> None:
+        """Adds generated images (B, C, H, W), bytes or in [-1, 1], numbered from `first` on, and their captions."""
+        self._update(self.metrics, images, first, real=False, captions=captions)
 
     def score(self, images: Pictures, uncertainty: bool = False, watch: Watch = _unseen) -> dict[str, Any]:
         """The values of a set of images: one round."""
@@ -253,13 +259,15 @@ class Evaluation:
                     warnings.warn(f"the reference is not kept for later runs: {file}: {error.strerror}", stacklevel=2)
         return found
 
-    def _update(self, metrics: list[Metric], images: Tensor, first: int, real: bool) -> None:
+    def _update(
+        self, metrics: list[Metric], images: Tensor, first: int, real: bool, captions: Sequence[str] | None = None
+    ) -> None:
         # In one memory format, on which the last bit of a convolution depends.
         images = pixels.to_uint8(images).to(self.device).clone(memory_format=torch.contiguous_format)
         index = torch.arange(first, first + len(images), device=self.device)
         for metric in metrics:
             takes = inspect.signature(metric.update).parameters
-            own = {"real": real, "index": index}
+            own = {"real": real, "index": index, "captions": captions}
             metric.update(images, **{name: value for name, value in own.items() if name in takes})
 
 

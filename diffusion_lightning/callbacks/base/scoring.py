@@ -99,7 +99,8 @@ class Scoring(Callback, ABC):
             since = now(module.device)
             samples = maker.generate(count, sampler, guidance=guidance, seed=self.seed, first=first, batch_size=size)
             sampling += now(module.device) - since
-            evaluation.generated(samples, first)
+            captions = maker.captions(first, count, guidance) if evaluation.takes_captions else None
+            evaluation.generated(samples, first, captions)
 
         def watch(kind: str, blocks: list[Block]) -> Iterable[Block]:
             nonlocal reading
