@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,11 +114,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     draw = np.random.default_rng(0)
     colour = (70, 66, 3)
     made = {"my_pictures": (40, colour), "my_classes/cats": (20, colour), "my_classes/dogs": (20, colour),
-            "train_images": (70, (8, 8))}  # fmt: skip
+            "my_captions": (20, colour), "train_images": (70, (8, 8))}  # fmt: skip
     for place, (n, shape) in made.items():
         (folder / place).mkdir(parents=True)
         for i in range(n):
             Image.fromarray(draw.integers(0, 256, shape, np.uint8)).save(folder / place / f"{i}.png")
+            if place == "my_captions":
+                (folder / place / f"{i}.txt").write_text(f"a cat on {'a chair' if i % 2 else 'a mat'}\n")
     network = UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), norm_num_groups=4,
@@ -149,6 +152,8 @@ SCALED = {
     "runs/digits/more": "drawn/more",  # which the run's last line tells one to draw
     "path my_classes": "path my_classes --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
     " --trainer.max_steps 2 --model.init_args.network.init_args.channels 32",
+    "path my_captions": "path my_captions --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
+    " --trainer.max_steps 2 --model.init_args.network.init_args.channels 32",
     "path my_pictures": "path my_pictures --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
     " --trainer.max_steps 2 --model.init_args.network.init_args.channels 32",
     "score samples.npz train_images/": "score samples.npz train_images/ --extractor digits --few",
@@ -158,14 +163,14 @@ SCALED = {
 
 def scaled(command: Command, folder: Path) -> list[str]:
     """The words to call `main` with: the recipe of digits is a small one, and no run is watched."""
-    text = " ".join(command.words[1:])
+    text = shlex.join(command.words[1:])
     for full, small in SCALED.items():
         text = re.sub(rf"(?<![\w/]){re.escape(full)}(?![\w/])", small, text)
     if "--config my.yaml" in text:  # a copy of the first recipe
         text += " --trainer.default_root_dir runs/copy"
     text = re.sub(r"--config (digits|my\.yaml)(?= |$)", f"--config {folder}/small/small.yaml", text)
     text = re.sub(r"--config (\w+)(?= |$)", rf"--config {ROOT}/configs/\1.yaml", text)
-    words = text.split()
+    words = shlex.split(text)
     if words[0] == "fit":
         words += ["--trainer.logger", "false"]
         if "digits_classifier.yaml" in text:
