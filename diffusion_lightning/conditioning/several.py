@@ -74,7 +74,11 @@ class Several(Conditioner):
     def of_batch(self, y: Any) -> Any:
         if not isinstance(y, Mapping):
             return y
-        return _side_by_side([x.of_batch(_given(y, x)) for x in self._members])
+        found = [x.of_batch(_given(y, x)) for x in self._members]
+        if len({len(part) for part in found}) > 1:
+            counts = [f"{len(part)} {' and '.join(x.takes)}" for x, part in zip(self._members, found, strict=True)]
+            raise ValueError(f"a batch holds {', '.join(counts)}: give one of each for each image")
+        return _side_by_side(found)
 
     def raw(self, asked: Any, n: int, names: Sequence[str] | None = None) -> Tensor:
         """The raw conditions (n, columns) of a dict such as `{"label": 3, "caption": "a cat"}`.

@@ -262,6 +262,13 @@ def test_several_are_refused_where_their_null_is_missing() -> None:
         Several([ClassLabels(3), TextEncoder(dropout=0.0)])
     with pytest.raises(ValueError, match="1 conditioners"):
         Several([ClassLabels(3)])
+    both = model(several()).conditioner
+    y = both.of_batch({"label": torch.tensor([0, 2]), "text": CAPTIONS[:2]})
+    assert torch.equal(y, both.raw({"label": [0, 2], "caption": CAPTIONS[:2]}, 2))
+    with pytest.raises(ValueError, match="a batch holds 2 labels, 3 captions: give one of each"):
+        both.of_batch({"label": torch.tensor([0, 2]), "text": CAPTIONS})
+    with pytest.raises(ValueError, match="holds the conditions label, but TextEncoder takes captions: name them"):
+        both.of_batch({"label": torch.tensor([0, 2])})
     with pytest.raises(ValueError, match="Several takes a dict"):
         model(several()).conditioner.check(torch.zeros(2, dtype=torch.long))
 
