@@ -20,7 +20,7 @@ from ..image_files import ORIGIN, contents, origin
 from . import run_folder
 from .commands import COMMANDS
 from .parser import Parser
-from .wanted import Wanted, wanted
+from .wanted import Wanted, prompts, wanted
 
 Request = dict[str, Any]
 TEXTS = ("prompt", "prompts", "negative_prompt")  # of a sample's record, which has them where they were given
@@ -78,6 +78,10 @@ def main(words: list[str]) -> None:
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
     config = parser.parse_args(words[1:])
     random.check_seed(config.seed, "--seed")
+    texts = prompts(config.prompt, config.prompts)
+    if config.n is None:
+        config.n = 64 if config.prompts is None else len(texts or [])
+    random.check_numbers(config.first, config.n)
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
     path = run_folder.chosen(config.ckpt_path)
@@ -92,10 +96,7 @@ def main(words: list[str]) -> None:
     steps = len(sampler.times(model.schedule)) - 1
     guidance = _away_from(parser.instantiate(config).guidance, config.negative_prompt)
     prepare(guidance, partial(checkpoints.module, trust=config.trust))
-    asked = wanted(model, guidance, config.y, config.prompt, config.prompts)
-    if config.n is None:
-        config.n = len(asked.prompts) if config.prompts is not None and asked.prompts else 64
-    random.check_numbers(config.first, config.n)
+    asked = wanted(model, guidance, config.y, texts)
     model.check(sampler, guidance)  # what is wrong is said before any sample is made
 
     out = Path(config.out)

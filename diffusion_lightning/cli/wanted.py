@@ -41,32 +41,44 @@ class Wanted:
         return None if found is None else found[0]
 
 
-def wanted(model: Diffusion, guidance: Guided, y: int | str | None, prompt: str | None, prompts: str | None) -> Wanted:
-    """What the user asks for.
+def prompts(prompt: str | None, file: str | None) -> list[str] | None:
+    """The prompts that the user gives, the one or those of a file; None if there are none.
 
     Raises:
-        ValueError: if it is no condition of this model, or two prompts are given.
+        ValueError: if both are given, or the file holds none.
+    """
+    if prompt is not None and file is not None:
+        raise ValueError(f"--prompt {prompt} and --prompts {file} are both given: leave one out")
+    if file is not None:
+        return _lines(file)
+    return None if prompt is None else [prompt]
+
+
+def wanted(model: Diffusion, guidance: Guided, y: int | str | None, texts: list[str] | None) -> Wanted:
+    """What the user asks for, by class or by prompts.
+
+    Raises:
+        ValueError: if it is no condition of this model.
     """
     if model.shape[0] not in (1, 3):
         raise ValueError(
             f"the model draws {model.shape[0]} channels, but a picture has 1 or 3: call generate of the loaded model, "
             "which gives tensors, and decode them"
         )
-    if prompt is not None and prompts is not None:
-        raise ValueError(f"--prompt {prompt} and --prompts {prompts} are both given: leave one out")
-    given = {"--y": y, "--prompt": prompt, "--prompts": prompts}
     conditioner = model.labels(guidance)
-    for name, asked in given.items():
-        if asked is None:
+    for kind, given in (
+        ("labels", None if y is None else f"--y {y}"),
+        ("captions", texts and f"the prompt {texts[0]}"),
+    ):
+        if given is None:
             continue
         if not conditioner.conditional:
-            raise ValueError(f"{name} {asked} is given, but the model was trained without a condition: leave it out")
-        if ("labels" if name == "--y" else "captions") not in conditioner.takes:
-            fix = "give --prompt or --prompts" if name == "--y" else "give --y"
-            raise ValueError(f"{name} {asked} is given, but the model takes {' and '.join(conditioner.takes)}: {fix}")
-    lines = _lines(prompts) if prompts is not None else None if prompt is None else [prompt]
-    number = None if y is None else classes(y, 1, model.class_names)
-    found = Wanted(None if number is None else int(number), lines, conditioner)
+            raise ValueError(f"{given} is given, but the model was trained without a condition: leave it out")
+        if kind not in conditioner.takes:
+            fix = "give --y" if texts else "give --prompt or --prompts"
+            raise ValueError(f"{given} is given, but the model takes {' and '.join(conditioner.takes)}: {fix}")
+    number = None if y is None else int(classes(y, 1, model.class_names))
+    found = Wanted(number, texts, conditioner)
     if (first := found.of(0, 1)) is not None:
         conditioner.check(conditioner.raw(first, 1))
     return found

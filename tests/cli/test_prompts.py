@@ -60,7 +60,7 @@ def test_a_prompt_for_a_model_of_classes_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["predict", "--ckpt_path", str(run), "--out", str(tmp_path / "out"), *DRAW, "--prompt", "a seven"]
-    assert "--prompt a seven is given, but the model was trained without a condition" in fails(capsys, *words)
+    assert "the prompt a seven is given, but the model was trained without a condition" in fails(capsys, *words)
 
 
 def test_prompts_are_taken_in_turn_and_a_run_that_was_stopped_goes_on(
