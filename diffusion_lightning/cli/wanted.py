@@ -66,16 +66,14 @@ def wanted(model: Diffusion, guidance: Guided, y: int | str | None, texts: list[
             "which gives tensors, and decode them"
         )
     conditioner = model.labels(guidance)
-    for kind, given in (
-        ("labels", None if y is None else f"--y {y}"),
-        ("captions", texts and f"the prompt {texts[0]}"),
-    ):
-        if given is None:
+    asked = {"labels": None if y is None else f"--y {y}", "captions": texts and f"the prompt {texts[0]}"}
+    for kind, given in asked.items():
+        if not given:
             continue
         if not conditioner.conditional:
             raise ValueError(f"{given} is given, but the model was trained without a condition: leave it out")
         if kind not in conditioner.takes:
-            fix = "give --y" if texts else "give --prompt or --prompts"
+            fix = "give --prompt or --prompts" if kind == "labels" else "give --y"
             raise ValueError(f"{given} is given, but the model takes {' and '.join(conditioner.takes)}: {fix}")
     number = None if y is None else int(classes(y, 1, model.class_names))
     found = Wanted(number, texts, conditioner)

@@ -26,6 +26,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BAD: dict[str, tuple[list[str], str]] = {
     "a class": (["--y", "3"], "--y 3 is given, but the model takes captions: give --prompt or --prompts"),
     "a class by its name": (["--y", "dark"], "--y dark is given, but the model takes captions"),
+    "a class and a prompt": (["--y", "3", "--prompt", "a"], "takes captions: give --prompt or --prompts"),
     "two at once": (["--prompt", "a dark image", "--prompts", "FILE"], "are both given: leave one out"),
     "no such file": (["--prompts", "nowhere.txt"], "--prompts is nowhere.txt, which is no file"),
     "a folder": (["--prompts", "."], "which is no file"),
