@@ -191,6 +191,12 @@ class Unconditional(Conditioner):
         return torch.zeros_like(number)
 
 
+def example(conditioner: Conditioner) -> Tensor:
+    """The raw condition (1, …) of one sample, on the device of the conditioner's weights."""
+    device = next((p.device for p in conditioner.parameters()), torch.device("cpu"))
+    return conditioner.default(torch.zeros(1, dtype=torch.long, device=device))
+
+
 def _column(chosen: Tensor, y: Tensor) -> Tensor:
     """(B,) seen as (B, 1, …), to choose among whole rows of y."""
     return chosen.view(-1, *(1,) * (y.ndim - 1))

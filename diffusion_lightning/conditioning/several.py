@@ -1,13 +1,14 @@
 """Several conditions at once, such as a class and a caption."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..random import Draw
-from .base import Condition, Conditioner, Embedded, value, whole
+from .base import Condition, Conditioner, Embedded, example, value, whole
 
 
 class Several(Conditioner):
@@ -66,10 +67,14 @@ class Several(Conditioner):
 
     def _parts(self, y: Tensor) -> list[tuple[Any, Tensor]]:
         """Each conditioner with its own raw conditions, (B,) or (B, columns)."""
-        examples = [x.default(torch.zeros(1, dtype=torch.long, device=y.device)) for x in self._members]
-        cut = y.split([like[0].numel() for like in examples], 1)
-        triples = zip(self._members, cut, examples, strict=True)
-        return [(x, part.view(-1, *like.shape[1:])) for x, part, like in triples]
+        cut = y.split([shape.numel() for shape in self._shapes], 1)
+        triples = zip(self._members, cut, self._shapes, strict=True)
+        return [(x, part.view(-1, *shape)) for x, part, shape in triples]
+
+    @cached_property
+    def _shapes(self) -> list[torch.Size]:
+        """Of one raw condition of each conditioner."""
+        return [example(x).shape[1:] for x in self._members]
 
     def of_batch(self, y: Any) -> Any:
         if not isinstance(y, Mapping):
@@ -101,10 +106,8 @@ class Several(Conditioner):
         return [", ".join(of_one) for of_one in zip(*found, strict=True)] if found else None
 
     def check(self, y: Tensor) -> None:
-        columns = (
-            self.default(torch.zeros(1, dtype=torch.long, device=y.device)).shape[1] if isinstance(y, Tensor) else 0
-        )
-        if not isinstance(y, Tensor) or y.ndim != 2 or y.shape[1] != columns:
+        columns = sum(shape.numel() for shape in self._shapes)
+        if not isinstance(y, Tensor) or list(y.shape[1:]) != [columns]:
             found = f"of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise ValueError(
                 f"the conditions are {found}, but Several takes a dict of them: let the data give "

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .. import random
 from ..conditioning import Conditioner, Unconditional
-from ..conditioning.base import Embedded
+from ..conditioning.base import Embedded, example
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
 from ..guidance import Guided, guided
@@ -195,7 +195,7 @@ class Diffusion(Generative):
         return sampler.angles(self.schedule)
 
     def operations(self) -> int:
-        return operations(self.denoiser.network, self.shape, self.conditioner(checks.example(self.conditioner)))
+        return operations(self.denoiser.network, self.shape, self.conditioner(example(self.conditioner)))
 
     # Before training starts
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ... import random
-from ...conditioning.base import Asked, Condition, Conditioner, Embedded, cast, value
+from ...conditioning.base import Asked, Condition, Conditioner, Embedded, cast, example, value
 from ...denoising import tensor_of, weights_dtype
 from ...distributed import internals
 from .shapes import without_memory
@@ -61,12 +61,6 @@ def classes(given: int | None, network: nn.Module, shape: tuple[int, ...]) -> in
             "return a number for each"
         )
     return n
-
-
-def example(conditioner: Conditioner) -> Tensor:
-    """The raw condition (1, …) of one sample, on the device of the conditioner's weights."""
-    device = next((p.device for p in conditioner.parameters()), torch.device("cpu"))
-    return conditioner.default(torch.zeros(1, dtype=torch.long, device=device))
 
 
 def predicts_variance(network: nn.Module, shape: tuple[int, ...], conditioner: Conditioner) -> bool:
