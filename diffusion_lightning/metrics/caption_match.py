@@ -27,7 +27,7 @@ class CaptionMatch(Metric):
 
     Keys: `caption_match` over all samples, `caption_match_seen` and `caption_match_unseen` over those of captions that
     training has or does not have; a key of no samples is left out. Real scenes match as often as the classifier reads
-    all of their digits: 100% of training scenes, 98% of held-out ones.
+    all of their digits.
     """
 
     is_differentiable = False
@@ -43,12 +43,14 @@ class CaptionMatch(Metric):
         for name in ("matched", "n"):  # of unseen pairs, of what training has
             self.add_state(name, torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, images: Tensor, captions: Sequence[str]) -> None:
+    def update(self, images: Tensor, captions: Sequence[str] | None) -> None:
         """Adds samples, bytes (B, 1, 32, 32), and the caption of each.
 
         Raises:
             ValueError: if the images are no scenes, or a caption is no sentence of `DigitScenes`.
         """
+        if captions is None:
+            raise ValueError("CaptionMatch compares samples with captions, but these have none: leave it out")
         scenes = _scenes(captions)
         if images.dtype != torch.uint8 or list(images.shape) != [len(scenes), 1, SIZE, SIZE]:
             kind = str(images.dtype).removeprefix("torch.")

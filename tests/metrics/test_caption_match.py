@@ -137,5 +137,7 @@ def test_what_is_no_scene_is_refused() -> None:
     for bad, captions in ((good.float(), ["a seven"]), (good[..., :8, :8], ["a seven"]), (good, ["a seven"] * 2)):
         with pytest.raises(ValueError, match="one for each caption"):
             metric.update(bad, captions)
+    with pytest.raises(ValueError, match="these have none: leave it out"):
+        metric.update(good, None)
     with pytest.raises(ValueError, match="there were none"):
         metric.compute()

@@ -75,6 +75,11 @@ class Scoring(Callback, ABC):
                 _check_shape(statistics["shape"].tolist(), data, "the file of statistics")
         # What the cache holds is read now: what is wrong with it costs a warning, and no evaluation hours later.
         self._evaluation = self._evaluation or self._prepared(trainer)
+        if self._evaluation.takes_captions and generative(trainer.lightning_module, self).captions(0, 1) is None:
+            raise ValueError(
+                f"{type(self).__name__} has a metric of images with captions, but the model has no captions: leave "
+                "that metric out, or give the model a conditioner of captions, such as TextEncoder"
+            )
         self._evaluation.expect(n)
 
     def round(

@@ -165,6 +165,11 @@ def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> N
             f"give it one, such as --model.init_args.conditioner ClassLabels, or leave {wanted} out"
         )
     if not conditioner.conditional:
+        if getattr(data, "captions", None) is not None:
+            rank_zero_warn(
+                f"{type(data).__name__} gives captions, but the model has no conditioner, so they go unused: give it "
+                "one, such as --model.init_args.conditioner TextEncoder"
+            )
         return
     for split, (_, y) in getattr(data, "splits", {}).items():
         given = y if getattr(data, "captions", None) is None else data.conditions_of(split)
