@@ -57,8 +57,11 @@ class SampleWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.strategy.barrier()  # all processes have written
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self.finish()
+
+    def finish(self) -> None:
+        """Puts the folder's pictures into the archive, or writes their index."""
         if self.archive is not None:
             self.pack()
         else:

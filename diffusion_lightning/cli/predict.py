@@ -112,7 +112,7 @@ def main(words: list[str]) -> None:
         made["negative_prompt"] = config.negative_prompt
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
-        made |= {} if asked.prompts is None else {"prompts": asked.prompts}
+        made |= asked.stated()
         out = archive.with_name(f"{archive.name}.parts")
         if archive.exists():
             _check(archive, _origin_of_archive(archive) if archive.suffix == ".npz" else origin(archive), made)
@@ -150,8 +150,8 @@ def main(words: list[str]) -> None:
         if requests:
             with timeouts.ending_with(trainer):
                 trainer.predict(model, datamodule=Requests(requests), return_predictions=False)
-        elif archive is not None and trainer.is_global_zero:
-            writer.pack()
+        elif trainer.is_global_zero:
+            writer.finish()
     if trainer.is_global_zero:
         if archive is not None:
             writer.clear()

@@ -1,5 +1,6 @@
 """What `predict` is asked to draw: a class, a prompt, or prompts in turn by the samples' numbers."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +31,21 @@ class Wanted:
             return texts
         return {"caption": texts} if self.y is None else {"label": [self.y] * n, "caption": texts}
 
+    def stated(self) -> dict[str, str]:
+        """Its prompts, for the record of a file of all samples: the one, or a hash of several."""
+        if self.prompts is None:
+            return {}
+        if len(self.prompts) == 1:
+            return {"prompt": self.prompts[0]}
+        return {"prompts": hashlib.blake2b("\n".join(self.prompts).encode()).hexdigest()[:32]}
+
     def prompt(self, number: int) -> str | None:
         """The prompt of a sample, or the held-out image's caption in its place; None for other conditions."""
         if self.prompts is not None:
             return self.prompts[number % len(self.prompts)]
-        if self.y is not None or "captions" not in self.conditioner.takes:
+        if self.y is not None:
             return None
-        device = next((p.device for p in self.conditioner.parameters()), torch.device("cpu"))
-        found = self.conditioner.texts(self.conditioner.default(torch.tensor([number], device=device)))
+        found = self.conditioner.texts(self.conditioner.default(torch.tensor([number])))
         return None if found is None else found[0]
 
 
@@ -51,6 +59,8 @@ def prompts(prompt: str | None, file: str | None) -> list[str] | None:
         raise ValueError(f"--prompt {prompt} and --prompts {file} are both given: leave one out")
     if file is not None:
         return _lines(file)
+    if prompt is not None and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ValueError("--prompt holds bytes that are no text in UTF-8: give it in that encoding")
     return None if prompt is None else [prompt]
 
 

@@ -89,3 +89,33 @@ def test_a_negative_prompt_is_a_part_of_the_samples_record(
     said = fails(capsys, *words, "--negative_prompt", "a grey image")
     assert "was drawn with negative_prompt a light image, but now negative_prompt is a grey image" in said
     assert "was drawn with negative_prompt a light image, but now negative_prompt is None" in fails(capsys, *words)
+
+
+def test_an_index_that_is_missing_is_written_though_all_samples_are_there(captioned: Path, tmp_path: Path) -> None:
+    words = ["predict", "--ckpt_path", str(captioned), "--out", str(tmp_path / "out"), *DRAW, "--n", "2"]
+    main(words)
+    index = (tmp_path / "out/captions.jsonl").read_bytes()
+    (tmp_path / "out/captions.jsonl").unlink()
+    main(words)
+    assert (tmp_path / "out/captions.jsonl").read_bytes() == index
+
+
+@pytest.mark.parametrize("name", ["all.npz", "all.png"])
+def test_one_file_of_all_samples_is_of_its_prompts(
+    name: str, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    words = ["predict", "--ckpt_path", str(captioned), "--out", str(tmp_path / name), *DRAW, "--prompts", str(prompts)]
+    prompts.write_text("".join(f"a dark image, lighter above, {i}\n" for i in range(3)), encoding="utf-8")
+    main(words)
+    main(words)
+    assert "holds these 3 samples already" in capsys.readouterr().out
+    prompts.write_text("".join(f"a dark image, lighter below, {i}\n" for i in range(3)), encoding="utf-8")
+    assert "was drawn with prompts" in fails(capsys, *words)
+
+
+def test_a_prompt_that_is_no_text_is_one_sentence(
+    captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", "--ckpt_path", str(captioned), "--out", str(tmp_path / "out"), *DRAW, "--prompt", "a \udcff"]
+    assert "--prompt holds bytes that are no text in UTF-8" in fails(capsys, *words)
