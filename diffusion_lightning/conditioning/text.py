@@ -10,6 +10,7 @@ weights, so that a checkpoint needs nothing beside it.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from .base import TEXT, Condition, Conditioner
 PAD, NULL, END, UNKNOWN, FIRST = range(5)  # rows of the table; words or bytes begin at FIRST
 WORD = re.compile(r"\w+|[^\w\s]")  # a word, or a mark of punctuation
 LONGEST = 32  # bytes of a word; what is longer is cut
+COUNTED = 10_000  # captions of a training set that are looked at for their lengths
 KEPT = 64  # captions of held-out images that a checkpoint keeps
 
 
@@ -73,7 +75,6 @@ class TextEncoder(Conditioner):
         self.examples[:, 0] = NULL
         self._held_out: Tensor | None = None
         self._rows: dict[str, int] | None = None  # of the words, once the vocabulary has been read
-        self.cut = 0  # captions that were longer than `length`
         self.proj: nn.Linear | None = None
         if width is not None:
             self._make(width)
@@ -140,14 +141,16 @@ class TextEncoder(Conditioner):
     def of_batch(self, y: Any) -> Any:
         return y if isinstance(y, Tensor) else self.raw(y, len(y)).to(self.places.device, non_blocking=True)
 
+    def _pieces(self, caption: str) -> Sequence[Any]:
+        """Its words, or its bytes."""
+        return caption.encode() if self.words is None else WORD.findall(caption.lower())
+
     def _ids(self, caption: str) -> list[int]:
+        pieces = self._pieces(caption)
         if self.words is None:
-            ids = [FIRST + byte for byte in caption.encode()]
-        else:
-            known = self._known
-            ids = [known.get(_short(word), UNKNOWN) for word in WORD.findall(caption.lower())]
-        self.cut += len(ids) >= self.length
-        return ids
+            return [FIRST + byte for byte in pieces]
+        known = self._known
+        return [known.get(_short(word), UNKNOWN) for word in pieces]
 
     @property
     def _known(self) -> dict[str, int]:
@@ -171,11 +174,20 @@ class TextEncoder(Conditioner):
     # The data
 
     def learn(self, captions: Sequence[str]) -> None:
-        """Fill the vocabulary with the most frequent words, in the order of their letters; nothing if it has any.
+        """Fill the vocabulary, unless it is, with the most frequent words, in the order of their letters.
+
+        Warns if captions are cut.
 
         Raises:
             ValueError: if the captions have no words.
         """
+        some = captions[:COUNTED]
+        if cut := sum(len(self._pieces(caption)) >= self.length for caption in some):
+            warnings.warn(
+                f"{cut} of {len(some)} training captions have more than {self.length - 1} tokens and are cut: raise "
+                "the conditioner's length to keep them whole",
+                stacklevel=2,
+            )
         if self.words is None or self._known:
             return
         count = Counter(_short(word) for caption in captions for word in WORD.findall(caption.lower()))
@@ -195,6 +207,8 @@ class TextEncoder(Conditioner):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._rows = None  # the words are now the checkpoint's
+        if not self.examples.is_meta:
+            self.check(self.examples.long())  # a file may say anything
 
     # Conditions of samples
 
@@ -223,8 +237,9 @@ class TextEncoder(Conditioner):
                 "guidance needs the null condition, but the conditioner's dropout is 0, so that training "
                 "never gave it: leave guidance out, or train with dropout above 0"
             )
-        row = F.pad(torch.tensor([NULL]), (0, self.length - 1), value=PAD)
-        return row.to(self.table.weight.device).expand(n, -1)
+        found = torch.full((n, self.length), PAD, device=self.places.device)  # made there: a step copies nothing
+        found[:, 0] = NULL
+        return found
 
 
 class Layer(nn.Module):
