@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels, Unconditional
 from diffusion_lightning.modules import Diffusion
@@ -20,6 +19,7 @@ from diffusion_lightning.schedules import Linear
 
 from ..conftest import tiny_unet
 from ..support.conditions import conditional, with_classes
+from ..support.resumed import same_when_resumed
 
 
 def test_no_condition_is_none() -> None:
@@ -125,15 +125,7 @@ def test_impossible_tables_are_refused(kwargs: dict) -> None:
 
 def test_a_conditional_run_from_fit_to_predict_and_resumed(tmp_path: Path) -> None:
     """Stopped and resumed it ends with the weights, and the table, of the undisturbed one; then samples of a class."""
-    config, none = str(with_classes(tmp_path)), ["--trainer.logger", "false"]
-    main(["fit", "--config", config, *none])
-    halves = ["fit", "--config", config, *none, "--trainer.default_root_dir", str(tmp_path / "halves")]
-    main([*halves, "--trainer.max_steps", "4"])
-    main([*halves, "--ckpt_path", "last"])
-    whole, resumed = (tmp_path / run / "checkpoints/last.ckpt" for run in ("run", "halves"))
-    theirs = read(resumed)["state_dict"]
-    for name, x in read(whole)["state_dict"].items():
-        assert torch.equal(x, theirs[name]), name
+    none, whole = ["--trainer.logger", "false"], same_when_resumed(with_classes(tmp_path), tmp_path)
     main(["test", "--ckpt_path", str(whole), *none])
     drawn = ["predict", "--ckpt_path", str(whole), "--n", "2", "--out", str(tmp_path / "drawn"), "--sampler", "DDIM",
              "--sampler.steps", "2"]  # fmt: skip

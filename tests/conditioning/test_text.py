@@ -12,18 +12,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_lightning import load
-from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
-from diffusion_lightning.conditioning import ClassLabels, Condition, Several, TextEncoder
+from diffusion_lightning.conditioning import ClassLabels, Condition, Several, TextEncoder, Unconditional
 from diffusion_lightning.conditioning.base import joined
 from diffusion_lightning.guidance import ClassifierFree
 from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.modules.base.checks import check_data
 from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear
 
 from ..support.captions import Shades, with_captions
 from ..support.commands import fails
+from ..support.resumed import same_when_resumed
 
 CAPTIONS = ["A seven to the left of a three.", "an eight above a one", "zero, alone"]
 
@@ -91,11 +92,31 @@ def test_a_vocabulary_is_learned_once_and_lies_in_the_weights() -> None:
     assert torch.equal(other.eval()(other.raw(CAPTIONS, 3)).tokens, text(text.raw(CAPTIONS, 3)).tokens)
 
 
-def test_captions_that_are_cut_are_counted() -> None:
-    text = encoder(length=4)
-    ids = text.raw(["a a", "a a a", "a a a a"], 3)
+@pytest.mark.filterwarnings("ignore:.*are cut")
+def test_captions_are_cut_at_the_length() -> None:
+    ids = encoder(length=4).raw(["a a", "a a a", "a a a a"], 3)
     assert (ids != 0).sum(1).tolist() == [3, 4, 4]
-    assert text.cut == 1
+
+
+@pytest.mark.parametrize(("words", "length", "cut"), [(20, 10, 0), (20, 8, 1), (20, 4, 2), (None, 12, 2)])
+def test_how_many_training_captions_are_cut_is_said_once(
+    words: int | None, length: int, cut: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    text = encoder(words=words, length=length)
+    text.raw(CAPTIONS, 3)
+    said = [str(warning.message) for warning in recwarn]
+    assert said == [
+        f"{cut} of 3 training captions have more than {length - 1} tokens and are cut: raise the conditioner's length "
+        "to keep them whole"
+    ] * (cut > 0)
+
+
+@pytest.mark.parametrize("bad", [99, -1, 0])
+def test_captions_in_a_file_that_are_none_are_refused(bad: int) -> None:
+    weights = encoder().state_dict()
+    weights["examples"][3] = bad
+    with pytest.raises(ValueError, match="token ids"):
+        encoder().load_state_dict(weights)
 
 
 @pytest.mark.parametrize("words", [20, None])
@@ -275,15 +296,7 @@ def test_several_are_refused_where_their_null_is_missing() -> None:
 
 def test_a_captioned_run_from_fit_to_predict_and_resumed(tmp_path: Path) -> None:
     """Stopped and resumed it ends with the weights, and the words, of the undisturbed one; then samples of prompts."""
-    config, none = str(with_captions(tmp_path)), ["--trainer.logger", "false"]
-    main(["fit", "--config", config, *none])
-    halves = ["fit", "--config", config, *none, "--trainer.default_root_dir", str(tmp_path / "halves")]
-    main([*halves, "--trainer.max_steps", "4"])
-    main([*halves, "--ckpt_path", "last"])
-    whole, resumed = (tmp_path / run / "checkpoints/last.ckpt" for run in ("run", "halves"))
-    theirs = read(resumed)["state_dict"]
-    for name, x in read(whole)["state_dict"].items():
-        assert torch.equal(x, theirs[name]), name
+    none, whole = ["--trainer.logger", "false"], same_when_resumed(with_captions(tmp_path), tmp_path)
     trust = ["--trust", "tests.support.captions"]
     main(["test", "--ckpt_path", str(whole), *none, *trust])
 
@@ -339,3 +352,26 @@ def test_a_conditioner_of_what_the_data_do_not_give_is_refused(
         del config["model"]["init_args"]["network"]["init_args"]["cross_attention"]
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     assert says in fails(capsys, "fit", "--config", str(path))
+
+
+def test_a_metric_of_captions_needs_a_model_of_captions_before_a_step_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = with_captions(tmp_path)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del config["model"]["init_args"]["conditioner"]
+    network = config["model"]["init_args"]["network"]["init_args"]
+    del network["token_width"], network["cross_attention"]
+    config["metrics"]["metrics"].append("CaptionMatch")
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert "GenerativeMetrics has a metric of images with captions, but the model has no captions" in fails(
+        capsys, "fit", "--config", str(path)
+    )
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_captions_that_nobody_takes_are_warned_of(tmp_path: Path) -> None:
+    data = Shades(batch_size=8)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="Shades gives captions, but the model has no conditioner"):
+        check_data(data, (1, 8, 8), Unconditional())
