@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule
 from packaging.version import InvalidVersion, Version
 from torch import Tensor, nn
 
-from . import known, records
+from . import frozen, known, records
 from .modules import Diffusion, Generative
 from .modules.base.checks import image_shape
 from .modules.base.shapes import made_on_meta
@@ -34,7 +34,7 @@ WANDB = "wandb_id"
 LIGHTNING = "pytorch-lightning_version"
 KINDS: dict[str, Any] = {
     "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
-    LIGHTNING: str, WANDB: str, CLASSES: list, THREADS: int, WORLD: int, IMPORTED: str,
+    LIGHTNING: str, WANDB: str, CLASSES: list, THREADS: int, WORLD: int, IMPORTED: str, frozen.KEY: dict,
 }  # fmt: skip
 NAME_OF_RUN = re.compile(r"(?!\.+$)[^/\\#?%:]{1,128}")  # in Weights & Biases; it names a folder here
 OPTIONAL = {WANDB, CLASSES, THREADS, WORLD}  # None is unknown
@@ -117,6 +117,8 @@ def _check_kinds(checkpoint: dict[str, Any], path: Path) -> None:
     name = checkpoint.get(WANDB)
     if name is not None and not (NAME_OF_RUN.fullmatch(name) and name.isprintable()):
         raise ValueError(f"{WANDB} in {path} is {name!r:.60}, which names no run: use another checkpoint")
+    if not all(isinstance(x, str) and frozen.HASH.fullmatch(x) for x in checkpoint.get(frozen.KEY, {}).values()):
+        raise ValueError(f"{frozen.KEY} in {path} holds what is no hash: use another checkpoint")
     ema = checkpoint.get("callbacks", {}).get("EMA", {})
     if not isinstance(ema, dict) or not all(isinstance(ema.get(key, {}), dict) for key in ("average", "compensation")):
         raise ValueError(f"the average in {path} is {str(ema)[:60]}, but it is one of weights: use another checkpoint")
@@ -185,7 +187,8 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
 
 
 def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError if weights are not finite, or an average is not of every trained parameter."""
+    """Raise ValueError if weights are not finite, or frozen parts or averages are not those of this model."""
+    frozen.check_same(module, checkpoint.get(frozen.KEY), path)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     averages = {f"{kind} of ": averaged(checkpoint, kind) for kind in ("average", "compensation")}
     for kind, tensors in averages.items():
@@ -266,7 +269,8 @@ def restored(
         seed: of its draws, which a configuration states once, outside of the model; None leaves the class's default.
         kind: of which the model has to be.
     """
-    part = records.read(config.get("model"), kind, "model", trust)
+    spec, files = frozen.beside(config.get("model"), checkpoint.get(frozen.KEY), found(path), trust)
+    part = records.read(spec, kind, "model", {*trust, *files})
     if seed is not None and "seed" in known.parameters(part.kind):
         part.arguments.setdefault("seed", seed)
     _check_sizes(part, checkpoint, path)

@@ -29,7 +29,7 @@ OF_TRAINING = ("optimizer", "lr_scheduler")  # of a module: functions, which onl
 # Parameters that name what is fetched, or weights that lie outside of the run.
 SOURCES = {
     ("HuggingFace", "name"), ("CLIP", "model"), ("DINOv2", "model"), ("InceptionV3", "weights"),
-    ("AutoGuidance", "guide"), ("ClassifierGuided", "classifier"), ("CLIPScore", "model"),
+    ("AutoGuidance", "guide"), ("ClassifierGuided", "classifier"), ("CLIPScore", "model"), ("PretrainedText", "model"),
 }  # fmt: skip
 
 Spec = dict[str, Any]

@@ -15,8 +15,8 @@ PACKAGE = TESTS.parent / "diffusion_lightning"
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
 GROUND = [
-    "random", "files", "images", "scenes", "image_files", "conditioning", "schedules", "denoising", "objectives",
-    "likelihood", "guidance", "networks", "samplers", "known", "records",
+    "random", "files", "images", "scenes", "image_files", "frozen", "conditioning", "schedules", "denoising",
+    "objectives", "likelihood", "guidance", "networks", "samplers", "known", "records",
 ]  # fmt: skip
 WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.trainer.states import TrainerFn
 
+from .. import frozen
 from ..distributed import internals, preemption
 from ..files import written
 from .base import checkpoints_folder
@@ -94,6 +95,10 @@ class Checkpoint(CheckpointBase):
         self._validating, self._saved = False, -1
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if parts := frozen.parts(module):
+            checkpoint[frozen.KEY] = {name: part.hash for name, part in parts.items()}
+            for part in parts.values() if trainer.is_global_zero else ():
+                part.write(checkpoints_folder(trainer) / frozen.FOLDER)  # once a run: a later one finds it there
         if self._validating:
             checkpoint["loops"]["fit_loop"][VALIDATION] = {
                 "current": dict.fromkeys(("ready", "started", "processed", "completed"), 0),

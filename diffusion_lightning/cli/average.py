@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from .. import checkpoints
+from .. import checkpoints, frozen
 from ..callbacks.checkpoint import AtomicIO
 from ..files import check_file
 from . import sweep
@@ -21,5 +21,6 @@ def main(given: Namespace) -> None:
     step = snapshots.last if given.step is None else given.step
     snapshots.check(given.sigma_rel, step)
     made = snapshots.checkpoint(last, given.sigma_rel, step)
+    frozen.copy(made.get(frozen.KEY), root / "checkpoints", out.parent)
     AtomicIO().save_checkpoint(made, out)
     print(f"wrote {out}: {made[checkpoints.IMPORTED]}, of {len(snapshots.files)} snapshots")

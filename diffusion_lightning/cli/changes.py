@@ -13,6 +13,7 @@ The configuration that the checkpoint carries is compared with the new one, both
 | `model.init_args.optimizer.init_args`, `lr_scheduler`           | stated anew | the steps from here on           |
 | the four factors above, where their product stays               | applied     | how a step is shared             |
 | `model.init_args.vlb`, `compile`; `data`: memory, workers, root | applied     | nothing that is trained          |
+| a frozen part's source, from or to its file in a run's folder   | applied     | nothing: the hash is compared    |
 | `ema`, `checkpoint`, `trainer`: all the rest                    | applied     | the steps from here on, or none  |
 | `trainer.default_root_dir`, `logger`, progress bar, `init_from` | not said    | nothing                          |
 
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..frozen import stored
 from ..known import find, parameters
 
 MODEL, DATA = "model.init_args", "data.init_args"
@@ -190,6 +192,8 @@ def _kind(key: str, old: Any, new: Any) -> Kind:
     if key == "trainer.precision":
         own = [str(x).partition("-")[0] if str(x).endswith("true") or str(x) == "64" else "32" for x in (old, new)]
         return Kind.APPLIED if own[0] == own[1] else Kind.REFUSED
+    if key.startswith(f"{MODEL}.conditioner") and (stored(old) or stored(new)):
+        return Kind.APPLIED  # the file of a frozen part: its hash is compared with the checkpoint's
     return next(kind for pattern, kind in KINDS if fnmatchcase(key, pattern))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checkpoints
+from .. import checkpoints, frozen
 from ..callbacks.base import profiles
 from ..callbacks.power_ema import LENGTHS
 
@@ -128,7 +128,7 @@ class Snapshots:
         """
         weights: dict[str, Tensor] = last["state_dict"]
         found = self.averaged(length, step, weights)
-        kept = (checkpoints.CONFIG, checkpoints.CLASSES, checkpoints.LIGHTNING)
+        kept = (checkpoints.CONFIG, checkpoints.CLASSES, checkpoints.LIGHTNING, frozen.KEY)
         return {
             **{key: last[key] for key in kept if key in last},
             "state_dict": weights | {name: x.to(weights[name].dtype) for name, x in found.items()},

@@ -5,5 +5,6 @@ from .base import Conditioner as Conditioner
 from .base import Unconditional as Unconditional
 from .labels import ClassLabels as ClassLabels
 from .labels import Labels as Labels
+from .pretrained_text import PretrainedText as PretrainedText
 from .several import Several as Several
 from .text import TextEncoder as TextEncoder

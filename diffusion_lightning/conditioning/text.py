@@ -10,7 +10,6 @@ weights, so that a checkpoint needs nothing beside it.
 """
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,16 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import TEXT, Condition, Conditioner
+from .base import COUNTED, Captions, Condition, warn_cut
 
 PAD, NULL, END, UNKNOWN, FIRST = range(5)  # rows of the table; words or bytes begin at FIRST
 WORD = re.compile(r"\w+|[^\w\s]")  # a word, or a mark of punctuation
 LONGEST = 32  # bytes of a word; what is longer is cut
-COUNTED = 10_000  # captions of a training set that are looked at for their lengths
-KEPT = 64  # captions of held-out images that a checkpoint keeps
 
 
-class TextEncoder(Conditioner):
+class TextEncoder(Captions):
     """A small transformer over the tokens of a caption: tokens to attend to, and their mean as a vector.
 
     Layers are attention and an MLP of 4·width, each after a normalisation, over tokens with learned places. Padding is
@@ -45,10 +42,8 @@ class TextEncoder(Conditioner):
         vector: also add the tokens' mean to the time's embedding, if the network states its `condition_width`.
     """
 
-    takes = ("captions",)
-    keys = TEXT
+    padding = PAD
     vocabulary: Tensor
-    examples: Tensor
 
     def __init__(
         self,
@@ -60,20 +55,18 @@ class TextEncoder(Conditioner):
         dropout: float = 0.1,
         vector: bool = True,
     ) -> None:
-        super().__init__()
         sizes = {"length": length, "layers": layers + 1, "heads": heads, "words": words or 1, "width": width or 1}
         if min(sizes.values()) < 1 or not 0 <= dropout < 1:
             raise ValueError(
                 f"words = {words}, length = {length}, width = {width}, layers = {layers}, heads = {heads} and dropout "
                 f"= {dropout} describe no encoder: give whole numbers from 1 on, and dropout in [0, 1)"
             )
-        self.words, self.length, self.layers, self.heads, self.dropout = words, length, layers, heads, dropout
-        self.vector = vector
+        super().__init__(length, dropout)
+        self.words, self.layers, self.heads, self.vector = words, layers, heads, vector
+        self.ids_known = FIRST + (256 if words is None else words)
         # Words as bytes of UTF-8, a row each, so that the vocabulary is a tensor like all that a checkpoint holds.
         self.register_buffer("vocabulary", torch.zeros(words or 0, LONGEST, dtype=torch.uint8))
-        self.register_buffer("examples", torch.zeros(KEPT, length, dtype=torch.int32))
         self.examples[:, 0] = NULL
-        self._held_out: Tensor | None = None
         self._rows: dict[str, int] | None = None  # of the words, once the vocabulary has been read
         self.proj: nn.Linear | None = None
         if width is not None:
@@ -104,7 +97,7 @@ class TextEncoder(Conditioner):
             raise ValueError(
                 f"the tokens' {width} features cannot be split among {self.heads} heads: give heads that divide them"
             )
-        self.table = nn.Embedding(FIRST + (256 if self.words is None else self.words), width)
+        self.table = nn.Embedding(self.ids_known, width)
         self.places = nn.Parameter(torch.empty(self.length, width))
         for weight in (self.table.weight, self.places):
             nn.init.normal_(weight, std=0.02)
@@ -125,32 +118,21 @@ class TextEncoder(Conditioner):
 
     # Captions to token ids and back
 
-    def raw(self, asked: Any, n: int, names: Sequence[str] | None = None) -> Tensor:
-        """Token ids (n, length) of one caption for all samples, or of one for each, or ids (n, length) as they are."""
-        if isinstance(asked, Tensor):
-            return asked
-        captions = [asked] * n if isinstance(asked, str) else list(asked)
-        if stray := next((x for x in captions if not isinstance(x, str)), None):
-            raise ValueError(f"a caption is {stray!r}, a {type(stray).__name__}, but it is a text: give a string")
-        found = torch.full((len(captions), self.length), PAD, dtype=torch.long)
-        for row, caption in zip(found, captions, strict=True):
-            ids = [*self._ids(caption)[: self.length - 1], END]
-            row[: len(ids)] = torch.tensor(ids)
-        return found
-
-    def of_batch(self, y: Any) -> Any:
-        return y if isinstance(y, Tensor) else self.raw(y, len(y)).to(self.places.device, non_blocking=True)
-
     def _pieces(self, caption: str) -> Sequence[Any]:
         """Its words, or its bytes."""
         return caption.encode() if self.words is None else WORD.findall(caption.lower())
 
-    def _ids(self, caption: str) -> list[int]:
+    def ids(self, caption: str) -> list[int]:
         pieces = self._pieces(caption)
         if self.words is None:
-            return [FIRST + byte for byte in pieces]
-        known = self._known
-        return [known.get(_short(word), UNKNOWN) for word in pieces]
+            ids = [FIRST + byte for byte in pieces]
+        else:
+            known = self._known
+            ids = [known.get(_short(word), UNKNOWN) for word in pieces]
+        return [*ids[: self.length - 1], END]
+
+    def nothing(self) -> list[int]:
+        return [NULL]
 
     @property
     def _known(self) -> dict[str, int]:
@@ -181,13 +163,7 @@ class TextEncoder(Conditioner):
         Raises:
             ValueError: if the captions have no words.
         """
-        some = captions[:COUNTED]
-        if cut := sum(len(self._pieces(caption)) >= self.length for caption in some):
-            warnings.warn(
-                f"{cut} of {len(some)} training captions have more than {self.length - 1} tokens and are cut: raise "
-                "the conditioner's length to keep them whole",
-                stacklevel=2,
-            )
+        warn_cut((len(self._pieces(caption)) + 1 for caption in captions[:COUNTED]), self.length)
         if self.words is None or self._known:
             return
         count = Counter(_short(word) for caption in captions for word in WORD.findall(caption.lower()))
@@ -199,47 +175,9 @@ class TextEncoder(Conditioner):
             row[: len(letters)] = letters.to(row.device)
         self._rows = None
 
-    def hold_out(self, given: Any) -> None:
-        self._held_out = self.raw(given, len(given)).to(torch.int32)
-        kept = self._held_out[:KEPT]
-        self.examples.copy_(kept[torch.arange(KEPT) % len(kept)])
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._rows = None  # the words are now the checkpoint's
-        if not self.examples.is_meta:
-            self.check(self.examples.long())  # a file may say anything
-
-    # Conditions of samples
-
-    def check(self, y: Tensor) -> None:
-        rows = self.table.num_embeddings
-        if y.ndim != 2 or y.shape[1] != self.length or y.is_floating_point() or y.dtype == torch.bool:
-            kind = str(y.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"the conditions are {kind} of shape {list(y.shape)}, but TextEncoder takes captions: let the data "
-                f"give strings, or token ids of shape [B, {self.length}]"
-            )
-        if ((y < 0) | (y >= rows)).any() or (y == PAD).all(1).any():
-            raise ValueError(
-                f"a caption's token ids are {y.tolist()[0]} and the like, but they are 1 … {rows - 1}, and 0 for "
-                "padding alone: give the captions as strings"
-            )
-
-    def default(self, number: Tensor) -> Tensor:
-        """The captions of held-out images in turn; of a checkpoint the first 64 of its training's."""
-        known = self.examples if self._held_out is None else self._held_out
-        return known.to(number.device)[number % len(known)].long()
-
-    def null(self, n: int) -> Tensor:
-        if self.dropout == 0:
-            raise ValueError(
-                "guidance needs the null condition, but the conditioner's dropout is 0, so that training "
-                "never gave it: leave guidance out, or train with dropout above 0"
-            )
-        found = torch.full((n, self.length), PAD, device=self.places.device)  # made there: a step copies nothing
-        found[:, 0] = NULL
-        return found
 
 
 class Layer(nn.Module):

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .. import checkpoints
+from .. import checkpoints, frozen
 from ..files import left, locked, sweep, write_text, written, written_folder
 from ..modules import Diffusion
 from . import model_card
@@ -109,10 +109,12 @@ def pipeline(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
 
 
 def weights(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
-    """`model.safetensors` and `config.yaml`."""
+    """`model.safetensors`, `config.yaml`, and `frozen/` of a model with frozen parts."""
     with written(folder / "model.safetensors") as stream:
         stream.write(save({name: x.contiguous() for name, x in model.state_dict().items()}))
     write_text(folder / "config.yaml", yaml.safe_dump({"model": record}, sort_keys=False))
+    for part in frozen.parts(model).values():
+        part.write(folder / frozen.FOLDER)
 
 
 class Program(nn.Module):

@@ -106,7 +106,7 @@ def test_how_many_training_captions_are_cut_is_said_once(
     text.raw(CAPTIONS, 3)
     said = [str(warning.message) for warning in recwarn]
     assert said == [
-        f"{cut} of 3 training captions have more than {length - 1} tokens and are cut: raise the conditioner's length "
+        f"{cut} of 3 training captions have more than {length} tokens and are cut: raise the conditioner's length "
         "to keep them whole"
     ] * (cut > 0)
 

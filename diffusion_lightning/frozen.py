@@ -1,0 +1,349 @@
+"""Frozen parts: networks that a model uses and never trains, such as a text encoder, stored once a run.
+
+A frozen part is a file `HASH.safetensors`: the weights, and in its metadata the description, JSON of plain values. The
+hash is that of both, so that a file vouches for itself. What comes from a file is data: the kind of a model is looked
+up in a table, its configuration is filtered to known keys with plain values, and it names no code.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .files import written
+
+KEY = "frozen"  # of a checkpoint: the hashes of its frozen parts, by the names of the modules that hold them
+FOLDER = "frozen"  # beside the checkpoints
+HASH = re.compile(r"[0-9a-f]{32}")
+# Types of models, as transformers names them, and the class that makes hidden states of token ids.
+KINDS = {
+    "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "qwen2": "Qwen2Model",
+    "qwen3": "Qwen3Model", "llama": "LlamaModel",
+}  # fmt: skip
+# Keys of a configuration that choose code, kernels or files; those that begin with _ do too.
+NOT_DATA = {
+    "architectures", "attn_implementation", "auto_map", "dtype", "name_or_path", "quantization_config", "torch_dtype",
+    "transformers_version", "model_type", "experts_implementation",
+}  # fmt: skip
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Frozen:
+    """A text model of transformers and its tokenizer, in eval mode and without gradients.
+
+    It is no `nn.Module`, so that the modules that hold one do not see its weights: neither state_dict, averages and
+    optimizers nor DDP and FSDP.
+
+    Args:
+        source: a folder, a name on the hub, or a file that `write` wrote.
+        precision: in which it computes; None is that of the source.
+
+    Raises:
+        ValueError: if the source is not there, or is no text model of a known type. A file's hash is compared when its
+            weights or its tokenizer are first needed.
+    """
+
+    def __init__(self, source: str, precision: str | None = None) -> None:
+        self.source = source
+        self._verified, self._tensors = False, dict[str, Tensor]()
+        self.file = Path(source) if source.endswith(".safetensors") else None
+        self.description = self._described(precision) if self.file is None else _description(self.file)
+        if self.file is not None and precision not in (None, self.description["precision"]):
+            raise ValueError(
+                f"{self.file} holds a frozen part in {self.description['precision']}, but precision is {precision}: "
+                "give the precision that it has, or its original source"
+            )
+
+    def __deepcopy__(self, memo: Any) -> "Frozen":
+        return self  # it never changes
+
+    def _described(self, precision: str | None) -> dict[str, Any]:
+        """The description of a folder or a name of the hub; the weights are not read yet."""
+        transformers = installed(self.source)
+        try:
+            config = transformers.AutoConfig.from_pretrained(self.source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(
+                f"the text model {self.source} is neither a folder here, nor in the cache of transformers, nor to be "
+                f"had from the network: give its folder, or of a run that has used it the file in checkpoints/{FOLDER}"
+            ) from error
+        config = getattr(config, "text_config", config) if config.model_type == "clip" else config
+        backend = tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        stored = str(config.dtype or torch.float32).removeprefix("torch.")
+        eos = next((k for k in (tokenizer.eos_token_id, tokenizer.pad_token_id) if k is not None), 0)
+        return _checked(
+            {
+                "kind": "transformers",
+                "model_type": config.model_type,
+                "config": _plain(transformers, config.model_type, config.to_dict(), self.source),
+                "tokenizer": backend.to_str(),
+                "eos": eos,
+                "pad": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+                "precision": precision or stored,
+            },
+            self.source,
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """That of the model, as plain values."""
+        return self.description["config"]
+
+    @cached_property
+    def network(self) -> Any:
+        """The model, on the device on which it was last used."""
+        transformers = installed(self.source)
+        kind, dtype = KINDS[self.description["model_type"]], PRECISIONS[self.description["precision"]]
+        with torch.device("cpu"):  # also where a model around it is made without memory
+            if self.file is not None:
+                self._verify()
+                tensors, self._tensors = self._tensors, {}
+                config = transformers.CONFIG_MAPPING[self.description["model_type"]](**self.config)
+                made = _built(getattr(transformers, kind), config, dtype, tensors, self.file)
+            else:
+                try:
+                    made = getattr(transformers, kind).from_pretrained(self.source, dtype=dtype, use_safetensors=True)
+                except (OSError, ValueError) as error:
+                    raise ValueError(
+                        f"the weights of {self.source} are not to be had as safetensors: download them where there is "
+                        "a network, and give the folder as the model"
+                    ) from error
+        return made.eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """A tokenizer of the package tokenizers, with neither padding nor truncation."""
+        installed(self.source)
+        from tokenizers import Tokenizer
+
+        self._verify()
+        return Tokenizer.from_str(self.description["tokenizer"])
+
+    @cached_property
+    def hash(self) -> str:
+        """32 hexadecimal digits: the hash of the weights and the description."""
+        self._verify()
+        return self.file.stem if self.file is not None else _hash(_weights(self.network), self.description)
+
+    def _verify(self) -> None:
+        """Raise ValueError if the file is not what its name says; its weights are kept until they are used."""
+        if self._verified or self.file is None:
+            return
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self._tensors = load_file(self.file)
+        except (OSError, SafetensorError) as error:
+            raise _changed(self.file) from error
+        if _hash(self._tensors, self.description) != self.file.stem:
+            raise _changed(self.file)
+        self._verified = True
+
+    def write(self, folder: Path) -> Path:
+        """Write it as `HASH.safetensors` into a folder, unless it is there."""
+        from safetensors.torch import save
+
+        path = folder / f"{self.hash}.safetensors"
+        if not path.exists():
+            tensors = {name: x.detach().cpu().contiguous() for name, x in _weights(self.network).items()}
+            with written(path) as stream:
+                stream.write(save(tensors, metadata={"description": _text(self.description)}))
+        return path
+
+
+def parts(module: nn.Module) -> dict[str, Frozen]:
+    """The frozen parts that the modules within a module hold as their `frozen`, by those modules' names."""
+    found = {name: getattr(part, "frozen", None) for name, part in module.named_modules()}
+    return {name: part for name, part in found.items() if isinstance(part, Frozen)}
+
+
+def check_same(module: nn.Module, hashes: Any, path: str | Path) -> None:
+    """Raise ValueError if a module's frozen parts are not those of a checkpoint; None compares none."""
+    if hashes is None:
+        return
+    own = parts(module)
+    for name in sorted({*own, *hashes}):
+        here = own[name].hash if name in own else "none"
+        if here != hashes.get(name):
+            source = f" (from {own[name].source})" if name in own else ""
+            raise ValueError(
+                f"the frozen part of {name} is {here}{source}, but {path} was trained with {hashes.get(name, 'none')}: "
+                "give the same source in the same precision, or the file that lies in the run's checkpoints/frozen"
+            )
+
+
+def beside(spec: Any, hashes: Mapping[str, str] | None, path: str | Path, trust: Any) -> tuple[Any, set[str]]:
+    """The record of a model whose frozen parts are read from the files beside its checkpoint, and these files' names.
+
+    Of a part whose file is missing, a source that is in `trust` stays.
+
+    Raises:
+        ValueError: if the file of a part is missing and its source is not trusted, or there is no such part.
+    """
+    named = set()
+    for name, found in (hashes or {}).items():
+        words, file = str(name).split("."), Path(path).parent / FOLDER / f"{found}.safetensors"
+        try:
+            led, source = _led(spec, words, str(file))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} keeps a frozen part of {name}, which its configuration does not have: use another checkpoint"
+            ) from error
+        if file.is_file():
+            spec = led
+            named.add(str(file))
+        elif not isinstance(source, str) or source not in trust:
+            raise ValueError(
+                f"{path} needs the frozen part of {name}, but {file} is missing: copy it there from the run's "
+                f"checkpoints/frozen, or have it read from its source by --trust {source}, or by trust=[{source!r}] in "
+                "Python"
+            )
+    return spec, named
+
+
+def _led(spec: Any, words: list[str], file: str) -> tuple[Any, Any]:
+    """A record in which the class at a place, such as conditioner, conditioners, 1, has another source; and its own."""
+    if not words:
+        arguments = spec["init_args"]
+        return {**spec, "init_args": {**arguments, "model": file}}, arguments["model"]
+    if isinstance(spec, list):
+        k = range(len(spec))[int(words[0])]
+        led, source = _led(spec[k], words[1:], file)
+        return [*spec[:k], led, *spec[k + 1 :]], source
+    led, source = _led(spec["init_args"][words[0]], words[1:], file)
+    return {**spec, "init_args": {**spec["init_args"], words[0]: led}}, source
+
+
+def stored(source: Any) -> bool:
+    """Whether a source is a file that vouches for itself by its name."""
+    path = Path(source) if isinstance(source, str) else Path()
+    return path.suffix == ".safetensors" and HASH.fullmatch(path.stem) is not None
+
+
+def copy(hashes: Mapping[str, str] | None, source: Path, target: Path) -> None:
+    """Copy the files of frozen parts that lie beside one checkpoint beside another; those that are there stay."""
+    for found in set((hashes or {}).values()):
+        here, there = (folder / FOLDER / f"{found}.safetensors" for folder in (source, target))
+        if here.is_file() and not there.exists():
+            with here.open("rb") as old, written(there) as new:
+                shutil.copyfileobj(old, new)
+
+
+def installed(source: str) -> Any:
+    """The package transformers."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            f"the text model {source} needs the package transformers, which is not installed: "
+            "pip install 'diffusion_lightning[transformers]'"
+        ) from error
+    return transformers
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """Each weight once, under the first of its names."""
+    seen: set[int] = set()
+    found = {}
+    for name, x in sorted(network.state_dict().items()):
+        if x.data_ptr() not in seen or not x.numel():
+            found[name] = x
+        seen.add(x.data_ptr())
+    return found
+
+
+def _hash(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> str:
+    found = hashlib.blake2b(_text(description).encode(), digest_size=16)
+    for name, x in sorted(tensors.items()):
+        found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _text(description: dict[str, Any]) -> str:
+    return json.dumps(description, sort_keys=True)
+
+
+def _changed(file: Path) -> ValueError:
+    return ValueError(
+        f"{file} is not the frozen part that its name says, since it was changed, damaged or renamed: copy it again "
+        "from where it was written"
+    )
+
+
+def _description(file: Path) -> dict[str, Any]:
+    installed(str(file))
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise ValueError(f"the frozen part {file} does not exist: copy it there, or give a folder or a name of the hub")
+    try:
+        with safe_open(file, "pt") as stream:
+            found = json.loads((stream.metadata() or {})["description"])
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise _changed(file) from error
+    if not HASH.fullmatch(file.stem) or not isinstance(found, dict):
+        raise _changed(file)
+    return _checked(found, str(file))
+
+
+def _checked(found: dict[str, Any], source: str) -> dict[str, Any]:
+    """The same description; raise ValueError if it is none of a known kind."""
+    kinds = {"kind": str, "model_type": str, "config": dict, "tokenizer": str, "eos": int, "pad": int, "precision": str}
+    if {name: type(x) for name, x in found.items()} != kinds or found["kind"] != "transformers":
+        raise ValueError(f"{source} describes no frozen part of this version: use the version that wrote it")
+    if found["model_type"] not in KINDS:
+        raise ValueError(
+            f"{source} is a model of type {found['model_type']}, but known text models are {', '.join(KINDS)}: use one "
+            "of these"
+        )
+    if found["precision"] not in PRECISIONS:
+        raise ValueError(f"the precision is {found['precision']}, but it is one of {', '.join(PRECISIONS)}: give one")
+    if found["model_type"] in ("t5", "umt5") and found["precision"] == "float16":
+        raise ValueError(
+            f"precision is float16, but numbers within {source}, a T5, pass the largest of float16: give bfloat16 or "
+            "float32"
+        )
+    found["config"] = _plain(installed(source), found["model_type"], found["config"], source)
+    return found
+
+
+def _plain(transformers: Any, model_type: str, config: dict[str, Any], source: str) -> dict[str, Any]:
+    """The entries of a model's configuration that are known to its type, and plain."""
+    if model_type not in KINDS:
+        return {}  # refused by its type
+    known = transformers.CONFIG_MAPPING[model_type]().to_dict()
+    kept = {k: v for k, v in config.items() if k in known and k not in NOT_DATA and not k.startswith("_")}
+    try:
+        return json.loads(json.dumps(kept, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the configuration of {source} holds more than plain values: use another model") from error
+
+
+def _built(kind: Any, config: Any, dtype: torch.dtype, tensors: dict[str, Tensor], file: Path) -> Any:
+    """The model of a configuration with these weights, compared before any memory is taken."""
+    other = f"the configuration in {file} and its weights are not of one model: copy the file again"
+    if not 0 < config.num_hidden_layers <= len(tensors):
+        raise ValueError(other)
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in kind(config).state_dict().items()}
+    fit = all(shapes.get(name) == x.shape for name, x in tensors.items())
+    if not fit or sum(map(math.prod, shapes.values())) > 2 * sum(x.numel() for x in tensors.values()):
+        raise ValueError(other)
+    made = kind(config).to(dtype)
+    if _weights(made).keys() != tensors.keys():
+        raise ValueError(other)
+    made.load_state_dict(tensors, strict=False)  # a weight of several names is stored once
+    return made
