@@ -15,7 +15,7 @@ PACKAGE = TESTS.parent / "diffusion_lightning"
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
 GROUND = [
-    "random", "files", "images", "scenes", "image_files", "frozen", "conditioning", "schedules", "denoising",
+    "random", "files", "images", "scenes", "frozen", "conditioning", "schedules", "denoising",
     "objectives", "likelihood", "guidance", "networks", "samplers", "known", "records",
 ]  # fmt: skip
 WITH_LIGHTNING = [
@@ -31,7 +31,7 @@ WITH_LIGHTNING = [
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")
-MEETING = ("base", "embeddings", "spacing", "statistics")  # where a family's members meet
+MEETING = ("base", "embeddings", "reader", "spacing", "statistics")  # where a family's members meet
 
 
 def modules() -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import images
 from ..files import write_text
-from ..image_files import write_grid, write_npz, write_png
+from ..images import write_grid, write_npz, write_png
 
 
 class SampleWriter(BasePredictionWriter):

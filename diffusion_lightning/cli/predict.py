@@ -16,7 +16,7 @@ from ..callbacks import Preemption, Progress, SampleWriter
 from ..callbacks.progress import Watched
 from ..distributed import preemption, threads, timeouts
 from ..guidance import ClassifierFree, Guidance, Guided, prepare
-from ..image_files import ORIGIN, contents, origin
+from ..images import ORIGIN, contents, origin
 from . import run_folder
 from .commands import COMMANDS
 from .parser import Parser

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..extractors import InceptionV3
 from ..files import cache_folder, check_file, write_text, written
-from ..image_files import SUFFIXES, Archive, Folder, contents, readable
+from ..images import SUFFIXES, Archive, Folder, contents, readable
 from ..metrics import (
     KID,
     ClassCoverage,

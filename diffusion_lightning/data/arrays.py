@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files import expanded
-from ..image_files import IMAGES, Array, contents, load_array, one_image, readable, state
+from ..images import IMAGES, Array, contents, load_array, one_image, readable, state
 from .base import FORMAT, Images, Splits, arrange, cached, check_captions, check_labels, fingerprint, whole_numbers
 
 LABELS = ("labels", "y", "arr_1")  # names of an .npz's labels, the first that it has

@@ -9,7 +9,7 @@ import torchvision.datasets
 from torch import Tensor
 
 from ..files import expanded
-from ..image_files import state
+from ..images import state
 from .base import Images, Pictures, ResizeCrop, Splits, decode, downloaded, fingerprint
 
 CUT = (89 - 64, 121 - 64, 89 + 64, 121 + 64)  # left, top, right, bottom of the square

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from ..files import expanded
-from ..image_files import Source, state
+from ..images import Source, state
 from .base import (
     Images,
     OnError,
@@ -31,11 +31,11 @@ from .base import (
 class HuggingFace(Images):
     """The pictures of one column of a set, in its order, as (channels, size, size); needs the package `datasets`.
 
-    They are decoded once, before the first step, and kept in the user's cache. `image_files.decoded` reads a picture:
+    They are decoded once, before the first step, and kept in the user's cache. `images.decoded` reads a picture:
     upright, over white, of 8 bits. `base.ResizeCrop` brings it to the size: its central square, averaged over areas.
 
     The cache's key is made of the set's own mark and, for each of its files and each picture that is a file of its
-    own, of the resolved path, inode, times and size, see `image_files.state`.
+    own, of the resolved path, inode, times and size, see `images.state`.
 
     Args:
         name: a name on the hub, or a folder: written by `save_to_disk`, or of parquet or picture files.

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from ..files import expanded
-from ..image_files import left_out, no_pictures, state, walk
+from ..images import left_out, no_pictures, state, walk
 from .base import (
     Images,
     OnError,
@@ -30,11 +30,11 @@ from .base import (
 class ImageFolder(Images):
     """The pictures of a folder and the folders in it, sorted by path, as (channels, size, size).
 
-    They are decoded once, before the first step, and kept in the user's cache. `image_files.decoded` reads a picture:
+    They are decoded once, before the first step, and kept in the user's cache. `images.decoded` reads a picture:
     upright, over white, of 8 bits. `base.ResizeCrop` brings it to the size: its central square, averaged over areas.
 
     The cache's key is made of the folder's resolved path and of each picture's name, inode, times and size, see
-    `image_files.state`, so no picture is read to find it; a folder that was copied or moved is decoded anew.
+    `images.state`, so no picture is read to find it; a folder that was copied or moved is decoded anew.
 
     A folder that has `train/` and beside it `val/` or `test/`, in any case of letters, is so split; of any other,
     images evenly spaced in the order are held out, from each class in proportion.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffusion_lightning import images, load
 from diffusion_lightning.cli import main, predict
-from diffusion_lightning.image_files import Folder, origin
+from diffusion_lightning.images import Folder, origin
 from diffusion_lightning.samplers import DDIM
 
 from ..support.commands import fails

@@ -11,8 +11,7 @@ from diffusion_lightning.checkpoints import load, read
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
 from diffusion_lightning.guidance import ClassifierFree
-from diffusion_lightning.image_files import Folder
-from diffusion_lightning.images import to_uint8
+from diffusion_lightning.images import Folder, to_uint8
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ...image_files import regular
+from ...images import regular
 from .captions import check_captions, one_of
 
 SIDECAR, LISTS = ".txt", (".jsonl", ".csv")

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from tqdm import tqdm
 
-from ...image_files import Source
+from ...images import Source
 from .picture import Decoded, OtherSize, ResizeCrop
 from .store import cached
 

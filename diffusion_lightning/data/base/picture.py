@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...image_files import Source, decoded, head, own_limit
+from ...images import Source, decoded, head, own_limit
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -27,7 +27,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """Brings a picture, as `image_files.decoded` reads it, to bytes of one shape.
+    """Brings a picture, as `images.decoded` reads it, to bytes of one shape.
 
     Its central square, the shorter side whole, is averaged over areas down to H = W pixels: each pixel is the mean of
     those whose centres it covers (Pillow's BOX). A smaller picture is enlarged bicubically.

@@ -18,8 +18,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ..files import written
-from ..images import grid
-from .base import ORIENTATION, SUFFIXES, Head, decoded, head, opened
+from .base import grid
+from .reader import ORIENTATION, SUFFIXES, Head, decoded, head, opened
 
 ORIGIN = "diffusion_lightning"  # the key of a PNG's text
 DESCRIPTION = 0x010E  # the tag of an EXIF's ImageDescription, which takes its place in other formats

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import PIXELS, regular
+from .reader import PIXELS, regular
 
 IMAGES = ("arr_0", "images", "samples")  # names of an .npz's images, the first that it has
 HEADER = 10_000  # bytes at most of an array's header, as numpy has it

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
@@ -80,8 +81,6 @@ def grid(
 
 def written(captions: Sequence[str], width: int, size: int = 11) -> list[Tensor]:
     """Each caption in black on white, bytes (H, width), all as high as the one of most lines; at most four lines."""
-    from PIL import Image, ImageDraw, ImageFont  # here: few sheets have captions
-
     font = ImageFont.load_default(size)
     lines = [_lines(caption, width, font.getlength) for caption in captions]
     lines = [of_one if len(of_one) <= 4 else [*of_one[:3], f"{of_one[3]} …"] for of_one in lines]

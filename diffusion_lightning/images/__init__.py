@@ -1,4 +1,4 @@
-"""Pictures on disk: the one reader, the one walk through a folder, archives."""
+"""Images: tensors and bytes, and pictures on disk: the one reader, the one walk through a folder, archives."""
 
 from .archive import IMAGES as IMAGES
 from .archive import Archive as Archive
@@ -7,14 +7,10 @@ from .archive import contents as contents
 from .archive import load_array as load_array
 from .archive import one_image as one_image
 from .archive import readable as readable
-from .base import FORMATS as FORMATS
-from .base import PIXELS as PIXELS
-from .base import SUFFIXES as SUFFIXES
-from .base import Source as Source
-from .base import decoded as decoded
-from .base import head as head
-from .base import own_limit as own_limit
-from .base import regular as regular
+from .base import from_uint8 as from_uint8
+from .base import grid as grid
+from .base import resize_tf1 as resize_tf1
+from .base import to_uint8 as to_uint8
 from .folder import ORIGIN as ORIGIN
 from .folder import Folder as Folder
 from .folder import left_out as left_out
@@ -25,3 +21,11 @@ from .folder import walk as walk
 from .folder import write_grid as write_grid
 from .folder import write_npz as write_npz
 from .folder import write_png as write_png
+from .reader import FORMATS as FORMATS
+from .reader import PIXELS as PIXELS
+from .reader import SUFFIXES as SUFFIXES
+from .reader import Source as Source
+from .reader import decoded as decoded
+from .reader import head as head
+from .reader import own_limit as own_limit
+from .reader import regular as regular

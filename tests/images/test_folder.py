@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import EpsImagePlugin, Image
 
 from diffusion_lightning.data import Arrays, ImageFolder
-from diffusion_lightning.image_files import Archive, Folder, archive, head, origin, walk, write_npz, write_png
+from diffusion_lightning.images import Archive, Folder, archive, head, origin, walk, write_npz, write_png
 
 from ..conftest import with_a_flipped_bit
 
