@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_lightning.networks import DiT, UNet, base
 from diffusion_lightning.networks.base import CrossAttention, attention
+from diffusion_lightning.networks.base.blocks import TokenAttention, places
 
 WIDTH, LENGTHS = 12, (5, 1, 3)  # features of a token; real tokens of three conditions
 MASK = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
@@ -217,6 +218,25 @@ def test_each_image_attends_to_its_own_tokens(make: Callable[..., Any]) -> None:
         assert torch.allclose(other[1:], here[1:], rtol=1e-6, atol=1e-6)
         assert not torch.allclose(other[0], here[0], atol=1e-3)
         torch.testing.assert_close(network(x_t, T, (None, tokens, None)), network(x_t, T, (0 * vector, tokens, None)))
+
+
+def test_a_pixel_asks_from_where_it_is() -> None:
+    """Of an image of one value, whose pixels are alike in all else, each attends in its own way."""
+    block = random(TokenAttention(8, unet().style))
+    _, _, tokens = inputs(unet())
+    with torch.no_grad():
+        y = block(torch.zeros(3, 8, 4, 4), tokens, MASK).flatten(2)[0]
+    assert torch.cdist(y.mT, y.mT)[~torch.eye(16, dtype=torch.bool)].min() > 1e-3
+
+
+def test_places_are_shares_of_the_image() -> None:
+    wide, narrow = places(8, 2, 6, torch.device("cpu")), places(8, 2, 2, torch.device("cpu"))
+    assert torch.allclose(wide[..., 1::3], narrow, atol=1e-6)
+    row, column = wide[:4, :, 0], wide[4:, 0]
+    assert torch.equal(wide, torch.cat([row[:, :, None].expand(4, 2, 6), column[:, None].expand(4, 2, 6)]))
+    p = (torch.arange(6) + 0.5) / 6
+    waves = [wave(frequency * torch.pi * p) for wave in (torch.sin, torch.cos) for frequency in (1, 8)]
+    assert torch.allclose(column, torch.stack(waves), atol=1e-5)
 
 
 def sizes_of_attention(network: nn.Module) -> list[int]:

@@ -159,8 +159,25 @@ class TokenAttention(nn.Module):
         self.attention = CrossAttention(channels, style.token_width, style.heads_of(channels))
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        h = self.attention(self.norm(x).flatten(2).mT, tokens, mask)  # (B, H·W, C)
+        # A query knows where it is: of "a seven to the left of a three" each side needs another word.
+        h = self.norm(x) + places(x.shape[1], x.shape[2], x.shape[3], x.device).to(x.dtype)
+        h = self.attention(h.flatten(2).mT, tokens, mask)  # (B, H·W, C)
         return x + h.mT.unflatten(2, x.shape[2:])
+
+
+def places(channels: int, height: int, width: int, device: torch.device) -> Tensor:
+    """(channels, height, width): where a pixel is, its row in the first half of the channels, its column in the rest.
+
+    Sines and cosines of π·2^f·p, p = (i + ½)/size in (0, 1) the place of row or column i, and f from 0 to 3 in equal
+    parts: places as shares of the image, so that they mean the same at any size.
+    """
+    n = -(-channels // 4)
+    frequency = math.pi * 2 ** torch.linspace(0, 3, n, device=device)[:, None]
+    found = []
+    for size, axis in ((height, 2), (width, 1)):
+        angle = frequency * (torch.arange(size, device=device) + 0.5) / size  # (n, size)
+        found.append(torch.cat([angle.sin(), angle.cos()]).unsqueeze(axis).expand(-1, height, width))
+    return torch.cat(found)[:channels]
 
 
 class Downsample(nn.Module):
