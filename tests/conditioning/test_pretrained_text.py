@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import yaml
 from torch import Tensor, nn
 
 from diffusion_lightning import load
@@ -16,9 +15,8 @@ from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels, PretrainedText, Several
 from diffusion_lightning.random import Draw
 
-from ..support.captions import with_captions
 from ..support.commands import fails
-from ..support.text_models import text_model
+from ..support.text_models import text_model, with_frozen
 
 CAPTIONS = ["A dark image, lighter above", "a light image", "grey"]
 KINDS = ("clip", "t5", "qwen2")
@@ -215,18 +213,6 @@ def test_what_fits_no_model_is_refused(case: str, sources: dict) -> None:
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call(sources)
-
-
-def with_frozen(folder: Path, source: Path) -> str:
-    """A run's config of a frozen text model."""
-    path = with_captions(folder)
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config["model"]["init_args"]["conditioner"] = {
-        "class_path": "PretrainedText",
-        "init_args": {"model": str(source), "length": 10},
-    }
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return str(path)
 
 
 @pytest.mark.slow

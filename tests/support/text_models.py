@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from .captions import Shades
+from .captions import Shades, with_captions
 
 WORDS = sorted({word for caption in Shades.captions or [] for word in caption.replace(",", " ,").split()})
 
@@ -59,3 +60,15 @@ def text_model(folder: Path, kind: str, width: int = 16, seed: int = 0) -> Any:
         unk_token="<unk>",
     ).save_pretrained(folder)
     return model.eval()
+
+
+def with_frozen(folder: Path, source: Path) -> str:
+    """A run's config of a frozen text model."""
+    path = with_captions(folder)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["model"]["init_args"]["conditioner"] = {
+        "class_path": "PretrainedText",
+        "init_args": {"model": str(source), "length": 10},
+    }
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return str(path)
