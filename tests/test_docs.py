@@ -22,7 +22,7 @@ ROOMS = (
     "schedules", "denoising", "objectives", "guidance", "likelihood", "conditioning", "networks", "samplers", "modules",
     "data", "metrics", "extractors", "callbacks", "loggers", "random", "checkpoints", "optim", "interop",
 )  # fmt: skip
-MADE = {"01_forward_process", "02_reverse_process", "03_samplers"}  # by conf.py, at every build
+MADE = {"01_forward_process", "02_reverse_process", "03_samplers", "04_conditions"}  # by conf.py, at every build
 
 
 def shown(room: str) -> list[str]:

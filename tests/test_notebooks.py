@@ -11,8 +11,9 @@ from .conftest import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_three() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_forward_process", "02_reverse_process", "03_samplers"]
+def test_there_are_four() -> None:
+    names = ["01_forward_process", "02_reverse_process", "03_samplers", "04_conditions"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -28,7 +29,10 @@ def test_they_are_kept_with_their_output(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_they_run(path: Path, tmp_path: Path, trained: Path) -> None:
-    """In a folder beside `runs/` and `configs/`, as they lie in the repository; the digits are trained already."""
+    """In a folder beside `runs/` and `configs/`, as they lie in the repository.
+
+    The digits are trained already; of scenes there is no run, so that the fourth trains its small network.
+    """
     for place, where in (("configs", ROOT / "configs"), ("runs/digits", trained)):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).symlink_to(where)
