@@ -22,7 +22,7 @@ from .measure import complete
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Images that `test` finds held out; of one's own pictures, which `folder` is for, any number.
 HELD_OUT = {"digits": 297, "digits_edm": 297, "digits_flow": 297, "celeba64_ddpm": 19_962, "imagenet64_iddpm": 50_000,
-            "folder": 0, "folder_classes": 0, "folder_captions": 0}  # fmt: skip
+            "scenes": 1000, "scenes_dit": 1000, "folder": 0, "folder_classes": 0, "folder_captions": 0}  # fmt: skip
 OTHERS = 10_000
 
 

@@ -160,6 +160,12 @@ SCALED = {
     "--trainer.logger.offline false": "--trainer.default_root_dir runs/watched",
 }
 
+SCENES = [
+    "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.init_args.n", "40",
+    "--data.init_args.held_out", "8", "--data.init_args.batch_size", "4", "--grid.n", "2", "--chain.n", "2",
+    "--metrics.n", "4", "--metrics.batch_size", "4",
+]  # fmt: skip
+
 
 def scaled(command: Command, folder: Path) -> list[str]:
     """The words to call `main` with: the recipe of digits is a small one, and no run is watched."""
@@ -175,8 +181,10 @@ def scaled(command: Command, folder: Path) -> list[str]:
         words += ["--trainer.logger", "false"]
         if "digits_classifier.yaml" in text:
             words += ["--trainer.max_steps", "4", "--trainer.val_check_interval", "4"]
+        if "scenes.yaml" in text:
+            words += SCENES
         if "--trainer.default_root_dir" not in words:
-            of = re.search(r"(folder\w*|digits_classifier)\.yaml", text)
+            of = re.search(r"(folder\w*|digits_classifier|scenes)\.yaml", text)
             words += ["--trainer.default_root_dir", f"runs/{of[1] if of else 'digits'}"]
     return words
 
