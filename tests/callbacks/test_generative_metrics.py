@@ -120,6 +120,7 @@ def test_validation_is_fast_and_the_test_is_the_papers(
         assert float(found) == pytest.approx(float(by_hand.compute()), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_it_says_what_it_costs_and_shows_the_closest_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = with_metrics(tmp_path, [metric("FrechetDistance"), metric("NearestNeighbours")])
     main(["fit", "--config", str(config), "--trainer.logger", "tests.support.callbacks.Album"])

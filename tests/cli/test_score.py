@@ -45,6 +45,7 @@ def found(tmp_path: Path, *words: str | Path) -> dict[str, float]:
     return json.loads((tmp_path / "found.json").read_text())
 
 
+@pytest.mark.slow
 def test_folders_archives_and_statistics_agree(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

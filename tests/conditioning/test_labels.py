@@ -123,6 +123,7 @@ def test_impossible_tables_are_refused(kwargs: dict) -> None:
         ClassLabels(**{"classes": 3, "width": 8, **kwargs})
 
 
+@pytest.mark.slow
 def test_a_conditional_run_from_fit_to_predict_and_resumed(tmp_path: Path) -> None:
     """Stopped and resumed it ends with the weights, and the table, of the undisturbed one; then samples of a class."""
     none, whole = ["--trainer.logger", "false"], same_when_resumed(with_classes(tmp_path), tmp_path)

@@ -294,6 +294,7 @@ def test_several_are_refused_where_their_null_is_missing() -> None:
         model(several()).conditioner.check(torch.zeros(2, dtype=torch.long))
 
 
+@pytest.mark.slow
 def test_a_captioned_run_from_fit_to_predict_and_resumed(tmp_path: Path) -> None:
     """Stopped and resumed it ends with the weights, and the words, of the undisturbed one; then samples of prompts."""
     none, whole = ["--trainer.logger", "false"], same_when_resumed(with_captions(tmp_path), tmp_path)

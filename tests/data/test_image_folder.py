@@ -317,6 +317,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 # What is wrong.
 
 
+@pytest.mark.slow
 def test_three_broken_ones_among_3000_are_all_named(tmp_path: Path, own_cache: Path) -> None:
     folder = with_broken(tmp_path / "f")
     names = [folder / "1/0001.jpeg", folder / "2/0009.png", folder / "5/0005.webp"]

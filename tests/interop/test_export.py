@@ -120,6 +120,7 @@ def test_the_card_says_what_it_is_and_what_was_measured(run: Path, exported: Pat
     assert "DDPMPipeline.from_pretrained" in rest
 
 
+@pytest.mark.slow
 def test_the_card_has_the_figures_of_test_and_no_path_of_this_disk(run: Path, tmp_path: Path) -> None:
     """Of this checkpoint alone: not of another step's, though its row lies in the same file."""
     copy = tmp_path / "somewhere/run"
@@ -153,6 +154,7 @@ def test_a_pipeline_draws_images_of_the_models_size(tmp_path: Path) -> None:
     assert pipeline(batch_size=1, num_inference_steps=2).images[0].size == (8, 8)
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_exported_too(tmp_path: Path) -> None:
     config = small_config(
         tmp_path,
@@ -235,6 +237,7 @@ def test_a_network_of_diffusers_is_trained_and_exported_as_it_is(tmp_path: Path)
         assert torch.equal(pipeline.unet(x, 5).sample, model.denoiser(x, 6).eps)
 
 
+@pytest.mark.slow
 def test_a_program_with_classes(tmp_path: Path) -> None:
     config = small_config(
         tmp_path, **{"trainer.max_steps": 1, "trainer.limit_val_batches": 0, "checkpoint.monitor": None}

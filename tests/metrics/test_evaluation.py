@@ -197,6 +197,7 @@ def held_bytes(metric: nn.Module) -> int:
     return sum(seen.values())
 
 
+@pytest.mark.slow
 def test_what_metrics_hold_does_not_grow_with_the_images() -> None:
     """Sums of the one, a stated number of features of the other, whatever the number of images."""
     x = torch.randint(0, 256, (500, 1, 8, 8), dtype=torch.uint8)
