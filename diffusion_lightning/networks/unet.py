@@ -51,7 +51,8 @@ class UNet(nn.Module):
             starts from the defaults of PyTorch, and from zero where DDPM's starts near zero.
         token_width: features of a token; None attends to no tokens.
         cross_attention: sizes in pixels at which every block is followed by cross-attention to the tokens, after the
-            self-attention if it has one; with `token_width`, the middle attends to them too.
+            self-attention if it has one; with `token_width`, the middle attends to them too. A pixel's query holds its
+            row and column beside its features.
         patch: height and width of the squares of pixels that are folded into channels before the first level and
             unfolded after the last, which makes steps cheaper. Attention's sizes are those of the levels.
 
@@ -107,7 +108,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         skips, width = [channels], channels
         for level, (m, pixels) in enumerate(zip(multipliers, sizes, strict=True)):
-            attends = {"attend": pixels in attention, "cross": pixels in cross_attention}
+            attends: Any = {"attend": pixels in attention, "cross": pixels if pixels in cross_attention else None}
             for _ in range(blocks):
                 self.down.append(Block(width, m * channels, style, **attends))
                 skips.append(width := m * channels)
@@ -116,12 +117,12 @@ class UNet(nn.Module):
                 self.down.append(halve)
                 skips.append(width)
 
-        first = Block(width, width, style, attend=True, cross=token_width is not None)
+        first = Block(width, width, style, attend=True, cross=None if token_width is None else sizes[-1])
         self.middle = nn.ModuleList([first, Block(width, width, style)])
 
         self.up = nn.ModuleList()
         for level, (m, pixels) in reversed(list(enumerate(zip(multipliers, sizes, strict=True)))):
-            attends = {"attend": pixels in attention, "cross": pixels in cross_attention}
+            attends = {"attend": pixels in attention, "cross": pixels if pixels in cross_attention else None}
             for _ in range(blocks + 1):
                 self.up.append(Block(width + skips.pop(), m * channels, style, **attends))
                 width = m * channels

@@ -222,15 +222,24 @@ def test_each_image_attends_to_its_own_tokens(make: Callable[..., Any]) -> None:
 
 def test_a_pixel_asks_from_where_it_is() -> None:
     """Of an image of one value, whose pixels are alike in all else, each attends in its own way."""
-    block = random(TokenAttention(8, unet().style))
+    block = random(TokenAttention(8, unet().style, 4))
     _, _, tokens = inputs(unet())
     with torch.no_grad():
         y = block(torch.zeros(3, 8, 4, 4), tokens, MASK).flatten(2)[0]
     assert torch.cdist(y.mT, y.mT)[~torch.eye(16, dtype=torch.bool)].min() > 1e-3
 
 
+def test_an_image_of_another_size_than_the_networks_has_places_of_its_own() -> None:
+    network, larger = random(unet()), random(unet(size=16, attention=(8,), cross_attention=(16, 8)))
+    _, vector, tokens = inputs(network)
+    x_t = torch.randn(3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = network(x_t, T, (vector, tokens, MASK))
+        assert torch.equal(found, larger(x_t, T, (vector, tokens, MASK)))
+
+
 def test_places_are_shares_of_the_image() -> None:
-    wide, narrow = places(8, 2, 6, torch.device("cpu")), places(8, 2, 2, torch.device("cpu"))
+    wide, narrow = places(8, 2, 6), places(8, 2, 2)
     assert torch.allclose(wide[..., 1::3], narrow, atol=1e-6)
     row, column = wide[:4, :, 0], wide[4:, 0]
     assert torch.equal(wide, torch.cat([row[:, :, None].expand(4, 2, 6), column[:, None].expand(4, 2, 6)]))

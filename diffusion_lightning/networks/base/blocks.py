@@ -82,11 +82,12 @@ class Style(NamedTuple):
 class Block(nn.Module):
     """norm, SiLU, conv, time, norm, SiLU, dropout, conv, + input; then attention if `attend`, and to tokens if `cross`.
 
-    With `resize` 0.5 or 2 the features after the first SiLU, and the input, are averaged or repeated to that size.
+    `cross` is the height and width in pixels at which it attends to tokens, None if it does not. With `resize` 0.5 or 2
+    the features after the first SiLU, and the input, are averaged or repeated to that size.
     """
 
     def __init__(
-        self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0, cross: bool = False
+        self, from_: int, to: int, style: Style, attend: bool = False, resize: float = 1.0, cross: int | None = None
     ) -> None:
         super().__init__()
         self.scale_shift, self.resize = style.scale_shift, resize
@@ -99,7 +100,7 @@ class Block(nn.Module):
         self.conv2 = Conv2d(to, to, 3, padding=1)
         self.skip = Conv2d(from_, to, 1) if from_ != to else nn.Identity()
         self.attention = Attention(to, style) if attend else nn.Identity()
-        self.cross = TokenAttention(to, style) if cross else None
+        self.cross = None if cross is None else TokenAttention(to, style, cross)
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         h = F.silu(self.norm1(x))
@@ -150,32 +151,42 @@ class Attention(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Cross-attention of the pixels to tokens, added to its input: matmuls alone, which keep channels last."""
+    """Cross-attention of the pixels to tokens, added to its input: matmuls alone, which keep channels last.
 
-    def __init__(self, channels: int, style: Style) -> None:
+    The queries are made of the normalised features and of `places`, so that a pixel asks for what belongs where it is:
+    of "a seven to the left of a three" each side needs another word.
+    """
+
+    places: Tensor
+
+    def __init__(self, channels: int, style: Style, size: int) -> None:
         super().__init__()
         assert style.token_width is not None
         self.norm = style.norm(channels)
         self.attention = CrossAttention(channels, style.token_width, style.heads_of(channels))
+        self.register_buffer("places", places(channels, size, size), persistent=False)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        # A query knows where it is: of "a seven to the left of a three" each side needs another word.
-        h = self.norm(x) + places(x.shape[1], x.shape[2], x.shape[3], x.device).to(x.dtype)
-        h = self.attention(h.flatten(2).mT, tokens, mask)  # (B, H·W, C)
+        here = self.places  # of the size that the network is made for
+        if here.shape[1:] != x.shape[2:]:
+            here = places(x.shape[1], x.shape[2], x.shape[3]).to(x.device)
+        h = (self.norm(x) + here.to(x.dtype)).flatten(2).mT
+        h = self.attention(h, tokens, mask)  # (B, H·W, C)
         return x + h.mT.unflatten(2, x.shape[2:])
 
 
-def places(channels: int, height: int, width: int, device: torch.device) -> Tensor:
+def places(channels: int, height: int, width: int) -> Tensor:
     """(channels, height, width): where a pixel is, its row in the first half of the channels, its column in the rest.
 
-    Sines and cosines of π·2^f·p, p = (i + ½)/size in (0, 1) the place of row or column i, and f from 0 to 3 in equal
-    parts: places as shares of the image, so that they mean the same at any size.
+    sin and cos of π·2^f·p, p = (i + ½)/size in (0, 1) the place of row or column i, and f from 0 to 3 in equal parts:
+    places as shares of the image, so that they mean the same at any size. Attention is all you need, Vaswani et al.,
+    2017, arXiv 1706.03762, section 3.5, adds such waves to features; the frequencies are ours.
     """
     n = -(-channels // 4)
-    frequency = math.pi * 2 ** torch.linspace(0, 3, n, device=device)[:, None]
+    frequency = math.pi * 2 ** (torch.arange(n) * (3 / max(n - 1, 1)))[:, None]
     found = []
     for size, axis in ((height, 2), (width, 1)):
-        angle = frequency * (torch.arange(size, device=device) + 0.5) / size  # (n, size)
+        angle = frequency * (torch.arange(size) + 0.5) / size  # (n, size)
         found.append(torch.cat([angle.sin(), angle.cos()]).unsqueeze(axis).expand(-1, height, width))
     return torch.cat(found)[:channels]
 
