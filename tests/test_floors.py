@@ -31,7 +31,7 @@ WITH_LIGHTNING = [
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")
-MEETING = ("base", "embeddings", "reader", "spacing", "statistics")  # where a family's members meet
+MEETING = ("base", "captions", "embeddings", "reader", "spacing", "statistics")  # where a family's members meet
 
 
 def modules() -> list[Path]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..files import cache_folder, written
 from ..frozen import Frozen
-from .base import COUNTED, Captions, Condition, warn_cut
+from .base import Condition
+from .captions import COUNTED, Captions, warn_cut
 
 PAD = -1
 SUM = 16  # bytes of an entry's checksum

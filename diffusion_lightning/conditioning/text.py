@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import COUNTED, Captions, Condition, warn_cut
+from .base import Condition
+from .captions import COUNTED, Captions, warn_cut
 
 PAD, NULL, END, UNKNOWN, FIRST = range(5)  # rows of the table; words or bytes begin at FIRST
 WORD = re.compile(r"\w+|[^\w\s]")  # a word, or a mark of punctuation
