@@ -67,7 +67,7 @@ class Frozen:
 
     def _described(self, precision: str | None) -> dict[str, Any]:
         """The description of a folder or a name of the hub; the weights are not read yet."""
-        transformers = installed(self.source)
+        transformers = installed(f"the text model {self.source}")
         try:
             config = transformers.AutoConfig.from_pretrained(self.source)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
@@ -86,7 +86,7 @@ class Frozen:
             {
                 "kind": "transformers",
                 "model_type": config.model_type,
-                "config": _plain(transformers, config.model_type, config.to_dict(), self.source),
+                "config": _plain(config.model_type, config.to_dict(), self.source),
                 "tokenizer": backend.to_str(),
                 "eos": eos,
                 "pad": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
@@ -103,28 +103,20 @@ class Frozen:
     @cached_property
     def network(self) -> Any:
         """The model, on the device on which it was last used."""
-        transformers = installed(self.source)
+        import transformers
+
         kind, dtype = KINDS[self.description["model_type"]], PRECISIONS[self.description["precision"]]
         with torch.device("cpu"):  # also where a model around it is made without memory
-            if self.file is not None:
-                self._verify()
-                tensors, self._tensors = self._tensors, {}
-                config = transformers.CONFIG_MAPPING[self.description["model_type"]](**self.config)
-                made = _built(getattr(transformers, kind), config, dtype, tensors, self.file)
-            else:
-                try:
-                    made = getattr(transformers, kind).from_pretrained(self.source, dtype=dtype, use_safetensors=True)
-                except (OSError, ValueError) as error:
-                    raise ValueError(
-                        f"the weights of {self.source} are not to be had as safetensors: download them where there is "
-                        "a network, and give the folder as the model"
-                    ) from error
-        return made.eval().requires_grad_(False)
+            if self.file is None:
+                return pretrained(kind, self.source, dtype)
+            self._verify()
+            tensors, self._tensors = self._tensors, {}
+            config = transformers.CONFIG_MAPPING[self.description["model_type"]](**self.config)
+            return _built(getattr(transformers, kind), config, dtype, tensors, self.file).eval().requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> Any:
         """A tokenizer of the package tokenizers, with neither padding nor truncation."""
-        installed(self.source)
         from tokenizers import Tokenizer
 
         self._verify()
@@ -159,7 +151,7 @@ class Frozen:
         if not path.exists():
             tensors = {name: x.detach().cpu().contiguous() for name, x in _weights(self.network).items()}
             with written(path) as stream:
-                stream.write(save(tensors, metadata={"description": _text(self.description)}))
+                stream.write(save(tensors, metadata={"description": json.dumps(self.description, sort_keys=True)}))
         return path
 
 
@@ -228,8 +220,7 @@ def _led(spec: Any, words: list[str], file: str) -> tuple[Any, Any]:
 
 def stored(source: Any) -> bool:
     """Whether a source is a file that vouches for itself by its name."""
-    path = Path(source) if isinstance(source, str) else Path()
-    return path.suffix == ".safetensors" and HASH.fullmatch(path.stem) is not None
+    return isinstance(source, str) and re.fullmatch(rf"(.*/)?{HASH.pattern}\.safetensors", source) is not None
 
 
 def copy(hashes: Mapping[str, str] | None, source: Path, target: Path) -> None:
@@ -241,16 +232,29 @@ def copy(hashes: Mapping[str, str] | None, source: Path, target: Path) -> None:
                 shutil.copyfileobj(old, new)
 
 
-def installed(source: str) -> Any:
-    """The package transformers."""
+def installed(what: str) -> Any:
+    """The package transformers, which `what` needs."""
     try:
         import transformers
     except ImportError as error:
         raise ValueError(
-            f"the text model {source} needs the package transformers, which is not installed: "
+            f"{what} needs the package transformers, which is not installed: "
             "pip install 'diffusion_lightning[transformers]'"
         ) from error
     return transformers
+
+
+def pretrained(kind: str, source: str, dtype: torch.dtype) -> Any:
+    """A model of transformers with its weights, of a folder or a name on the hub, in eval mode, without gradients."""
+    transformers = installed(f"the model {source}")
+    try:
+        made = getattr(transformers, kind).from_pretrained(source, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the weights of {source} are neither safetensors in a folder here, nor in the cache of transformers, nor "
+            "to be had from the network: download them where there is one, and give the folder as the model"
+        ) from error
+    return made.eval().requires_grad_(False)
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -265,15 +269,11 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _hash(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> str:
-    found = hashlib.blake2b(_text(description).encode(), digest_size=16)
+    found = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16)
     for name, x in sorted(tensors.items()):
         found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
         found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _text(description: dict[str, Any]) -> str:
-    return json.dumps(description, sort_keys=True)
 
 
 def _changed(file: Path) -> ValueError:
@@ -284,7 +284,7 @@ def _changed(file: Path) -> ValueError:
 
 
 def _description(file: Path) -> dict[str, Any]:
-    installed(str(file))
+    installed(f"the text model {file}")
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -316,12 +316,13 @@ def _checked(found: dict[str, Any], source: str) -> dict[str, Any]:
             f"precision is float16, but numbers within {source}, a T5, pass the largest of float16: give bfloat16 or "
             "float32"
         )
-    found["config"] = _plain(installed(source), found["model_type"], found["config"], source)
-    return found
+    return {**found, "config": _plain(found["model_type"], found["config"], source)}
 
 
-def _plain(transformers: Any, model_type: str, config: dict[str, Any], source: str) -> dict[str, Any]:
+def _plain(model_type: str, config: dict[str, Any], source: str) -> dict[str, Any]:
     """The entries of a model's configuration that are known to its type, and plain."""
+    import transformers
+
     if model_type not in KINDS:
         return {}  # refused by its type
     known = transformers.CONFIG_MAPPING[model_type]().to_dict()

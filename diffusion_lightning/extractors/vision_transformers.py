@@ -4,11 +4,11 @@ They need the optional package, `pip install diffusion_lightning[transformers]`,
 folder, or the network.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..frozen import pretrained
 
 
 class DINOv2(nn.Module):
@@ -25,7 +25,7 @@ class DINOv2(nn.Module):
 
     def __init__(self, model: str = "facebook/dinov2-large") -> None:
         super().__init__()
-        self.network = _pretrained("Dinov2Model", model)
+        self.network = pretrained("Dinov2Model", model, torch.float32)
         self.name, self.num_features = _short(model), int(self.network.config.hidden_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class CLIP(nn.Module):
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14") -> None:
         super().__init__()
-        self.network = _pretrained("CLIPVisionModelWithProjection", model)
+        self.network = pretrained("CLIPVisionModelWithProjection", model, torch.float32)
         self.name, self.num_features = _short(model), int(self.network.config.projection_dim)
         self.size = int(self.network.config.image_size)
 
@@ -64,21 +64,3 @@ def _normalised(images: Tensor, size: int, mean: tuple[float, ...], std: tuple[f
 
 def _short(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2].replace("-", "_")
-
-
-def _pretrained(kind: str, model: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            f"the features of {model} need the package transformers, which is not installed: "
-            "pip install 'diffusion_lightning[transformers]'"
-        ) from error
-    try:
-        network = getattr(transformers, kind).from_pretrained(model, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the weights of {model} are neither a folder here, nor in the cache of transformers, nor to be had from "
-            "the network: download them where there is one, and give the folder as the extractor's model"
-        ) from error
-    return network.eval().requires_grad_(False)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ..frozen import installed, pretrained
+
 
 class CLIPScore(Metric):
     """100·max(0, mean of cos(image, caption)) over generated images, the cosine of CLIP's two embeddings.
@@ -32,7 +34,7 @@ class CLIPScore(Metric):
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14") -> None:
         super().__init__()
-        self.network, self.processor = _loaded(model)
+        self.network, self.processor = pretrained("CLIPModel", model, torch.float32), _processor(model)
         for state in ("total", "n"):
             self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -56,20 +58,10 @@ class CLIPScore(Metric):
         return 100 * (self.total / self.n).clamp(min=0)
 
 
-def _loaded(model: str) -> tuple[Any, Any]:
+def _processor(model: str) -> Any:
     try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            f"CLIPScore by {model} needs the package transformers, which is not installed: "
-            "pip install 'diffusion_lightning[transformers]'"
-        ) from error
-    try:
-        network = transformers.CLIPModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
-        processor = transformers.CLIPProcessor.from_pretrained(model)
+        return installed(f"CLIPScore by {model}").CLIPProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the CLIP {model} is neither a folder of weights and processor, nor in the cache of transformers, nor to "
-            "be had from the network: download it where there is one, and give the folder as CLIPScore's model"
+            f"the CLIP {model} has weights, but no processor of pictures and captions to be had: give a folder of both"
         ) from error
-    return network.eval().requires_grad_(False), processor

@@ -54,7 +54,7 @@ def test_features_are_the_networks_own(folders: Path) -> None:
 
 
 def test_without_weights_or_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="give the folder as the extractor's model"):
+    with pytest.raises(ValueError, match="give the folder as the model"):
         DINOv2(str(tmp_path))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"pip install 'diffusion_lightning\[transformers\]'"):

@@ -1,6 +1,7 @@
 """CLIP's score against its own two embeddings, by a tiny CLIP of random weights."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,5 +57,12 @@ def test_images_without_captions_are_refused(folder: Path) -> None:
 
 
 def test_a_model_that_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is neither a folder of weights and processor"):
+    with pytest.raises(ValueError, match="are neither safetensors in a folder here"):
+        CLIPScore(str(tmp_path))
+
+
+def test_a_model_without_its_processor_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, tmp_path)
+    with pytest.raises(ValueError, match="has weights, but no processor"):
         CLIPScore(str(tmp_path))
