@@ -71,13 +71,14 @@ class Frozen:
         try:
             config = transformers.AutoConfig.from_pretrained(self.source)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
-        except (OSError, ValueError, ImportError) as error:
+            backend = tokenizer.backend_tokenizer
+        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"the text model {self.source} is neither a folder here, nor in the cache of transformers, nor to be "
-                f"had from the network: give its folder, or of a run that has used it the file in checkpoints/{FOLDER}"
+                f"the text model {self.source} is neither a folder of model and tokenizer here, nor in the cache of "
+                "transformers, nor to be had from the network: give its folder, or of a run that has used it the file "
+                f"in checkpoints/{FOLDER}"
             ) from error
         config = getattr(config, "text_config", config) if config.model_type == "clip" else config
-        backend = tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
         stored = str(config.dtype or torch.float32).removeprefix("torch.")
@@ -95,11 +96,6 @@ class Frozen:
             self.source,
         )
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """That of the model, as plain values."""
-        return self.description["config"]
-
     @cached_property
     def network(self) -> Any:
         """The model, on the device on which it was last used."""
@@ -111,7 +107,7 @@ class Frozen:
                 return pretrained(kind, self.source, dtype)
             self._verify()
             tensors, self._tensors = self._tensors, {}
-            config = transformers.CONFIG_MAPPING[self.description["model_type"]](**self.config)
+            config = transformers.CONFIG_MAPPING[self.description["model_type"]](**self.description["config"])
             return _built(getattr(transformers, kind), config, dtype, tensors, self.file).eval().requires_grad_(False)
 
     @cached_property
@@ -247,6 +243,8 @@ def installed(what: str) -> Any:
 def pretrained(kind: str, source: str, dtype: torch.dtype) -> Any:
     """A model of transformers with its weights, of a folder or a name on the hub, in eval mode, without gradients."""
     transformers = installed(f"the model {source}")
+    from safetensors import SafetensorError
+
     try:
         made = getattr(transformers, kind).from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -254,18 +252,17 @@ def pretrained(kind: str, source: str, dtype: torch.dtype) -> Any:
             f"the weights of {source} are neither safetensors in a folder here, nor in the cache of transformers, nor "
             "to be had from the network: download them where there is one, and give the folder as the model"
         ) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the weights of {source} are cut, or not those of its config.json: copy it again") from error
     return made.eval().requires_grad_(False)
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     """Each weight once, under the first of its names."""
-    seen: set[int] = set()
-    found = {}
-    for name, x in sorted(network.state_dict().items()):
-        if x.data_ptr() not in seen or not x.numel():
-            found[name] = x
-        seen.add(x.data_ptr())
-    return found
+    state, first = network.state_dict(), dict[int, str]()
+    for name, x in sorted(state.items()):
+        first.setdefault(x.data_ptr() if x.numel() else id(x), name)
+    return {name: state[name] for name in first.values()}
 
 
 def _hash(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Frozen parts on disk: written once, read as data, refused when changed, and found beside a checkpoint."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,28 @@ def test_a_file_is_written_once(source: str, tmp_path: Path) -> None:
     assert (first.st_ino, first.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
 
 
+FAULTS: dict[str, tuple[str, bytes, str]] = {
+    "no tokenizer": ("tokenizer.json", b"", "is neither a folder of model and tokenizer here"),
+    "a tokenizer that is none": ("tokenizer.json", b"{}", "is neither a folder of model and tokenizer here"),
+    "a configuration that is cut": ("config.json", b"{", "is neither a folder of model and tokenizer here"),
+    "a configuration that is a list": ("config.json", b"[]", "is neither a folder of model and tokenizer here"),
+    "a model of pictures": ("config.json", b'{"model_type": "vit"}', "is a model of type vit, but known"),
+    "weights that are cut": ("model.safetensors", b"\0" * 500, "are cut, or not those of its config.json"),
+    "weights of another size": (
+        "config.json", b'{"model_type": "t5", "vocab_size": 99, "d_model": 8, "num_layers": 2}', "are cut, or not",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_is_no_text_model_is_one_sentence(source: str, tmp_path: Path, fault: str) -> None:
+    name, content, says = FAULTS[fault]
+    shutil.copytree(source, tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        _ = Frozen(str(tmp_path / "model")).network
+
+
 @pytest.mark.parametrize("where", [-1, 200])
 def test_a_changed_byte_is_refused(source: str, tmp_path: Path, where: int) -> None:
     path = Frozen(source).write(tmp_path)
@@ -108,8 +131,8 @@ def test_a_configuration_names_no_code(source: str, tmp_path: Path) -> None:
     named = {"auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation": "someone/kernels", "quantization_config":
              {"quant_method": "evil"}, "attn_implementation": "someone/kernels", "unheard_of": 1}  # fmt: skip
     part = Frozen(source)
-    again = Frozen(str(altered(part.write(tmp_path), config={**part.config, **named})))
-    assert not set(named) & set(again.config)
+    again = Frozen(str(altered(part.write(tmp_path), config={**part.description["config"], **named})))
+    assert not set(named) & set(again.description["config"])
 
 
 def test_parts_are_found_and_compared_by_name(source: str) -> None:

@@ -444,6 +444,8 @@ PARTS: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "a run's name that leads elsewhere": (("wandb_id",), "../../x", "names no run"),
     "a run's name that is the folder above": (("wandb_id",), "..", "names no run"),
     "a run's name with a terminal's orders": (("wandb_id",), "\x1b]0;x\x07", "names no run"),
+    "a frozen part's hash that leads elsewhere": (("frozen",), {"conditioner": "../../x"}, "holds what is no hash"),
+    "a frozen part's hash that is a number": (("frozen",), {"conditioner": 7}, "holds what is no hash"),
     "loops that are nothing": (("loops",), None, "loops in .* is None"),
     "a loop that is a text": (("loops", "fit_loop"), "x", "fit_loop in .* is x, but it is a dict"),
     "a number of steps that is a dict": (STEPS, {}, "ready in .* whole number"),

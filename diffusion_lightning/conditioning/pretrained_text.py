@@ -66,7 +66,7 @@ class PretrainedText(Captions):
         super().__init__(length, dropout)
         self.frozen = Frozen(model, precision)
         self.vector, self.cache, self.layer = vector, cache, layer
-        config = self.frozen.config
+        config = self.frozen.description["config"]
         self.ids_known = int(config["vocab_size"])
         layers = config.get("num_hidden_layers", config.get("num_layers", 0))
         if -layer > layers + 1:
