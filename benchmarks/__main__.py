@@ -13,7 +13,10 @@ NAMES = (
 def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in NAMES:
         warnings.filterwarnings("ignore", category=FutureWarning)
-        import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+        try:
+            import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+        except ValueError as error:  # a sentence, as the command's
+            raise SystemExit(f"error: {error}") from None
         return
     raise SystemExit(f"error: there is no benchmark {' '.join(sys.argv[1:2])}: give one of {', '.join(NAMES)}")
 
