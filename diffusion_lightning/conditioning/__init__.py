@@ -3,6 +3,7 @@
 from .base import Condition as Condition
 from .base import Conditioner as Conditioner
 from .base import Unconditional as Unconditional
+from .captions import Captions as Captions
 from .labels import ClassLabels as ClassLabels
 from .labels import Labels as Labels
 from .pretrained_text import PretrainedText as PretrainedText
