@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from diffusion_lightning import checkpoints, files
+from diffusion_lightning import files, loading
 from diffusion_lightning.cli import main as command
 from diffusion_lightning.data import Digits
 from diffusion_lightning.guidance import AutoGuidance, ClassifierFree, ClassifierGuided, Guidance
@@ -98,7 +98,7 @@ def measure(names: Sequence[str], seed: int, out: Path, cells: Cells, scores: Sc
     if not missing:
         return
     model, guide, classifier = (
-        checkpoints.module(model_of(kind, seed, out, steps)) for kind in ("model", "guide", "classifier")
+        loading.module(model_of(kind, seed, out, steps)) for kind in ("model", "guide", "classifier")
     )
     for name, scale in missing:
         since = time.perf_counter()

@@ -18,10 +18,10 @@ from torch import Tensor
 import diffusion_lightning
 from diffusion_lightning import files, images
 from diffusion_lightning.data import DigitScenes
+from diffusion_lightning.images.scenes import SCENES
 from diffusion_lightning.metrics import CaptionMatch
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DPMSolver
-from diffusion_lightning.scenes import SCENES
 
 from .measure import line, machine
 

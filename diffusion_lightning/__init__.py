@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoints import load as load
+    from .loading import load as load
 
 __version__ = version("diffusion_lightning")
 __all__ = ["load"]
@@ -17,5 +17,5 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """Loads on first use: the mathematics does not wait for Lightning."""
     if name == "load":
-        return import_module(".checkpoints", __name__).load
+        return import_module(".loading", __name__).load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

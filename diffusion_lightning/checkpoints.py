@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running anything in them, checked, and built into models.
+"""Checkpoint files: read without running anything in them, and checked; `loading` builds models of them.
 
 A checkpoint is Lightning's, of tensors and plain values only, with these additions: `config`, the text of the
 configuration that made the run (JSON; YAML in older files), `wandb_id`, its run's in Weights & Biases, and the averaged
@@ -10,19 +10,14 @@ import pickle
 import re
 import stat
 import zipfile
-from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from packaging.version import InvalidVersion, Version
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import frozen, known, records
-from .modules import Diffusion, Generative
-from .modules.base.checks import image_shape
-from .modules.base.shapes import made_on_meta
+from . import frozen, records
 
 CONFIG = "config"
 CLASSES = "class_names"  # those of class 0, 1, …; None if the data have none
@@ -42,9 +37,7 @@ COUNTS = {"ready", "started", "processed", "completed", "_batches_that_stepped"}
 TREES = {"total", "current", "optimizer", "step", "zero_grad"}
 KINDS_OF_LOOPS = {"is_last_batch": bool, "combined_loader": list}
 
-PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
 MOST = 2**48  # batches or steps that a run may have counted
-SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
 
 
 def found(path: str | Path) -> Path:
@@ -179,172 +172,6 @@ def config(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     return records.parsed(checkpoint[CONFIG], path)
 
 
-def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError if the checkpoint's weights are not those of a module like this one, or are not finite."""
-    _rename_weights(module, checkpoint)
-    _compare(module.state_dict(), checkpoint["state_dict"], path)
-    _check_weights(module, checkpoint, path)
-
-
-def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError if weights are not finite, or frozen parts or averages are not those of this model."""
-    frozen.check_same(module, checkpoint.get(frozen.KEY), path)
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    averages = {f"{kind} of ": averaged(checkpoint, kind) for kind in ("average", "compensation")}
-    for kind, tensors in averages.items():
-        if tensors:
-            _compare(trained, tensors, path, kind)
-    for kind, tensors in {"": checkpoint["state_dict"], **averages}.items():
-        for name, x in tensors.items():
-            if x.is_floating_point() and not x.isfinite().all():
-                raise ValueError(
-                    f"the checkpoint {path} holds a {kind}{name} that is not finite (NaN or infinite): use an earlier "
-                    "checkpoint"
-                )
-
-
-def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path, kind: str = "") -> None:
-    for name in [*own, *(name for name in theirs if name not in own)]:
-        here, there = (list(side[name].shape) if name in side else None for side in (own, theirs))
-        if here != there:
-            raise ValueError(
-                f"the checkpoint {path} belongs to another model: its {kind}{name} is {there or 'missing'}, this "
-                f"model's is {here or 'missing'}; use the configuration it was trained with, or another checkpoint"
-            )
-        if own[name].is_floating_point() != theirs[name].is_floating_point():
-            raise ValueError(
-                f"the checkpoint {path} holds {kind}{name} in {theirs[name].dtype}, but this model's is in "
-                f"{own[name].dtype}: use another checkpoint"
-            )
-
-
-def _rename_weights(module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Give the weights of an earlier version's checkpoint, and their averages, the names of this one, in place."""
-    for tensors in (checkpoint["state_dict"], averaged(checkpoint), averaged(checkpoint, "compensation")):
-        known.rename_weights(module, tensors)
-
-
 def averaged(checkpoint: dict[str, Any], what: str = "average") -> dict[str, Tensor]:
     """The EMA's weights, or their `compensation`, by the parameters' names; empty if the run kept none."""
     return checkpoint.get("callbacks", {}).get("EMA", {}).get(what, {})
-
-
-def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
-    """The model of a checkpoint with the EMA's weights, in eval mode, ready to `generate`; nothing but the file.
-
-    Args:
-        ckpt: the file, or what `found` takes for one. It is data, and runs no code.
-        trust: what the file may name beyond the classes of this package: modules of your own classes, such as
-            `my_network`, and hub names or files of weights, each by its exact text.
-
-    Raises:
-        ValueError: if the file is no checkpoint of `diffusion-lightning fit`, names code that is not trusted, or
-            describes another model than the one whose weights it holds.
-    """
-    checkpoint = read(ckpt := found(ckpt))
-    return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust)
-
-
-def module(ckpt: str | Path, trust: Collection[str] = ()) -> LightningModule:
-    """The module of a checkpoint as `load` gives it, whatever its kind: one that makes images, or a classifier."""
-    checkpoint = read(ckpt := found(ckpt))
-    return restored(checkpoint, config(checkpoint, ckpt), ckpt, trust, kind=LightningModule)
-
-
-def restored(
-    checkpoint: dict[str, Any],
-    config: dict[str, Any],
-    path: str | Path,
-    trust: Collection[str],
-    seed: int | None = None,
-    kind: Any = Diffusion,
-) -> Any:
-    """Build the model that a configuration describes, with a checkpoint's averaged weights; raises as `load` does.
-
-    Args:
-        checkpoint: the file's content.
-        config: its configuration.
-        path: what it is called in a message.
-        trust: see `load`.
-        seed: of its draws, which a configuration states once, outside of the model; None leaves the class's default.
-        kind: of which the model has to be.
-    """
-    spec, files = frozen.beside(config.get("model"), checkpoint.get(frozen.KEY), found(path), trust)
-    part = records.read(spec, kind, "model", {*trust, *files})
-    if seed is not None and "seed" in known.parameters(part.kind):
-        part.arguments.setdefault("seed", seed)
-    _check_sizes(part, checkpoint, path)
-    model = part.make()
-    check_fits(model, checkpoint, path)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.load_state_dict(averaged(checkpoint), strict=False)
-    model.class_names = _names(checkpoint.get(CLASSES))
-    model.on_load_checkpoint({"global_step": checkpoint.get("global_step", 0)})
-    return model.eval()
-
-
-def _names(found: Any) -> list[str] | None:
-    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
-
-
-def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError if a record describes other sizes than the file holds, before any memory is taken for them.
-
-    The network and the conditioner are made without memory (on the device "meta") and compared with the stored tensors;
-    a part of the user's own, which is trusted code, is made as it is.
-    """
-    shape = part.arguments.get("shape")
-    if shape is not None:
-        _check_image(shape, path)
-    described = {name: value for name, value in part.arguments.items() if isinstance(value, records.Part) and value.own}
-    network = None
-    for name in ("network", "conditioner", "timesteps"):
-        if name not in described:
-            continue
-        within = "denoiser." if name == "network" and issubclass(part.kind, Generative) else ""
-        prefix = f"{within}{name}."
-        stored = checkpoint["state_dict"].items()
-        theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}
-        made = made_on_meta(described[name].make, len(theirs), f"model.{name} in {path}")
-        if name == "timesteps" and "schedule" in described:
-            schedule = described["schedule"].make()
-            with torch.device("meta"):
-                made.prepare(schedule)
-        if name == "network":
-            network = made
-            if shape is None:
-                _check_image(image_shape(None, network), path)
-        elif name == "conditioner" and network is not None:
-            with torch.device("meta"):
-                made.join(network)
-        known.rename_weights(made, theirs)
-        own, theirs = ({prefix + key: x for key, x in side.items()} for side in (made.state_dict(), theirs))
-        _compare(own, theirs, path)
-        spare = sum(x.numel() for x in made.buffers())
-        if spare > SPARE + sum(x.numel() for x in theirs.values()):
-            raise ValueError(
-                f"model.{name} in {path} holds {spare:,} numbers beside its weights: use another checkpoint"
-            )
-
-
-def _check_image(shape: Sequence[int], path: str | Path) -> None:
-    if any(n < 1 for n in shape) or torch.Size(shape).numel() > PIXELS:
-        raise ValueError(f"model.shape in {path} is {shape}, which is no image of at most {PIXELS:,} numbers")
-
-
-def start_from(module: nn.Module, path: str) -> None:
-    """Load the averaged weights of another run's checkpoint into a module, and nothing else of that run.
-
-    Raises:
-        ValueError: if they are not those of a module like this one.
-    """
-    checkpoint = read(path)
-    _rename_weights(module, checkpoint)
-    theirs = {**checkpoint["state_dict"], **averaged(checkpoint)}
-    own, theirs = (
-        {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner.", "network."))}
-        for side in (module.state_dict(), theirs)
-    )
-    _compare(own, theirs, path)
-    _check_weights(module, checkpoint, path)
-    module.load_state_dict(theirs, strict=False)

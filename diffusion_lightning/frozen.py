@@ -1,8 +1,8 @@
 """Frozen parts: networks that a model uses and never trains, such as a text encoder, stored once a run.
 
 A frozen part is a file `HASH.safetensors`: the weights, and in its metadata the description, JSON of plain values. The
-hash is that of both, so that a file vouches for itself. What comes from a file is data: the kind of a model is looked
-up in a table, its configuration is filtered to known keys with plain values, and it names no code.
+hash is that of both, so that a file vouches for itself. What comes from a file is data: the class of a network is
+looked up in a table, its configuration is filtered to known keys with plain values, and it names no code.
 """
 
 import hashlib
@@ -10,34 +10,28 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .files import written
 
 KEY = "frozen"  # of a checkpoint: the hashes of its frozen parts, by the names of the modules that hold them
 FOLDER = "frozen"  # beside the checkpoints
 HASH = re.compile(r"[0-9a-f]{32}")
-# Types of models, as transformers names them, and the class that makes hidden states of token ids.
-KINDS = {
-    "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "qwen2": "Qwen2Model",
-    "qwen3": "Qwen3Model", "llama": "LlamaModel",
-}  # fmt: skip
-# Keys of a configuration that choose code, kernels or files; those that begin with _ do too.
-NOT_DATA = {
-    "architectures", "attn_implementation", "auto_map", "dtype", "name_or_path", "quantization_config", "torch_dtype",
-    "transformers_version", "model_type", "experts_implementation",
-}  # fmt: skip
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Frozen:
-    """A text model of transformers and its tokenizer, in eval mode and without gradients.
+class Frozen(ABC):
+    """A network in eval mode and without gradients, and its description; subclasses read it from its source.
 
     It is no `nn.Module`, so that the modules that hold one do not see its weights: neither state_dict, averages and
     optimizers nor DDP and FSDP.
@@ -47,15 +41,21 @@ class Frozen:
         precision: in which it computes; None is that of the source.
 
     Raises:
-        ValueError: if the source is not there, or is no text model of a known type. A file's hash is compared when its
-            weights or its tokenizer are first needed.
+        ValueError: if the source is not there, or is no network of a known kind. A file's hash is compared when its
+            weights are first needed.
     """
 
     def __init__(self, source: str, precision: str | None = None) -> None:
         self.source = source
         self._verified, self._tensors = False, dict[str, Tensor]()
         self.file = Path(source) if source.endswith(".safetensors") else None
-        self.description = self._described(precision) if self.file is None else _description(self.file)
+        found = self.described(precision) if self.file is None else _description(self.file)
+        if found.get("precision") not in PRECISIONS:
+            raise ValueError(
+                f"the precision of {source} is {found.get('precision')}, but it is one of {', '.join(PRECISIONS)}: "
+                "give one"
+            )
+        self.description = self.checked(found)
         if self.file is not None and precision not in (None, self.description["precision"]):
             raise ValueError(
                 f"{self.file} holds a frozen part in {self.description['precision']}, but precision is {precision}: "
@@ -65,66 +65,40 @@ class Frozen:
     def __deepcopy__(self, memo: Any) -> "Frozen":
         return self  # it never changes
 
-    def _described(self, precision: str | None) -> dict[str, Any]:
-        """The description of a folder or a name of the hub; the weights are not read yet."""
-        transformers = installed(f"the text model {self.source}")
-        try:
-            config = transformers.AutoConfig.from_pretrained(self.source)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
-            backend = tokenizer.backend_tokenizer
-        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"the text model {self.source} is neither a folder of model and tokenizer here, nor in the cache of "
-                "transformers, nor to be had from the network: give its folder, or of a run that has used it the file "
-                f"in checkpoints/{FOLDER}"
-            ) from error
-        config = getattr(config, "text_config", config) if config.model_type == "clip" else config
-        backend.no_padding()
-        backend.no_truncation()
-        stored = str(config.dtype or torch.float32).removeprefix("torch.")
-        eos = next((k for k in (tokenizer.eos_token_id, tokenizer.pad_token_id) if k is not None), 0)
-        return _checked(
-            {
-                "kind": "transformers",
-                "model_type": config.model_type,
-                "config": _plain(config.model_type, config.to_dict(), self.source),
-                "tokenizer": backend.to_str(),
-                "eos": eos,
-                "pad": eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-                "precision": precision or stored,
-            },
-            self.source,
-        )
+    @abstractmethod
+    def described(self, precision: str | None) -> dict[str, Any]:
+        """The description of a source that `write` did not write, its `precision` among it; no weights are read."""
+
+    @abstractmethod
+    def checked(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The same description; raise ValueError if it is none of this kind."""
+
+    @abstractmethod
+    def fetched(self, dtype: torch.dtype) -> nn.Module:
+        """The network with the weights of its source, in this type."""
+
+    @abstractmethod
+    def empty(self) -> nn.Module:
+        """A network as described, with any weights."""
 
     @cached_property
     def network(self) -> Any:
-        """The model, on the device on which it was last used."""
-        import transformers
-
-        kind, dtype = KINDS[self.description["model_type"]], PRECISIONS[self.description["precision"]]
+        """The network, on the device on which it was last used."""
+        dtype = PRECISIONS[self.description["precision"]]
         with torch.device("cpu"):  # also where a model around it is made without memory
             if self.file is None:
-                return pretrained(kind, self.source, dtype)
-            self._verify()
+                return self.fetched(dtype).eval().requires_grad_(False)
+            self.verify()
             tensors, self._tensors = self._tensors, {}
-            config = transformers.CONFIG_MAPPING[self.description["model_type"]](**self.description["config"])
-            return _built(getattr(transformers, kind), config, dtype, tensors, self.file).eval().requires_grad_(False)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """A tokenizer of the package tokenizers, with neither padding nor truncation."""
-        from tokenizers import Tokenizer
-
-        self._verify()
-        return Tokenizer.from_str(self.description["tokenizer"])
+            return _filled(self.empty, dtype, tensors, self.file).eval().requires_grad_(False)
 
     @cached_property
     def hash(self) -> str:
         """32 hexadecimal digits: the hash of the weights and the description."""
-        self._verify()
+        self.verify()
         return self.file.stem if self.file is not None else _hash(_weights(self.network), self.description)
 
-    def _verify(self) -> None:
+    def verify(self) -> None:
         """Raise ValueError if the file is not what its name says; its weights are kept until they are used."""
         if self._verified or self.file is None:
             return
@@ -228,16 +202,14 @@ def copy(hashes: Mapping[str, str] | None, source: Path, target: Path) -> None:
                 shutil.copyfileobj(old, new)
 
 
-def installed(what: str) -> Any:
-    """The package transformers, which `what` needs."""
+def installed(what: str, package: str = "transformers") -> Any:
+    """An optional package, which `what` needs."""
     try:
-        import transformers
+        return import_module(package)
     except ImportError as error:
         raise ValueError(
-            f"{what} needs the package transformers, which is not installed: "
-            "pip install 'diffusion_lightning[transformers]'"
+            f"{what} needs the package {package}, which is not installed: pip install 'diffusion_lightning[{package}]'"
         ) from error
-    return transformers
 
 
 def pretrained(kind: str, source: str, dtype: torch.dtype) -> Any:
@@ -281,7 +253,6 @@ def _changed(file: Path) -> ValueError:
 
 
 def _description(file: Path) -> dict[str, Any]:
-    installed(f"the text model {file}")
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -293,55 +264,62 @@ def _description(file: Path) -> dict[str, Any]:
         raise _changed(file) from error
     if not HASH.fullmatch(file.stem) or not isinstance(found, dict):
         raise _changed(file)
-    return _checked(found, str(file))
+    return found
 
 
-def _checked(found: dict[str, Any], source: str) -> dict[str, Any]:
-    """The same description; raise ValueError if it is none of a known kind."""
-    kinds = {"kind": str, "model_type": str, "config": dict, "tokenizer": str, "eos": int, "pad": int, "precision": str}
-    if {name: type(x) for name, x in found.items()} != kinds or found["kind"] != "transformers":
-        raise ValueError(f"{source} describes no frozen part of this version: use the version that wrote it")
-    if found["model_type"] not in KINDS:
-        raise ValueError(
-            f"{source} is a model of type {found['model_type']}, but known text models are {', '.join(KINDS)}: use one "
-            "of these"
-        )
-    if found["precision"] not in PRECISIONS:
-        raise ValueError(f"the precision is {found['precision']}, but it is one of {', '.join(PRECISIONS)}: give one")
-    if found["model_type"] in ("t5", "umt5") and found["precision"] == "float16":
-        raise ValueError(
-            f"precision is float16, but numbers within {source}, a T5, pass the largest of float16: give bfloat16 or "
-            "float32"
-        )
-    return {**found, "config": _plain(found["model_type"], found["config"], source)}
-
-
-def _plain(model_type: str, config: dict[str, Any], source: str) -> dict[str, Any]:
-    """The entries of a model's configuration that are known to its type, and plain."""
-    import transformers
-
-    if model_type not in KINDS:
-        return {}  # refused by its type
-    known = transformers.CONFIG_MAPPING[model_type]().to_dict()
-    kept = {k: v for k, v in config.items() if k in known and k not in NOT_DATA and not k.startswith("_")}
+def plain(config: Mapping[str, Any], known: Any, source: str) -> dict[str, Any]:
+    """The entries of a configuration that are known, do not begin with _, and are plain values."""
+    kept = {k: v for k, v in config.items() if k in known and not k.startswith("_")}
     try:
         return json.loads(json.dumps(kept, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"the configuration of {source} holds more than plain values: use another model") from error
 
 
-def _built(kind: Any, config: Any, dtype: torch.dtype, tensors: dict[str, Tensor], file: Path) -> Any:
-    """The model of a configuration with these weights, compared before any memory is taken."""
+def _filled(make: Callable[[], Any], dtype: torch.dtype, tensors: dict[str, Tensor], file: Path) -> Any:
+    """The network that `make` makes, with these weights, compared before any memory is taken."""
     other = f"the configuration in {file} and its weights are not of one model: copy the file again"
-    if not 0 < config.num_hidden_layers <= len(tensors):
-        raise ValueError(other)
-    with torch.device("meta"):
-        shapes = {name: x.shape for name, x in kind(config).state_dict().items()}
+    try:
+        shapes = {name: x.shape for name, x in made_on_meta(make, len(tensors), str(file)).state_dict().items()}
+    except ValueError as error:
+        raise ValueError(other) from error
     fit = all(shapes.get(name) == x.shape for name, x in tensors.items())
     if not fit or sum(map(math.prod, shapes.values())) > 2 * sum(x.numel() for x in tensors.values()):
         raise ValueError(other)
-    made = kind(config).to(dtype)
+    made = make().to(dtype)
     if _weights(made).keys() != tensors.keys():
         raise ValueError(other)
     made.load_state_dict(tensors, strict=False)  # a weight of several names is stored once
     return made
+
+
+def made_on_meta(make: Callable[[], Any], parameters: int, name: str) -> Any:
+    """The module that a file describes, made on the device "meta", where tensors have a shape and no memory.
+
+    Raises:
+        ValueError: if it cannot be made, or has far more parameters (tensors) than the number given.
+    """
+    try:
+        with _at_most(parameters), torch.device("meta"):
+            return make()
+    except (RuntimeError, TypeError, ArithmeticError, LookupError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
+
+
+@contextmanager
+def _at_most(n: int) -> Iterator[None]:
+    """Raise ValueError in the block as soon as it has made twice as many parameters as a file holds."""
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > 2 * n + 16:  # a tensor of several names, or one that is replaced while the network is made
+            raise ValueError(f"the record describes a network of more parameters than the {n} that the file holds")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -30,6 +30,7 @@ OF_TRAINING = ("optimizer", "lr_scheduler")  # of a module: functions, which onl
 SOURCES = {
     ("HuggingFace", "name"), ("CLIP", "model"), ("DINOv2", "model"), ("InceptionV3", "weights"),
     ("AutoGuidance", "guide"), ("ClassifierGuided", "classifier"), ("CLIPScore", "model"), ("PretrainedText", "model"),
+    ("Pretrained", "model"),
 }  # fmt: skip
 
 Spec = dict[str, Any]

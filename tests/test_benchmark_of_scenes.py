@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import scenes
 from diffusion_lightning.data import DigitScenes
-from diffusion_lightning.scenes import SCENES
+from diffusion_lightning.images.scenes import SCENES
 
 from .support.captions import text_model
 

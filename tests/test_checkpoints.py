@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from diffusion_lightning import checkpoints
+from diffusion_lightning import checkpoints, loading
 from diffusion_lightning.callbacks import Checkpoint
 from diffusion_lightning.callbacks.checkpoint import AtomicIO
 from diffusion_lightning.data import Digits
@@ -84,7 +84,7 @@ def test_files_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a training checkpoint"):
         checkpoints.read(other)
     with pytest.raises(ValueError, match="carries no configuration"):
-        checkpoints.load(whole)
+        loading.load(whole)
 
 
 @pytest.mark.parametrize("bare", [True, False])
@@ -103,11 +103,11 @@ def test_a_hostile_file_is_refused_and_nothing_in_it_runs(tmp_path: Path, bare: 
 def test_another_models_checkpoint_is_named_by_its_first_difference() -> None:
     a, b = torch.nn.Linear(2, 3), torch.nn.Linear(2, 4)
     with pytest.raises(ValueError, match=r"another model: its weight is \[4, 2\], this model's is \[3, 2\]"):
-        checkpoints.check_fits(a, {"state_dict": b.state_dict()}, "x.ckpt")
+        loading.check_fits(a, {"state_dict": b.state_dict()}, "x.ckpt")
     with pytest.raises(ValueError, match=r"its bias is missing, this model's is \[3\]"):
-        checkpoints.check_fits(a, {"state_dict": {"weight": a.weight}}, "x.ckpt")
+        loading.check_fits(a, {"state_dict": {"weight": a.weight}}, "x.ckpt")
     with pytest.raises(ValueError, match=r"its extra is \[1\], this model's is missing"):
-        checkpoints.check_fits(a, {"state_dict": {**a.state_dict(), "extra": torch.zeros(1)}}, "x.ckpt")
+        loading.check_fits(a, {"state_dict": {**a.state_dict(), "extra": torch.zeros(1)}}, "x.ckpt")
 
 
 def test_the_file_that_a_path_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

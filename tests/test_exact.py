@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lightning.checkpoints import load, read
+from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
+from diffusion_lightning.loading import load
 from diffusion_lightning.samplers import DDIM, Heun, Sampler
 
 from .conftest import UNWATCHED, small_config

@@ -15,12 +15,13 @@ PACKAGE = TESTS.parent / "diffusion_lightning"
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
 GROUND = [
-    "random", "files", "images", "scenes", "frozen", "conditioning", "schedules", "denoising",
+    "random", "files", "images", "frozen", "conditioning", "schedules", "denoising",
     "objectives", "likelihood", "guidance", "networks", "samplers", "known", "records",
+    "checkpoints", "first_stages",
 ]  # fmt: skip
 WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
-    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "checkpoints", "extractors",
+    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "loading", "extractors",
     "metrics", "data", "callbacks",
     "interop.layout", "interop.diffusers", "interop.openai", "interop.dit", "interop.model_card", "interop.convert",
     "interop.export",
@@ -31,7 +32,15 @@ WITH_LIGHTNING = [
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")
-MEETING = ("base", "captions", "embeddings", "reader", "spacing", "statistics")  # where a family's members meet
+MEETING = (
+    "base",
+    "captions",
+    "embeddings",
+    "reader",
+    "spacing",
+    "statistics",
+    "text_model",
+)  # where a family's members meet
 
 
 def modules() -> list[Path]:

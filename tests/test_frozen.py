@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffusion_lightning import frozen
+from diffusion_lightning.conditioning.text_model import TextModel
 from diffusion_lightning.frozen import Frozen
 
 from .support.text_models import text_model
@@ -36,8 +37,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_file_is_the_model_that_was_written(kind: str, precision: str, tmp_path: Path) -> None:
     text_model(tmp_path / "source", kind)
-    part = Frozen(str(tmp_path / "source"), precision)
-    again = Frozen(str(part.write(tmp_path)))
+    part = TextModel(str(tmp_path / "source"), precision)
+    again = TextModel(str(part.write(tmp_path)))
     assert again.hash == part.hash
     assert again.description == part.description
     ids = torch.tensor([[1, 5, 6, 2]])
@@ -49,19 +50,19 @@ def test_a_file_is_the_model_that_was_written(kind: str, precision: str, tmp_pat
 
 
 def test_the_hash_is_of_weights_precision_and_tokenizer(source: str, tmp_path: Path) -> None:
-    part = Frozen(source)
-    assert Frozen(source).hash == part.hash
-    assert Frozen(source, "bfloat16").hash != part.hash
-    other = Frozen(source)
+    part = TextModel(source)
+    assert TextModel(source).hash == part.hash
+    assert TextModel(source, "bfloat16").hash != part.hash
+    other = TextModel(source)
     next(other.network.parameters()).data[0, 0] += 1e-3
     assert other.hash != part.hash
-    third = Frozen(source)
+    third = TextModel(source)
     third.description = {**third.description, "tokenizer": third.description["tokenizer"].replace("grey", "gray")}
     assert third.hash != part.hash
 
 
 def test_a_file_is_written_once(source: str, tmp_path: Path) -> None:
-    part = Frozen(source)
+    part = TextModel(source)
     first = part.write(tmp_path).stat()
     again = part.write(tmp_path).stat()
     assert (first.st_ino, first.st_mtime_ns) == (again.st_ino, again.st_mtime_ns)
@@ -86,17 +87,17 @@ def test_a_folder_that_is_no_text_model_is_one_sentence(source: str, tmp_path: P
     shutil.copytree(source, tmp_path / "model")
     (tmp_path / "model" / name).write_bytes(content)
     with pytest.raises(ValueError, match=says):
-        _ = Frozen(str(tmp_path / "model")).network
+        _ = TextModel(str(tmp_path / "model")).network
 
 
 @pytest.mark.parametrize("where", [-1, 200])
 def test_a_changed_byte_is_refused(source: str, tmp_path: Path, where: int) -> None:
-    path = Frozen(source).write(tmp_path)
+    path = TextModel(source).write(tmp_path)
     content = bytearray(path.read_bytes())
     content[where] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not the frozen part that its name says"):
-        _ = Frozen(str(path)).network
+        _ = TextModel(str(path)).network
 
 
 def altered(path: Path, **changes: Any) -> Path:
@@ -122,21 +123,21 @@ def altered(path: Path, **changes: Any) -> Path:
     ],
 )
 def test_a_description_that_is_none_is_refused(source: str, tmp_path: Path, changes: dict, says: str) -> None:
-    path = altered(Frozen(source).write(tmp_path), **changes)
+    path = altered(TextModel(source).write(tmp_path), **changes)
     with pytest.raises(ValueError, match=says):
-        _ = Frozen(str(path)).network
+        _ = TextModel(str(path)).network
 
 
 def test_a_configuration_names_no_code(source: str, tmp_path: Path) -> None:
     named = {"auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation": "someone/kernels", "quantization_config":
              {"quant_method": "evil"}, "attn_implementation": "someone/kernels", "unheard_of": 1}  # fmt: skip
-    part = Frozen(source)
-    again = Frozen(str(altered(part.write(tmp_path), config={**part.description["config"], **named})))
+    part = TextModel(source)
+    again = TextModel(str(altered(part.write(tmp_path), config={**part.description["config"], **named})))
     assert not set(named) & set(again.description["config"])
 
 
 def test_parts_are_found_and_compared_by_name(source: str) -> None:
-    part = Frozen(source)
+    part = TextModel(source)
     module = Holds(part)
     assert frozen.parts(module) == {"within.1": part}
     frozen.check_same(module, {"within.1": part.hash}, "x.ckpt")
@@ -153,12 +154,12 @@ def record(source: str) -> dict[str, Any]:
 
 
 def test_a_record_is_led_to_the_file_beside_its_checkpoint(source: str, tmp_path: Path) -> None:
-    hashes = {"conditioner.conditioners.1": Frozen(source).hash}
+    hashes = {"conditioner.conditioners.1": TextModel(source).hash}
     spec, path = record("/of/another/machine"), tmp_path / "last.ckpt"
     with pytest.raises(ValueError, match=r"is missing: copy it there from the run's checkpoints/frozen, or .* --trust"):
         frozen.beside(spec, hashes, path, ())
     assert frozen.beside(spec, hashes, path, ["/of/another/machine"]) == (spec, set())
-    file = Frozen(source).write(tmp_path / "frozen")
+    file = TextModel(source).write(tmp_path / "frozen")
     assert frozen.beside(spec, hashes, path, ()) == (record(str(file)), {str(file)})
     assert spec == record("/of/another/machine")
     with pytest.raises(ValueError, match="which its configuration does not have"):

@@ -11,12 +11,12 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from diffusion_lightning import random
-from diffusion_lightning.checkpoints import load
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
 from diffusion_lightning.data.base.images import Bytes
 from diffusion_lightning.extractors import InceptionV3
 from diffusion_lightning.images import to_uint8
+from diffusion_lightning.loading import load
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import DiT, UNet
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler

@@ -10,12 +10,12 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 from torchvision.io import read_image
 
-from diffusion_lightning.checkpoints import load
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels, Conditioner, Labels, Unconditional
 from diffusion_lightning.denoising import EDM, X0, Denoiser, Epsilon, Flow, Parameterization, Prediction, Velocity
 from diffusion_lightning.guidance import AutoGuidance, ClassifierFree, ClassifierGuided
 from diffusion_lightning.images import to_uint8
+from diffusion_lightning.loading import load
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import UNet
 from diffusion_lightning.samplers import DDIM, Ancestral, DPMSolver, Heun, Sampler

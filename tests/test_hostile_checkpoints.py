@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from diffusion_lightning import checkpoints, known, load, records
+from diffusion_lightning import checkpoints, known, load, loading, records
 from diffusion_lightning.callbacks.power_ema import LENGTHS
 from diffusion_lightning.cli import main
 from diffusion_lightning.cli.commands import COMMANDS
@@ -527,7 +527,7 @@ def test_a_probability_that_torch_refuses_is_one_sentence(whole: Checkpoint) -> 
     config = checkpoints.config(whole, "")
     model(config)["network"]["init_args"]["dropout"] = -1
     with pytest.raises(ValueError, match=r"model\.network in x\.ckpt cannot be made \(dropout .*: use another"):
-        checkpoints.restored(whole, config, "x.ckpt", ())
+        loading.restored(whole, config, "x.ckpt", ())
 
 
 # The user's word
@@ -624,7 +624,7 @@ def test_sizes_that_are_not_stored_are_refused(size: str, whole: Checkpoint) -> 
     config = copy.deepcopy(checkpoints.config(whole, ""))
     SIZES[size](config)
     with pytest.raises(ValueError, match=r"belongs to another model|past|more parameters|no image|holds .* numbers"):
-        checkpoints.restored(whole, config, "x.ckpt", ())
+        loading.restored(whole, config, "x.ckpt", ())
 
 
 @tried
@@ -683,7 +683,7 @@ def test_weights_that_are_not_finite_are_refused(side: str, value: float, small:
     tensors = damaged["state_dict"] if side == "weights" else average(damaged)
     tensors["denoiser.network.time_mlp1.weight"].view(-1)[3] = value
     with pytest.raises(ValueError, match=r"time_mlp1\.weight that is not finite"):
-        checkpoints.check_fits(module, damaged, "x.ckpt")
+        loading.check_fits(module, damaged, "x.ckpt")
 
 
 @tried
@@ -699,8 +699,8 @@ def test_an_average_that_is_not_of_all_weights_is_refused(fault: str, small: tup
         if fault == "lacks one":
             del average(damaged)[name]
     with pytest.raises(ValueError, match=r"another model: its average of "):
-        checkpoints.check_fits(module, damaged, "x.ckpt")
-    checkpoints.check_fits(module, checkpoint, "x.ckpt")
+        loading.check_fits(module, damaged, "x.ckpt")
+    loading.check_fits(module, checkpoint, "x.ckpt")
 
 
 @tried

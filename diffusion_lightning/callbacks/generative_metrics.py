@@ -9,10 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric
 from tqdm import tqdm
 
-from .. import checkpoints
+from .. import loading
 from ..guidance import Guidance, prepare
 from ..modules.base.generative import generative
-from ..samplers import Ancestral, Sampler
+from ..samplers import Sampler
 from .base import Round, Scoring, save_picture
 
 
@@ -55,12 +55,13 @@ class GenerativeMetrics(Scoring):
     ) -> None:
         super().__init__(metrics, batch_size, seed, split, cache)
         self.guidance = guidance
-        self.protocol = {"val": (n, sampler or Ancestral()), "test": (test_n, test_sampler or Ancestral())}
+        self.protocol: dict[str, tuple[int, Any]] = {"val": (n, sampler), "test": (test_n, test_sampler)}
         self._trained: tuple[int, float] | None = None  # the step and the moment at which training began
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self.protocol = {k: (n, x or generative(module, self).own_sampler()) for k, (n, x) in self.protocol.items()}
         n, sampler = self.protocol["test" if stage == "test" else "val"]
-        prepare(self.guidance, checkpoints.module)
+        prepare(self.guidance, loading.module)
         generative(module, self).check(sampler, self.guidance)
         self.check(trainer, n)
 

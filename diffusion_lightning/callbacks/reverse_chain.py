@@ -62,7 +62,7 @@ class ReverseChain(SamplePicture):
 
         def watch(t: int, x_t: Tensor) -> None:
             if t in self._shown:
-                frames.append(x_t.clone())
+                frames.append(module.decoded(x_t))
 
         watched = partial(self.sampler, watch=watch)
         module.generate(n, watched, guidance=self.guidance, seed=self.seed, first=first)

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 
-from .. import checkpoints, known, records
+from .. import checkpoints, known, loading, records
 from ..callbacks import BoundCurve, Preemption
 from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
@@ -63,7 +63,7 @@ def main(words: list[str]) -> None:
         )
     seed = seed_of(record if config.seed_everything is None else vars(config))
     seed_everything(seed, verbose=False)
-    model: Any = checkpoints.restored(checkpoint, spec, path, trust, seed, kind=LightningModule)
+    model: Any = loading.restored(checkpoint, spec, path, trust, seed, kind=LightningModule)
     data = data_of(spec["data"], seed, trust, _names_place(overrides))
 
     root = Path(config.trainer.default_root_dir or _root(path)).expanduser()

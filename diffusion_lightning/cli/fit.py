@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from .. import checkpoints, records
+from .. import checkpoints, loading, records
 from ..callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
@@ -127,7 +127,7 @@ class CLI(Shell):
     def _check_checkpoint(self) -> None:
         """Raise ValueError if the checkpoint's weights are not this model's."""
         if (path := self.value("ckpt_path")) is not None:
-            checkpoints.check_fits(self.model, checkpoints.read(path), path)
+            loading.check_fits(self.model, checkpoints.read(path), path)
 
     def before_fit(self) -> None:
         check_length(self.trainer, self.model)
@@ -135,7 +135,7 @@ class CLI(Shell):
             self.resumed.apply(self.trainer, self.model)
             self.resumed = None  # the trainer reads the file for itself
         elif (start := self.value("init_from")) is not None:
-            checkpoints.start_from(self.model, run_folder.chosen(start))
+            loading.start_from(self.model, run_folder.chosen(start))
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(run_folder.start_line(self.trainer, self.model, self.config[self.subcommand]), flush=True)
 
@@ -148,7 +148,7 @@ class CLI(Shell):
                     run_folder.start(self.root, self.value("ckpt_path"))
                 super().work(subcommand)
             return
-        checkpoints.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
+        loading.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
         if self.trainer.is_global_zero:
             print(self.resumed.over)
 

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from .. import checkpoints, files, random, records, samplers
+from .. import checkpoints, files, loading, random, records, samplers
 from ..callbacks import Preemption, Progress, SampleWriter
 from ..callbacks.progress import Watched
 from ..distributed import preemption, threads, timeouts
@@ -87,15 +87,15 @@ def main(words: list[str]) -> None:
     path = run_folder.chosen(config.ckpt_path)
     checkpoint = checkpoints.read(path)
     record = checkpoints.config(checkpoint, path)
-    model = checkpoints.restored(checkpoint, record, path, config.trust)
+    model = loading.restored(checkpoint, record, path, config.trust)
     if config.sampler is not None:
         sampler, described = parser.instantiate(config).sampler, _described(config.sampler.as_dict())
     else:
-        part = _own_sampler(record, model.schedule.T, config.trust)
+        part = _own_sampler(record, model, config.trust)
         sampler, described = part.make(), part.spec()
     steps = len(sampler.times(model.schedule)) - 1
     guidance = _away_from(parser.instantiate(config).guidance, config.negative_prompt)
-    prepare(guidance, partial(checkpoints.module, trust=config.trust))
+    prepare(guidance, partial(loading.module, trust=config.trust))
     asked = wanted(model, guidance, config.y, texts)
     model.check(sampler, guidance)  # what is wrong is said before any sample is made
 
@@ -163,7 +163,7 @@ def main(words: list[str]) -> None:
         print(f"wrote {config.n - kept} samples{of} {where}; sampler {type(sampler).__name__}, {steps} steps")
 
 
-def _own_sampler(record: records.Spec, T: int, trust: Collection[str]) -> records.Part:
+def _own_sampler(record: records.Spec, model: Any, trust: Collection[str]) -> records.Part:
     """The sampler of the run's grid of samples, which is fast enough to be seen at every validation; else DDIM."""
     trainer = record.get("trainer")
     listed = trainer.get("callbacks") if isinstance(trainer, dict) else None
@@ -173,7 +173,7 @@ def _own_sampler(record: records.Spec, T: int, trust: Collection[str]) -> record
         arguments = grid.get("init_args") if isinstance(grid, dict) else None
         if isinstance(arguments, dict) and arguments.get("sampler") is not None:
             return records.read(arguments["sampler"], samplers.Sampler, "the run's sampler", trust)
-    return records.Part(samplers.DDIM, {"steps": min(50, T)})
+    return records.Part(samplers.DDIM, {"steps": min(50, model.schedule.T), "clip": model.own_sampler().clip})
 
 
 def _described(value: Any) -> Any:

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from .. import checkpoints
+from .. import checkpoints, loading
 from ..callbacks import StatedAnew
 from ..callbacks.checkpoint import VALIDATION
 from ..distributed.internals import RESTORES
@@ -90,7 +90,7 @@ class Resumed:
             ValueError: if a step takes another number of images, the learning rate cannot be stated anew, or the
                 weights are another model's.
         """
-        checkpoints.check_fits(module, self.checkpoint, self.path)
+        loading.check_fits(module, self.checkpoint, self.path)
         found = self._checked(trainer.world_size)
         keys, kinds = {x.key for x in found}, {x.kind for x in found}
         anew = changes.OPTIMIZER in keys or changes.Kind.ANEW in kinds

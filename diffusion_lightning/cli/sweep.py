@@ -18,7 +18,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from tqdm import tqdm
 
-from .. import checkpoints, files, records
+from .. import checkpoints, files, loading, records
 from ..callbacks import Preemption
 from ..callbacks.base import profiles
 from ..records import Spec
@@ -62,7 +62,7 @@ def main(given: Namespace) -> None:
         form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
         for length in tqdm(waiting, desc="lengths", bar_format=form, disable=not waiting, file=sys.stderr):
             average = snapshots.checkpoint(last, length, step)
-            model = checkpoints.restored(average, record, path, given.trust, seed)
+            model = loading.restored(average, record, path, given.trust, seed)
             found = trainer.validate(model, datamodule=data, verbose=False)
             run_folder.check_evaluated(trainer, "validate")
             figures = {name: value for name, value in found[0].items() if name.startswith("val/")}

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..files import cache_folder, written
-from ..frozen import Frozen
 from .base import Condition
 from .captions import COUNTED, Captions, warn_cut
+from .text_model import TextModel
 
 PAD = -1
 SUM = 16  # bytes of an entry's checksum
@@ -64,7 +64,7 @@ class PretrainedText(Captions):
                 "layer ≤ -1 and dropout in [0, 1)"
             )
         super().__init__(length, dropout)
-        self.frozen = Frozen(model, precision)
+        self.frozen = TextModel(model, precision)
         self.vector, self.cache, self.layer = vector, cache, layer
         config = self.frozen.description["config"]
         self.ids_known = int(config["vocab_size"])

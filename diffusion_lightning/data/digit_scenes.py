@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import random
-from ..scenes import CELL, DRAWN, SCENES, SIZE
+from ..images.scenes import CELL, DRAWN, SCENES, SIZE
 from .base import Images, small_digits
 from .base.small_digits import HIGHEST
 

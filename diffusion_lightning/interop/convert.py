@@ -19,8 +19,8 @@ from torch import Tensor
 from .. import checkpoints, records
 from ..callbacks.checkpoint import AtomicIO
 from ..files import check_file
+from ..frozen import made_on_meta
 from ..modules import Diffusion
-from ..modules.base.shapes import made_on_meta
 from . import diffusers, dit
 from .diffusers import Diffusers
 from .dit import ReleasedDiT

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .. import checkpoints, frozen
+from .. import checkpoints, frozen, loading
 from ..files import left, locked, sweep, write_text, written, written_folder
 from ..modules import Diffusion
 from . import model_card
@@ -46,7 +46,7 @@ def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[
         sweep(folder, age=0)
         checkpoint = checkpoints.read(ckpt)
         config = checkpoints.config(checkpoint, ckpt)
-        model = checkpoints.restored(checkpoint, config, ckpt, trust)
+        model = loading.restored(checkpoint, config, ckpt, trust)
         if "pipeline" in formats:
             check_pipeline(model)
         with written_folder(folder) as part:

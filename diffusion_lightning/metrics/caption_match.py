@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ..extractors.digits import DigitsNet
-from ..scenes import ACROSS, CELL, DOWN, DRAWN, MIDDLE, SCENES, SIZE, Scene
+from ..images.scenes import ACROSS, CELL, DOWN, DRAWN, MIDDLE, SCENES, SIZE, Scene
 
 BRIGHT = 128  # of 255, from which on a pixel belongs to a stroke
 PRESENT = 20  # bright pixels of a cell with a digit: half as many as the lightest of the 1,797 digits has, 39

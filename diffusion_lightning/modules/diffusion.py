@@ -21,13 +21,14 @@ from ..conditioning import Conditioner, Unconditional
 from ..conditioning.base import Embedded, example
 from ..denoising import Denoiser, Epsilon, Parameterization
 from ..distributed import fsdp
+from ..first_stages import FirstStage, PixelSpace
 from ..guidance import Guided, guided
 from ..likelihood import VLB
 from ..objectives import Simple, TimestepSampler, Uniform, Weighting
 from ..random import Draw
-from ..samplers import Ancestral, Sampler
+from ..samplers import Sampler
 from ..schedules import Schedule
-from .base import batches, checks, compiling, device, optimizers
+from .base import batches, checks, compiling, device, latents, optimizers
 from .base.bound import Bound
 from .base.generative import Generative
 from .base.loss import Loss
@@ -45,9 +46,11 @@ class Diffusion(Generative):
     Args:
         network: `forward(x_t, index, c) -> (B, C or 2C, H, W)`, any `nn.Module`; with 2C it predicts the variance too.
         schedule: ᾱ_t.
-        shape: (C, H, W) of one image; None asks the network, (in_channels, size, size).
+        shape: (C, H, W) of one image; None asks the network, (in_channels, size, size), of which a first stage makes
+            the image's.
         parameterization: what the network outputs; None is `Epsilon()`.
         rescale_timesteps: feed the network 1000/T·(t - 1), as IDDPM does, and not t - 1.
+        first_stage: the way to the latents that the network diffuses, and back; None is `PixelSpace()`, no stage.
         conditioner: embeds y for the network; None is `Unconditional()`.
         timesteps: how t is drawn; None is `Uniform()`.
         weighting: w, the weight of each squared error; None is `Simple()`, and `ZeroWeight()` leaves the bound alone.
@@ -75,6 +78,7 @@ class Diffusion(Generative):
         shape: Sequence[int] | None = None,
         parameterization: Parameterization | None = None,
         rescale_timesteps: bool = False,
+        first_stage: FirstStage | None = None,
         conditioner: Conditioner | None = None,
         timesteps: TimestepSampler | None = None,
         weighting: Weighting | None = None,
@@ -86,18 +90,20 @@ class Diffusion(Generative):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.shape, self.T = checks.image_shape(shape, network), schedule.T
+        self.first_stage, self.T = first_stage or PixelSpace(), schedule.T
+        self.shape, self.latent_shape = latents.shapes(shape, network, self.first_stage)
         self.denoiser = Denoiser(network, schedule, parameterization or Epsilon(), rescale_timesteps)
         self.conditioner = conditioner or Unconditional()
         self.conditioner.join(network)
         self.timesteps = timesteps or Uniform()
         self.timesteps.prepare(schedule)
+        latents.check_bound(self.first_stage, vlb)
         self.vlb = vlb or VLB()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = random.check_seed(seed, "the model's seed")
         self.compiles = compile
-        self.predicts_variance = checks.predicts_variance(network, self.shape, self.conditioner)
+        self.predicts_variance = checks.predicts_variance(network, self.latent_shape, self.conditioner)
         self.loss = Loss(weighting or Simple(), vlb_weight, self.predicts_variance)
         self.feed, self.whole = batches.Feed(), fsdp.WholeInEvaluations()
 
@@ -114,8 +120,9 @@ class Diffusion(Generative):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and beside it each example's own, its t and its number in the global batch."""
-        x_0, y = self.feed.take(self, batch, "training")
-        step = self.feed.in_step(self, batch_idx, len(x_0))
+        image, y = self.feed.take(self, batch, "training")
+        step = self.feed.in_step(self, batch_idx, batches.size(batch))
+        x_0 = self.first_stage.encode(image, step.draw)
         t, importance = self.timesteps(self.schedule, step.draw, step.total)
         losses = self._losses(x_0, t, step.draw, self.conditioner(self.conditioner.dropped(y, step.draw)))
         if self.timesteps.learns and (of_all := self.feed.whole_step(self, step, t, losses.detach())):
@@ -136,9 +143,10 @@ class Diffusion(Generative):
 
     def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Embedded, Tensor, Draw]:
         """x_0, c, t and the draw of a batch: the same in every round, so that rounds can be compared."""
-        x_0, y = self.feed.take(self, batch, stage)
-        sample = self.feed.numbers(self, stage, batch_idx, len(x_0))
+        image, y = self.feed.take(self, batch, stage)
+        sample = self.feed.numbers(self, stage, batch_idx, batches.size(batch))
         draw = Draw(self.seed, "evaluation", 0, sample)
+        x_0 = self.first_stage.encode(image, draw)
         t, _ = Uniform()(self.schedule, draw, len(sample))
         return x_0, self.conditioner(y), t, draw
 
@@ -152,17 +160,22 @@ class Diffusion(Generative):
         if not self.trainer.sanity_checking:
             self.log_step()
 
+    def on_fit_start(self) -> None:
+        latents.measure(self)
+
     def on_test_start(self) -> None:
-        self._bound = Bound(self.denoiser, self.vlb, self.levels)
+        self._bound = None if self.first_stage.latent else Bound(self.denoiser, self.vlb, self.levels)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         x_0, c, t, draw = self._evaluated(batch, batch_idx, "test")
         self.log_mean("test/loss", self._losses(x_0, t, draw, c))
-        self._bound.add(x_0, c, draw._replace(purpose="bound"))
+        if self._bound is not None:
+            self._bound.add(x_0, c, draw._replace(purpose="bound"))
 
     def on_test_epoch_end(self) -> None:
         self.log_step()
-        self.bound = self._bound.log(self)
+        if self._bound is not None:
+            self.bound = self._bound.log(self)
 
     # The optimizer
 
@@ -181,21 +194,32 @@ class Diffusion(Generative):
     # Sampling: algorithm 2, or any other
 
     def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guided) -> Tensor:
-        sampler, denoise = sampler or Ancestral(), guided(self.denoiser, self.conditioner, y, guidance)
-        x_T = random.normal(self.shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds)).to(self.denoiser.dtype)
-        return sampler(denoise, self.schedule, x_T, c=self.conditioner(y), seeds=seeds)
+        sampler, denoise = (
+            latents.sampler_of(self.first_stage, sampler),
+            guided(self.denoiser, self.conditioner, y, guidance),
+        )
+        x_T = random.normal(self.latent_shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds)).to(
+            self.denoiser.dtype
+        )
+        return self.decoded(sampler(denoise, self.schedule, x_T, c=self.conditioner(y), seeds=seeds))
+
+    def decoded(self, x: Tensor) -> Tensor:
+        return self.first_stage.decode(x)
 
     def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
-        (sampler or Ancestral()).times(self.schedule)
+        latents.sampler_of(self.first_stage, sampler).times(self.schedule)
         checks.check_guidance(guidance, self.shape)
         first = self.labels(guidance).default(torch.zeros(1, dtype=torch.long, device=self.device))
         guided(self.denoiser, self.conditioner, first, guidance)
+
+    def own_sampler(self) -> Sampler:
+        return latents.sampler_of(self.first_stage, None)
 
     def angles(self, sampler: Sampler) -> dict[int, float]:
         return sampler.angles(self.schedule)
 
     def operations(self) -> int:
-        return operations(self.denoiser.network, self.shape, self.conditioner(example(self.conditioner)))
+        return operations(self.denoiser.network, self.latent_shape, self.conditioner(example(self.conditioner)))
 
     # Before training starts
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import diffusion_lightning
-from diffusion_lightning import checkpoints
+from diffusion_lightning import loading
 from diffusion_lightning.callbacks import EMA, Checkpoint, GenerativeMetrics, LossByTimestep, SampleGrid
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
@@ -392,7 +392,7 @@ def test_the_classifier_of_noisy_digits(tmp_path: Path, capsys: pytest.CaptureFi
     main(["fit", "--config", config, *words, "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"])
     found = rows(tmp_path / "metrics.csv")
     assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= found[-1].keys()
-    model: Any = checkpoints.module(tmp_path / "checkpoints/last.ckpt")
+    model: Any = loading.module(tmp_path / "checkpoints/last.ckpt")
     schedule, network = model.schedule, model.network
     assert (type(schedule).__name__, schedule.T, network.classes, model.shape) == ("Cosine", 1000, 10, (1, 8, 8))
     assert sum(p.numel() for p in model.parameters()) == 378_186

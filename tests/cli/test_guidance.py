@@ -10,10 +10,10 @@ import yaml
 from torch import Tensor
 from torchvision.io import read_image
 
-from diffusion_lightning.checkpoints import load, module
 from diffusion_lightning.cli import main
 from diffusion_lightning.guidance import AutoGuidance, ClassifierFree, ClassifierGuided
 from diffusion_lightning.images import grid, to_uint8
+from diffusion_lightning.loading import load, module
 from diffusion_lightning.samplers import DDIM
 
 from ..conftest import BARE, ROOT

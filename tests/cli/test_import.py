@@ -13,11 +13,11 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, FlowMatchEuler
 from torch import Tensor, nn
 
 import diffusion_lightning
-from diffusion_lightning.checkpoints import start_from
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels
 from diffusion_lightning.interop import Diffusers, OpenAI, ReleasedDiT
 from diffusion_lightning.interop.diffusers import unet_config
+from diffusion_lightning.loading import start_from
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.networks import DiT, UNet
 from diffusion_lightning.objectives import LossAware

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lightning.checkpoints import load, read
+from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.data import Digits
 from diffusion_lightning.guidance import ClassifierFree
 from diffusion_lightning.images import Folder, to_uint8
+from diffusion_lightning.loading import load
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Linear

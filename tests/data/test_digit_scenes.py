@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion_lightning.data import Digits, DigitScenes
 from diffusion_lightning.data.digit_scenes import enlarged
-from diffusion_lightning.scenes import CELL, SCENES
+from diffusion_lightning.images.scenes import CELL, SCENES
 
 
 @cache

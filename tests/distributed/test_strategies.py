@@ -19,8 +19,9 @@ from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from diffusion_lightning.callbacks import EMA, PowerEMA
-from diffusion_lightning.checkpoints import load, read
+from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.loading import load
 from diffusion_lightning.modules.base.checks import check_strategy
 from diffusion_lightning.samplers import DDIM
 

@@ -10,8 +10,8 @@ from diffusion_lightning import images, random
 from diffusion_lightning.data import Digits, DigitScenes
 from diffusion_lightning.data.digit_scenes import enlarged
 from diffusion_lightning.extractors import DigitsNet
+from diffusion_lightning.images.scenes import ACROSS, CELL, DOWN, MIDDLE, SCENES
 from diffusion_lightning.metrics import CaptionMatch
-from diffusion_lightning.scenes import ACROSS, CELL, DOWN, MIDDLE, SCENES
 
 Cells = dict[tuple[int, int], Tensor]
 

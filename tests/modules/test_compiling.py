@@ -13,8 +13,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from diffusion_lightning import random
-from diffusion_lightning.checkpoints import load, read
+from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
+from diffusion_lightning.loading import load
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.modules.base import compiling
 from diffusion_lightning.modules.base.compiling import blocks

@@ -6,10 +6,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ... import checkpoints, images, random
+from ... import images, loading, random
 from ...guidance import Guidance, prepare
 from ...modules.base.generative import Generative, generative
-from ...samplers import Ancestral, Sampler
+from ...samplers import Sampler
 from .folder import save_picture
 
 
@@ -18,7 +18,7 @@ class SamplePicture(Callback, ABC):
 
     Args:
         n: how many samples.
-        sampler: the reverse loop; None is `Ancestral()`.
+        sampler: the reverse loop; None is the model's own, `Ancestral()`.
         seed: of the samples; the same noise each time, so that one watches them form.
         guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """
@@ -31,7 +31,8 @@ class SamplePicture(Callback, ABC):
         if n < 1:
             raise ValueError(f"a picture of {n} samples shows nothing: give n ≥ 1")
         random.check_numbers(0, n)
-        self.n, self.sampler, self.guidance = n, sampler or Ancestral(), guidance
+        self.n, self.guidance = n, guidance
+        self.sampler: Any = sampler
         self.seed = random.check_seed(seed, f"{type(self).__name__}'s seed")
 
     @abstractmethod
@@ -39,7 +40,8 @@ class SamplePicture(Callback, ABC):
         """Samples number `first` … `first + n - 1`, (n, C, H, W), or a row of images each, (n, columns, C, H, W)."""
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        prepare(self.guidance, checkpoints.module)
+        self.sampler = self.sampler or generative(module, self).own_sampler()
+        prepare(self.guidance, loading.module)
         generative(module, self).check(self.sampler, self.guidance)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

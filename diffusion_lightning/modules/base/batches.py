@@ -2,7 +2,8 @@
 
 A batch is `(image, y)`, a list of the two, a dict that names them by a usual key, or images alone, for a model without
 condition. Images are floats in [-1, 1], of any precision, or bytes 0 … levels - 1, which become such floats; labels are
-whole numbers, (B,) or (B, 1), captions a list of strings; a model of several conditions takes a dict of them.
+whole numbers, (B,) or (B, 1), captions a list of strings; a model of several conditions takes a dict of them. In the
+place of images there may be the `Moments` that a first stage made of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ... import random
 from ...conditioning.base import LABEL, value
+from ...networks.base.moments import Moments
 
 IMAGE = ("image", "images", "pixel_values", "img", "x")  # the usual keys of a dict, the first that it has
 LOADERS = {"training": "train_dataloader", "validation": "val_dataloaders", "test": "test_dataloaders"}  # a trainer's
@@ -41,6 +43,7 @@ def unpacked(batch: Any, keys: Sequence[str] = LABEL) -> tuple[Any, Any]:
 def size(batch: Any) -> int:
     """The number of images in a batch; 0 if it is unknown."""
     image, _ = unpacked(batch)
+    image = image.mean if isinstance(image, Moments) else image
     return len(image) if isinstance(image, Tensor) and image.ndim else 0
 
 
@@ -109,8 +112,10 @@ class Feed(Callback):
         if not self._seen.get(stage, 0) and not allowed:
             raise _empty(stage)
 
-    def take(self, module: Any, batch: Any, stage: str) -> tuple[Tensor, Any]:
-        """x_0 (B, C, H, W) and y of a batch, and a look at the first one of a stage, before anything is learned of it.
+    def take(self, module: Any, batch: Any, stage: str) -> tuple[Any, Any]:
+        """The images (B, C, H, W), or their `Moments`, and y of a batch.
+
+        The first one of a stage is looked at before anything is learned of it.
 
         Raises:
             ValueError: if it is nothing to train on.
@@ -119,8 +124,11 @@ class Feed(Callback):
         own, first = block(getattr(module.trainer, LOADERS[stage])) is not None, stage not in self._looked
         if first:
             what = f"the first {stage} batch"
-            check_form(batch, image, what, module.shape)
-            check_values(image, what, module.levels, own)
+            if isinstance(image, Moments):
+                check_moments(image, what, getattr(module, "latent_shape", None))
+            else:
+                check_form(batch, image, what, module.shape)
+                check_values(image, what, module.levels, own)
             check_labels(batch, image, y, what, module.conditioner)
             self._looked.add(stage)
         if isinstance(y, Tensor):
@@ -128,6 +136,8 @@ class Feed(Callback):
         y = module.conditioner.of_batch(y)
         if not own and y is not None and (first or (isinstance(y, Tensor) and y.device.type == "cpu")):
             module.conditioner.check(y)  # no step waits for a GPU
+        if isinstance(image, Moments):
+            return image.float(), y
         if not image.is_floating_point():
             image = image.float() / ((module.levels - 1) / 2) - 1
         return image.float() if module.dtype == torch.float32 else image, y
@@ -228,6 +238,16 @@ def check_form(batch: Any, image: Any, what: str, shape: tuple[int, ...]) -> Non
         fix = "let no batch be empty"
     model = f"[B, {channels}, {height}, {width}]"
     raise ValueError(f"the images of {what} have shape {sizes}, but the model takes {model}: {fix}")
+
+
+def check_moments(found: Moments, what: str, shape: tuple[int, ...] | None) -> None:
+    """Raise ValueError if moments are not of the latents (C, H, W) that a model diffuses."""
+    if list(found.mean.shape[1:]) != list(shape or ()):
+        raise ValueError(
+            f"{what} holds latents of shape {list(found.mean.shape[1:])}, but the model diffuses "
+            f"{'pixels' if shape is None else f'those of shape {list(shape)}'}: give model and data the same first "
+            "stage"
+        )
 
 
 def check_values(image: Tensor, what: str, levels: int, certain: bool) -> None:

@@ -38,7 +38,7 @@ class Generative(LightningModule, ABC):
 
     @abstractmethod
     def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guided) -> Tensor:
-        """Samples (B, C, H, W), each a function of its own seed (B,) and its condition y (B, …), in eval mode."""
+        """Images (B, C, H, W) in [-1, 1], each a function of its seed (B,) and condition y (B, …), in eval mode."""
 
     @torch.no_grad()
     def generate(
@@ -93,7 +93,11 @@ class Generative(LightningModule, ABC):
             for module in training:
                 module.training = True
         before = first - whole[0][0]
-        return torch.cat(made)[before : before + n].clamp(-1, 1)
+        return torch.cat(made)[before : before + n]
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of what a sampler's loop goes through; pixels are images already."""
+        return x.clamp(-1, 1)
 
     def captions(self, first: int, n: int, guidance: Guided = None) -> list[str] | None:
         """The captions of samples number `first` … `first + n - 1` for which none is asked; None if they have none."""
@@ -108,6 +112,10 @@ class Generative(LightningModule, ABC):
     @abstractmethod
     def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
         """Raise ValueError if images cannot be made with this sampler and guidance."""
+
+    def own_sampler(self) -> Any:
+        """The sampler that is taken if none is given."""
+        return None
 
     @abstractmethod
     def angles(self, sampler: Sampler) -> dict[int, float]:

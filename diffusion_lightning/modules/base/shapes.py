@@ -1,14 +1,11 @@
 """A network as shapes alone: its output shape and operations are found without its memory."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...conditioning.base import Embedded, cast
@@ -47,35 +44,3 @@ def _counted(network: nn.Module, device: torch.device, shape: Sequence[int], c: 
     finally:
         network.train(was_training)
     return counter.get_total_flops()
-
-
-def made_on_meta(make: Callable[[], Any], parameters: int, name: str) -> Any:
-    """The module that a file describes, made on the device "meta", where tensors have a shape and no memory.
-
-    Raises:
-        ValueError: if it cannot be made, or has far more parameters (tensors) than the number given.
-    """
-    try:
-        with _at_most(parameters), torch.device("meta"):
-            return make()
-    except (RuntimeError, TypeError, ArithmeticError, LookupError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
-
-
-@contextmanager
-def _at_most(n: int) -> Iterator[None]:
-    """Raise ValueError in the block as soon as it has made twice as many parameters as a file holds."""
-    made = 0
-
-    def count(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > 2 * n + 16:  # a tensor of several names, or one that is replaced while the network is made
-            raise ValueError(f"the record describes a network of more parameters than the {n} that the file holds")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

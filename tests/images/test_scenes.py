@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from diffusion_lightning.scenes import SCENES, Scene
+from diffusion_lightning.images.scenes import SCENES, Scene
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SENTENCE = re.compile(r"(an?) (\w+)(?: (to the left of|to the right of|above|below) (an?) (\w+))?")
