@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
