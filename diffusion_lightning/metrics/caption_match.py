@@ -81,11 +81,8 @@ class CaptionMatch(Metric):
 
     def _read(self, cells: Tensor) -> Tensor:
         """Cells (B, 1, 16, 16) to the digits (B,) in them."""
-        frame, size = (CELL - DRAWN) // 2, self.classifier.size
-        inner = cells[..., frame:-frame, frame:-frame].float()
         with torch.autocast(cells.device.type, enabled=False):
-            small = F.interpolate(inner, (size, size), mode="bicubic", antialias=True).round().clamp(0, 255).byte()
-            return self.classifier.classify(small)[1].argmax(1)
+            return self.classifier.classify(small(cells))[1].argmax(1)
 
     def compute(self) -> dict[str, Tensor]:
         """The shares, float64.
@@ -101,6 +98,14 @@ class CaptionMatch(Metric):
             if n[k]:
                 found[f"caption_match_{name}"] = matched[k] / n[k]
         return found
+
+
+def small(cells: Tensor) -> Tensor:
+    """Bytes (B, 1, 16, 16) of cells to bytes (B, 1, 8, 8), as `DigitsNet` reads them: without the frame, resized."""
+    frame = (CELL - DRAWN) // 2
+    inner = cells[..., frame:-frame, frame:-frame].float()
+    size = (DigitsNet.size, DigitsNet.size)
+    return F.interpolate(inner, size, mode="bicubic", antialias=True).round().clamp(0, 255).byte()
 
 
 def _scenes(captions: Sequence[str]) -> list[Scene]:
