@@ -4,7 +4,7 @@ The configuration that the checkpoint carries is compared with the new one, both
 
 | key of the configuration                                        | a change is | since it changes                 |
 |-----------------------------------------------------------------|-------------|----------------------------------|
-| `model`: network, schedule, parameterization, conditioner, loss | refused     | what the weights mean            |
+| `model`: network, schedule, first stage, conditioner, loss, …   | refused     | what the weights mean            |
 | `model.init_args.optimizer` (the class)                         | refused     | what its state means             |
 | `seed_everything`, `data`: its class, set, flips, held-out part | refused     | the draws and the images         |
 | batch_size × devices × num_nodes × accumulate_grad_batches      | refused     | the images of a step             |
@@ -14,6 +14,7 @@ The configuration that the checkpoint carries is compared with the new one, both
 | the four factors above, where their product stays               | applied     | how a step is shared             |
 | `model.init_args.vlb`, `compile`; `data`: memory, workers, root | applied     | nothing that is trained          |
 | a frozen part's source, from or to its file in a run's folder   | applied     | nothing: the hash is compared    |
+| of a first stage: slices, tile, compile                         | applied     | how it is computed               |
 | `ema`, `checkpoint`, `trainer`: all the rest                    | applied     | the steps from here on, or none  |
 | `trainer.default_root_dir`, `logger`, progress bar, `init_from` | not said    | nothing                          |
 
@@ -43,6 +44,7 @@ FACTORS = (BATCH, "trainer.devices", "trainer.num_nodes", ACCUMULATE)
 # What a part of `Diffusion` is where the configuration leaves it out.
 LEFT_OUT = {
     f"{MODEL}.parameterization": "diffusion_lightning.denoising.Epsilon",
+    f"{MODEL}.first_stage": "diffusion_lightning.first_stages.PixelSpace",
     f"{MODEL}.conditioner": "diffusion_lightning.conditioning.Unconditional",
     f"{MODEL}.timesteps": "diffusion_lightning.objectives.Uniform",
     f"{MODEL}.weighting": "diffusion_lightning.objectives.Simple",
@@ -71,6 +73,7 @@ KINDS = [
     (f"{MODEL}.vlb", Kind.APPLIED),
     (f"{MODEL}.vlb.*", Kind.APPLIED),
     (f"{MODEL}.compile", Kind.APPLIED),
+    *((f"{MODEL}.first_stage.init_args.{name}", Kind.APPLIED) for name in ("slices", "tile", "compile")),
     *((key, Kind.APPLIED) for key in FACTORS),  # their product is looked at by itself
     *((f"{DATA}.{name}", Kind.APPLIED) for name in ("num_workers", "max_memory_gib", "root")),
     *((pattern, Kind.REFUSED) for pattern in ("model*", "data*", "seed_everything")),
@@ -192,7 +195,7 @@ def _kind(key: str, old: Any, new: Any) -> Kind:
     if key == "trainer.precision":
         own = [str(x).partition("-")[0] if str(x).endswith("true") or str(x) == "64" else "32" for x in (old, new)]
         return Kind.APPLIED if own[0] == own[1] else Kind.REFUSED
-    if key.startswith(f"{MODEL}.conditioner") and (stored(old) or stored(new)):
+    if key.startswith((f"{MODEL}.conditioner", f"{MODEL}.first_stage")) and (stored(old) or stored(new)):
         return Kind.APPLIED  # the file of a frozen part: its hash is compared with the checkpoint's
     return next(kind for pattern, kind in KINDS if fnmatchcase(key, pattern))
 
