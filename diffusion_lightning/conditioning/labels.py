@@ -65,12 +65,7 @@ class ClassLabels(Conditioner):
         return number % self.classes
 
     def null(self, n: int) -> Tensor:
-        if self.dropout == 0:
-            raise ValueError(
-                "guidance needs the null condition, but the conditioner's dropout is 0, so that training "
-                "never gave it: leave guidance out, or train with dropout above 0"
-            )
-        return torch.full((n,), self.classes, device=self.table.weight.device)
+        return _trained(torch.full((n,), self.classes, device=self.table.weight.device), self.dropout)
 
 
 class Labels(Conditioner):
@@ -78,18 +73,38 @@ class Labels(Conditioner):
 
     Args:
         classes: how many.
+        dropout: fraction of training labels replaced by the null condition, y = `classes`, in [0, 1), for a network
+            that has a row for it; 0 is for one that has none.
     """
 
-    def __init__(self, classes: int) -> None:
+    none: Tensor
+
+    def __init__(self, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.classes = classes
+        if classes < 1 or not 0 <= dropout < 1:
+            raise ValueError(f"classes = {classes}, dropout = {dropout}: give classes ≥ 1 and dropout in [0, 1)")
+        self.classes, self.dropout = classes, dropout
+        self.register_buffer("none", torch.tensor([classes]), persistent=False)  # on the model's device
+
+    def join(self, network: nn.Module) -> None:
+        """Compares the classes with those that the network states, if it does.
+
+        Raises:
+            ValueError: if they differ in number, so that another class's row would be the null condition's.
+        """
+        theirs = getattr(network, "classes", self.classes)
+        if theirs != self.classes:
+            raise ValueError(
+                f"the conditioner has {self.classes} classes, but {type(network).__name__} has {theirs}: give both "
+                "the same number"
+            )
 
     def forward(self, y: Tensor) -> Tensor:
         """(B,) y as it is."""
         return y
 
     def check(self, y: Tensor) -> None:
-        check_classes(y, self.classes)
+        check_classes(y, self.classes, null=self.dropout > 0)
 
     def check_training(self, y: Tensor) -> None:
         check_several(y, self.classes, "train on several classes")
@@ -97,6 +112,19 @@ class Labels(Conditioner):
     def default(self, number: Tensor) -> Tensor:
         """Each class in turn, so that many samples have all alike."""
         return number % self.classes
+
+    def null(self, n: int) -> Tensor:
+        return _trained(self.none.expand(n), self.dropout)
+
+
+def _trained(null: Tensor, dropout: float) -> Tensor:
+    """The null condition; raise ValueError if training never gave it."""
+    if dropout == 0:
+        raise ValueError(
+            "guidance needs the null condition, but the conditioner's dropout is 0, so that training "
+            "never gave it: leave guidance out, or train with dropout above 0"
+        )
+    return null
 
 
 def check_classes(y: Tensor, classes: int, null: bool = False) -> None:
