@@ -3,7 +3,7 @@
     python -m benchmarks.recipes
 
 A step of training is counted as three passes forward; `test` as its samples by its sampler and the bound in bits/dim
-of the set's held-out images at all times.
+of the set's held-out images at all times. A first stage's work is apart.
 """
 
 from pathlib import Path
@@ -20,9 +20,10 @@ from diffusion_lightning.schedules import Schedule
 from .measure import complete
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-# Images that `test` finds held out; of one's own pictures, which `folder` is for, any number.
+# Images whose bits/dim `test` measures, not of latents; of one's own pictures, which `folder` is for, any number.
 HELD_OUT = {"digits": 297, "digits_edm": 297, "digits_flow": 297, "celeba64_ddpm": 19_962, "imagenet64_iddpm": 50_000,
-            "scenes": 1000, "scenes_dit": 1000, "folder": 0, "folder_classes": 0, "folder_captions": 0}  # fmt: skip
+            "imagenet256_dit_xl2": 0, "scenes": 1000, "scenes_dit": 1000, "folder": 0, "folder_classes": 0,
+            "folder_captions": 0}  # fmt: skip
 OTHERS = 10_000
 
 
@@ -42,6 +43,7 @@ def evaluations(sampler: Sampler, schedule: Schedule) -> int:
 def row(path: Path) -> str:
     """A line of the table."""
     config = complete(path)
+    config["model"]["init_args"]["first_stage"] = None  # nothing is fetched: the network's shape is its latents'
     model = read(config["model"], Diffusion, "model").make()
     forward, T = model.operations(), model.schedule.T
     parameters = sum(p.numel() for p in model.parameters())
@@ -50,7 +52,8 @@ def row(path: Path) -> str:
     if config["metrics"] is not None:
         given = config["metrics"]["init_args"]
         sampler = read(given["test_sampler"] or {"class_path": "Ancestral"}, Sampler, "test_sampler").make()
-        samples = given["test_n"] * evaluations(sampler, model.schedule) * forward
+        batches = 1 if given["guidance"] in (None, 1) else 2  # with the condition, and without
+        samples = given["test_n"] * evaluations(sampler, model.schedule) * batches * forward
     bound = HELD_OUT.get(path.stem, OTHERS) * T * forward
     return (
         f"| {path.stem} | {parameters:,} | {forward / 1e9:.2f} | {training / 1e15:,.1f} | {samples / 1e15:,.1f} "

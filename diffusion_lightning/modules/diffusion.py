@@ -31,7 +31,7 @@ from ..schedules import Schedule
 from .base import batches, checks, compiling, device, latents, optimizers
 from .base.bound import Bound
 from .base.generative import Generative
-from .base.loss import Loss
+from .base.loss import LEVELS, Loss
 from .base.shapes import operations
 
 
@@ -137,7 +137,8 @@ class Diffusion(Generative):
         eps = draw.normal("eps", x_0)
         x_t = self.schedule.q_sample(x_0, t, eps)
         prediction = self.denoiser(x_t, t, c)
-        return self.loss(self.denoiser, x_0, eps, t, prediction, self.levels)
+        levels = LEVELS if self.first_stage.latent else self.levels
+        return self.loss(self.denoiser, x_0, eps, t, prediction, levels)
 
     # Evaluation: the loss at uniform times, and of a test the variational bound, sharded over the devices
 

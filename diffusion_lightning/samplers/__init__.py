@@ -8,6 +8,7 @@ from .dpm_solver import DPMSolver as DPMSolver
 from .heun import Heun as Heun
 from .spacing import Karras as Karras
 from .spacing import Leading as Leading
+from .spacing import Respaced as Respaced
 from .spacing import Spacing as Spacing
 from .spacing import Trailing as Trailing
 from .spacing import UniformLogSNR as UniformLogSNR

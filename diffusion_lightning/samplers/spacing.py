@@ -1,6 +1,7 @@
 """The times of a schedule that a sampler visits."""
 
 from abc import ABC, abstractmethod
+from itertools import accumulate, repeat
 
 import torch
 from torch import Tensor
@@ -31,6 +32,20 @@ class Leading(Spacing):
 
     def __call__(self, schedule: Schedule, steps: int) -> list[int]:
         return [1 + k * (schedule.T // steps) for k in range(steps - 1, -1, -1)] + [0]
+
+
+class Respaced(Spacing):
+    """1 + k·(T - 1)/(n - 1) for k = n - 1 … 0, rounded, then 0: evenly from T to 1, both among them, as DiT is sampled.
+
+    Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, section 4.
+    """
+
+    def __call__(self, schedule: Schedule, steps: int) -> list[int]:
+        if steps == 1:
+            return [schedule.T, 0]
+        strides = repeat((schedule.T - 1) / (steps - 1), steps - 1)
+        rising = [1 + round(x) for x in accumulate(strides, initial=0.0)]  # summed as the released code does
+        return [*reversed(rising), 0]
 
 
 class UniformLogSNR(Spacing):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusion_lightning.samplers import DDIM, Ancestral, Karras, Leading, Spacing, UniformLogSNR
+from diffusion_lightning.samplers import DDIM, Ancestral, Karras, Leading, Respaced, Spacing, UniformLogSNR
 from diffusion_lightning.schedules import Cosine, Linear, Schedule
 
 
@@ -41,3 +41,13 @@ def test_spacings_are_even_in_what_they_say() -> None:
         steps = curve[times[times > 100] - 1].diff()  # and below, one time is a coarse step
         assert len(steps) > 8
         assert (steps / steps.mean() - 1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("steps", [2, 27, 50, 100, 250, 999, 1000])
+def test_respaced_times_are_those_of_the_released_code(steps: int) -> None:
+    """Its `space_timesteps` of one section, 0-based: a sum of strides, each rounded."""
+    stride, at, expected = 999 / (steps - 1), 0.0, []
+    for _ in range(steps):
+        expected.append(round(at) + 1)
+        at += stride
+    assert Ancestral(steps, spacing=Respaced()).times(Linear()) == [*reversed(expected), 0]

@@ -7,6 +7,7 @@ from ...denoising import Denoiser, Prediction
 from ...likelihood import VLB, bits_per_dim
 from ...objectives import Weighting
 
+LEVELS = 256  # of latents in L_0, whatever the images have
 # The bound as a loss: nothing is clipped, so that every error has a gradient.
 TRAINED = VLB(clip=None)
 
@@ -15,6 +16,9 @@ class Loss:
     """w·‖target - output‖² + λ·T·L_{t-1}, the first a mean over the dimensions, the second in bits/dim.
 
     If the error trains the mean, the second trains the predicted variance alone: its mean is held fixed.
+
+    Latents have no levels, yet L_0 takes each for one of 256 on [-1, 1], and those outside for the outermost, as DiT's
+    released code does: it is one time in T, and weighs the variance of the last step, which no sampler uses.
 
     Paper: Improved denoising diffusion probabilistic models. Nichol, Dhariwal, 2021, arXiv 2102.09672, equation 16.
 
