@@ -23,7 +23,7 @@ WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
     "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "loading", "extractors",
     "metrics", "data", "callbacks",
-    "interop.stored", "interop.layout", "interop.diffusers", "interop.openai", "interop.dit", "interop.dit_pipeline",
+    "interop.layout", "interop.source", "interop.diffusers", "interop.openai", "interop.dit", "interop.dit_pipeline",
     "interop.model_card", "interop.convert", "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",

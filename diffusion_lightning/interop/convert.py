@@ -5,11 +5,15 @@ describe their network; the files of improved-diffusion and guided-diffusion hol
 describes it.
 """
 
+import json
+import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import checkpoints, records
@@ -22,7 +26,6 @@ from .diffusers import Diffusers
 from .dit import ReleasedDiT
 from .layout import Layout
 from .openai import OpenAI
-from .stored import config_of, file_of, weights_of
 
 Weights = dict[str, Tensor]
 
@@ -83,7 +86,7 @@ def _open(source: Path, new_attention_order: bool) -> tuple[Weights, Layout, dic
     """The weights, how they are laid out, and the model as our configuration describes it, if the source does."""
     if source.is_dir():
         return _of_diffusers(source)
-    weights = weights_of(source)
+    weights = _read(source)
     if "x_embedder.proj.weight" in weights:
         return weights, ReleasedDiT(), dit.model_arguments(weights)
     if "input_blocks.0.0.weight" in weights:
@@ -101,17 +104,50 @@ def _of_diffusers(folder: Path) -> tuple[Weights, Layout, dict[str, Any] | None]
     place = next((p for p in places if (p / "config.json").is_file()), None)
     if place is None:
         raise ValueError(f"{folder} has no config.json, nor has its unet/: give a folder that diffusers has written")
-    file = file_of(place)
-    config = config_of(place / "config.json")
+    files = [p for suffix in ("safetensors", "bin") for p in place.glob(f"diffusion_pytorch_model.{suffix}")]
+    if not files:
+        raise ValueError(
+            f"{place} has a config.json, but no diffusion_pytorch_model.safetensors or .bin: add the weights"
+        )
+    config = _json(place / "config.json")
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNetUnconditionalModel"):  # the latter is its name before version 0.3
         raise ValueError(f"{place} holds a {kind}, but of diffusers' networks only UNet2DModel is read: give one")
     scheduler = next((p for p in (folder / "scheduler", folder, folder.parent / "scheduler")
                       if (p / "scheduler_config.json").is_file()), None)  # fmt: skip
     if scheduler is None:
-        return weights_of(file), Diffusers(), None
-    said = config_of(scheduler / "scheduler_config.json")
-    return weights_of(file), Diffusers(), diffusers.model_arguments(config, said)
+        return _read(files[0]), Diffusers(), None
+    said = _json(scheduler / "scheduler_config.json")
+    return _read(files[0]), Diffusers(), diffusers.model_arguments(config, said)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is cut short or no JSON ({error}): get it again") from error
+
+
+def _read(file: Path) -> Weights:
+    """A file's weights, the averaged ones if it has both; runs nothing that it may hold."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: give the path of a folder or of a file of weights")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        if zipfile.is_zipfile(file):
+            checkpoints.check_archive(file)
+        with torch.serialization.safe_globals([Namespace]):  # DiT's training keeps its arguments
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, safetensors and torch each have their own
+        raise ValueError(f"{file} is cut short, damaged, or holds more than weights: nothing was loaded") from error
+    for key in ("ema", "state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
+        raise ValueError(f"{file} is not a file of weights by name: give one")
+    return {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
 
 
 def _give_labels(model: Any, table: Tensor | None, layout: Layout) -> None:

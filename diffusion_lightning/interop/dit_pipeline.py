@@ -24,8 +24,13 @@ from ..first_stages.autoencoder import FrozenAutoencoder
 from ..modules import Diffusion
 from .diffusers import PREDICTS, schedule_of, scheduler_config
 from .layout import PACKAGE, Weights, described_model
-from .stored import FILE, config_of, file_of, weights_of
+from .source import read_json, read_weights
 
+PIPELINE = "DiTPipeline"
+USE = """from diffusers import DiTPipeline
+
+images = DiTPipeline.from_pretrained(".")([CLASS], guidance_scale=4.0, num_inference_steps=50).images"""
+FILE = "diffusion_pytorch_model"  # of a network's weights
 NETWORKS = ("DiTTransformer2DModel", "Transformer2DModel")
 # What their class can do and `DiffusersDiT` does not, and what it takes where its config is silent.
 FIXED: dict[str, Any] = {
@@ -58,34 +63,46 @@ DDIM: dict[str, Any] = {
 }
 FIRST, EMBEDDER = "transformer_blocks.0.norm1.emb.", ".norm1.emb."
 DROPOUT = 0.1  # of labels, with which DiT was trained
-BEFORE = "model."  # their weights within our network
+BEFORE = "denoiser.network.model."  # their weights within our model
 
 
 class Pipeline(NamedTuple):
-    """What a folder holds: the model as a configuration has it, its network's weights, more configuration, names."""
+    """A pipeline as this package has it.
+
+    Args:
+        model: the record of its `Diffusion`.
+        sampler: the record of the sampler that is the pipeline's; None if it is none of ours.
+        weights: of its network, by their names in the model's state_dict.
+        class_names: those of class 0, 1, …; None if some have none.
+    """
 
     model: dict[str, Any]
+    sampler: dict[str, Any] | None
     weights: dict[str, Tensor]
-    config: dict[str, Any]
     class_names: list[str] | None
 
 
-def read(folder: Path) -> Pipeline:
-    """The pipeline in a folder; the weights are those of `model.denoiser.network`.
+def frozen(folder: Path) -> tuple[str, ...]:
+    """The folders of its frozen parts that hold weights."""
+    return ("vae",)
+
+
+def read(folder: Path, source: str) -> Pipeline:
+    """The pipeline in a folder, whose first stage is named by `source`: the folder itself, or a copy.
 
     Raises:
         ValueError: if it is no pipeline of a DiT, or has an option that is not read.
     """
-    config, scheduler = (config_of(folder / p) for p in ("transformer/config.json", "scheduler/scheduler_config.json"))
+    config, scheduler = (read_json(folder / p) for p in ("transformer/config.json", "scheduler/scheduler_config.json"))
     arguments = network_arguments(config, folder)
-    weights = weights_of(file_of(folder / "transformer"))
+    weights = read_weights(_file(folder / "transformer"))
     weights, arguments["shared"] = _once(weights)
     predicts = scheduler.get("prediction_type", "epsilon")
     if predicts not in PREDICTS:
         raise ValueError(
             f"the scheduler's prediction_type is {predicts}, but {', '.join(PREDICTS)} are known: give one"
         )
-    layout = FrozenAutoencoder(str(folder)).layout
+    layout = FrozenAutoencoder(source).layout
     if layout.latent_channels != arguments["in_channels"]:
         raise ValueError(
             f"the DiT in {folder} takes {arguments['in_channels']} channels, but the autoencoder beside it makes "
@@ -96,12 +113,12 @@ def read(folder: Path) -> Pipeline:
         "network": ("networks.DiffusersDiT", arguments),
         "schedule": schedule_of(scheduler),
         "parameterization": (f"denoising.{PREDICTS[predicts]}", {}),
-        "first_stage": ("first_stages.Pretrained", {"model": str(folder), "precision": None}),
+        "first_stage": ("first_stages.Pretrained", {"model": source, "precision": None}),
         "conditioner": ("conditioning.Labels", {"classes": arguments["classes"], "dropout": DROPOUT}),
     }
     model = described_model([layout.in_channels, size, size], parts)
     ours = {BEFORE + name: x for name, x in weights.items()}
-    return Pipeline(model, ours, _grid(scheduler), _names(folder, arguments["classes"]))
+    return Pipeline(model, _sampler(scheduler), ours, _names(folder, arguments["classes"]))
 
 
 def network_arguments(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -124,8 +141,18 @@ def network_arguments(config: Mapping[str, Any], folder: Path) -> dict[str, Any]
     return found
 
 
-def write(model: Diffusion, folder: Path) -> None:
+def stores(model: Diffusion) -> bool:
+    """Whether it is written as such a pipeline."""
+    return type(getattr(model.denoiser.network, "model", None)).__name__ == NETWORKS[0]
+
+
+def write(model: Diffusion, config: Mapping[str, Any], folder: Path) -> None:
     """Writes a model with a `DiffusersDiT` and an autoencoder of diffusers as the folder of a `DiTPipeline`.
+
+    Args:
+        model: the model.
+        config: its checkpoint's configuration.
+        folder: where it is written.
 
     Raises:
         ValueError: see `check`.
@@ -137,7 +164,7 @@ def write(model: Diffusion, folder: Path) -> None:
     first = {k.removeprefix(FIRST): x for k, x in own.items() if k.startswith(FIRST)}
     for i in range(len(network.model.transformer_blocks)) if network.shared else ():
         own |= {f"transformer_blocks.{i}{EMBEDDER}{k}": x for k, x in first.items()}
-    config = {k: v for k, v in network.model.config.items() if not k.startswith("_")}
+    described = {k: v for k, v in network.model.config.items() if not k.startswith("_")}
     scheduler = scheduler_config(model.schedule, type(model.denoiser.parameterization).__name__, False) | DDIM
     del scheduler["variance_type"]  # DDIM has none
     description = stage.frozen.description
@@ -152,7 +179,7 @@ def write(model: Diffusion, folder: Path) -> None:
     scale = float(stage.scale.flatten()[0])
     for place, content in (
         ("model_index.json", index),
-        ("transformer/config.json", {"_class_name": NETWORKS[0], **config}),
+        ("transformer/config.json", {"_class_name": NETWORKS[0], **described}),
         ("vae/config.json", {"_class_name": description["class"], **description["config"], "scaling_factor": scale}),
         ("scheduler/scheduler_config.json", scheduler),
     ):
@@ -167,7 +194,7 @@ def check(model: Diffusion) -> None:
     """Raise ValueError if no `DiTPipeline` samples from this model; the message names the obstacle."""
     instead = "export its weights or its program, by --format weights or --format program"
     network: Any = model.denoiser.network
-    if type(getattr(network, "model", None)).__name__ != NETWORKS[0]:
+    if not stores(model):
         raise ValueError(
             f"the network is a {type(network).__name__}, but a DiTPipeline takes diffusers' own DiT, whose frequencies "
             f"of the time are not DiT's: train a DiffusersDiT instead, or {instead}"
@@ -201,10 +228,10 @@ def _once(weights: Weights) -> tuple[dict[str, Tensor], bool]:
     return {k: x for k, x in weights.items() if not (same and k in others)}, same
 
 
-def _grid(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler of a `DDIMScheduler` as that of a run's grid, which `predict` takes; of another class none."""
+def _sampler(scheduler: Mapping[str, Any]) -> dict[str, Any] | None:
+    """DDIM of 50 steps at the times of a `DDIMScheduler`; None of another class."""
     if scheduler.get("_class_name") != "DDIMScheduler":
-        return {}
+        return None
     if scheduler.get("clip_sample", True):
         warnings.warn(
             "the pipeline's scheduler clips x_0 to ±1, but latents have no such bound: it is not clipped here, and "
@@ -214,17 +241,24 @@ def _grid(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     spacing, offset = scheduler.get("timestep_spacing", "leading"), scheduler.get("steps_offset", 0)
     final = 0 if scheduler.get("set_alpha_to_one", True) else 1
     if spacing not in ("leading", "trailing"):
-        return {}
+        return None
     given = {k: x for k, x in (("offset", offset), ("final", final)) if x} if spacing == "leading" else {}
     times = {"class_path": f"{PACKAGE}.samplers.{spacing.capitalize()}", "init_args": given}
-    ddim = {"class_path": f"{PACKAGE}.samplers.DDIM", "init_args": {"steps": 50, "clip": None, "spacing": times}}
-    return {"grid": {"class_path": f"{PACKAGE}.callbacks.SampleGrid", "init_args": {"sampler": ddim}}}
+    return {"class_path": f"{PACKAGE}.samplers.DDIM", "init_args": {"steps": 50, "clip": None, "spacing": times}}
+
+
+def _file(place: Path) -> Path:
+    """The weights of a network, safetensors if there are both; raise ValueError if there are none."""
+    found = next((p for suffix in ("safetensors", "bin") for p in place.glob(f"{FILE}.{suffix}")), None)
+    if found is None:
+        raise ValueError(f"{place} has a config.json, but no {FILE}.safetensors or .bin: add the weights")
+    return found
 
 
 def _names(folder: Path, classes: int) -> list[str] | None:
     """The names of all classes in their order; None if some have none."""
     index = folder / "model_index.json"
-    found = config_of(index).get("id2label") if index.is_file() else None
+    found = read_json(index).get("id2label") if index.is_file() else None
     wanted = [str(k) for k in range(classes)]
     if not isinstance(found, dict) or not all(isinstance(found.get(k), str) for k in wanted):
         return None

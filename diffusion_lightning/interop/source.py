@@ -1,4 +1,4 @@
-"""Files of other projects: JSON, and tensors by name; neither runs anything that a file may hold."""
+"""Files of other projects: read as data, whatever they hold."""
 
 import json
 import zipfile
@@ -12,30 +12,21 @@ from torch import Tensor
 
 from .. import checkpoints
 
-FILE = "diffusion_pytorch_model"  # of a network's weights in a folder of diffusers'
+Weights = dict[str, Tensor]
 
 
-def config_of(file: Path) -> dict[str, Any]:
-    """A JSON file's content.
-
-    Raises:
-        ValueError: if it is cut short, or no JSON.
-    """
+def read_json(file: Path) -> dict[str, Any]:
+    """A file of JSON, such as a config.json; raise ValueError if it holds no keys."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is cut short or no JSON ({error}): get it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__} and no keys: get it again")
+    return found
 
 
-def file_of(place: Path) -> Path:
-    """The weights of a network in a folder of diffusers'; raise ValueError if there are none."""
-    files = [p for suffix in ("safetensors", "bin") for p in place.glob(f"{FILE}.{suffix}")]
-    if not files:
-        raise ValueError(f"{place} has a config.json, but no {FILE}.safetensors or .bin: add the weights")
-    return files[0]
-
-
-def weights_of(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> Weights:
     """A file's weights, the averaged ones if it has both; runs nothing that it may hold."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give the path of a folder or of a file of weights")
