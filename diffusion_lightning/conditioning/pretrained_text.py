@@ -27,9 +27,9 @@ class PretrainedText(Captions):
     """A frozen text model's hidden states as tokens, and its pooled output as a vector where it has one.
 
     Trained are two linear layers alone: of the normalised tokens to the network's `token_width`, and of the vector to
-    its `condition_width`. Published models, such as Stable Diffusion, attend to the hidden states as they are, those
-    at padding too: `project: false` and `attend_padding: true`. The model itself is no part of a checkpoint: it is stored once a run, see `frozen`. It needs
-    the optional package, `pip install diffusion_lightning[transformers]`.
+    its `condition_width`. Published models, such as Stable Diffusion, attend to the hidden states as they are, those at
+    padding too: `project: false` and `attend_padding: true`. The model itself is no part of a checkpoint: it is stored
+    once a run, see `frozen`. It needs the optional package, `pip install diffusion_lightning[transformers]`.
 
     Papers: Learning transferable visual models from natural language supervision. Radford et al., 2021, arXiv
     2103.00020; Photorealistic text-to-image diffusion models with deep language understanding. Saharia et al., 2022,

@@ -35,8 +35,8 @@ class TextModel(Frozen):
     def described(self, precision: str | None) -> dict[str, Any]:
         transformers = installed(f"the text model {self.source}")
         try:
-            config = transformers.AutoConfig.from_pretrained(self._place("text_encoder"))
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self._place("tokenizer"))
+            config = transformers.AutoConfig.from_pretrained(self._place("text_encoder"), trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._place("tokenizer"), trust_remote_code=False)
             backend = tokenizer.backend_tokenizer
         except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(

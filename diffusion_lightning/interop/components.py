@@ -58,7 +58,7 @@ def config_of(folder: Path, part: str, kinds: Collection[str] = ()) -> Record:
     config = read_json(file)
     if kinds and config.get("_class_name") not in kinds:
         raise ValueError(
-            f"{folder / part} holds a {str(config.get('_class_name')):.60}, but of this pipeline {' or '.join(kinds)} "
+            f"{folder / part} holds a {config.get('_class_name')!s:.60}, but of this pipeline {' or '.join(kinds)} "
             "is read: give such a one"
         )
     return config
@@ -121,9 +121,11 @@ def scheduler(folder: Path) -> tuple[Record, Record, Record]:
     try:
         name, arguments = schedule_of({**said, "rescale_betas_zero_snr": False})
         schedule = record(name, **arguments)
-        offset, spacing = int(said.get("steps_offset", 0)), said.get("timestep_spacing", "leading")
     except (TypeError, ArithmeticError) as error:
         raise ValueError(f"{file} describes no schedule ({error}): get it again") from error
+    offset, spacing = said.get("steps_offset", 0), said.get("timestep_spacing", "leading")
+    if type(offset) is not int or offset < 0:
+        raise ValueError(f"steps_offset in {file} is {offset!r:.60}, but it is a whole number from 0 on: get it again")
     if said.get("rescale_betas_zero_snr"):
         schedule = record("schedules.ZeroTerminalSNR", schedule=schedule)
     final = 0 if said.get("set_alpha_to_one", ENDS_AT_ONE.get(kind, offset == 0)) else 1
@@ -153,7 +155,7 @@ def _spaced(spacing: Record) -> str:
 
 
 def network_of(model: Any, kind: str) -> Any:
-    """diffusers' own network of this class within a model, None if it has another."""
+    """Diffusers' own network of this class within a model, None if it has another."""
     network = model.denoiser.network
     return next((x for x in (network, getattr(network, "model", None)) if type(x).__name__ == kind), None)
 
@@ -205,7 +207,7 @@ def ddim(model: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _betas(schedule: Schedule, betas: list[float]) -> Record:
-    """diffusers' name of a schedule where it has one, so that other schedulers of theirs read it too."""
+    """Diffusers' name of a schedule where it has one, so that other schedulers of theirs read it too."""
     root = torch.tensor(betas, dtype=torch.float64).sqrt()
     straight = torch.linspace(float(root[0]), float(root[-1]), len(root), dtype=torch.float64)
     if not torch.allclose(root, straight, rtol=1e-9, atol=0):

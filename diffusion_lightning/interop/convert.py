@@ -1,8 +1,8 @@
 """A checkpoint of another project as one of ours, weights alone.
 
-The network is ours, its weights theirs, so it gives what theirs gives; of a latent model it is diffusers' own, and
-its frozen parts lie beside the checkpoint. A folder of diffusers' and a file of DiT's describe their network; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
-describes it.
+The network is ours, its weights theirs, so it gives what theirs gives; of a latent pipeline the network is diffusers'
+own, and the frozen parts lie beside the checkpoint. A folder of diffusers' and a file of DiT's describe their network;
+the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration describes it.
 """
 
 from pathlib import Path

@@ -122,6 +122,9 @@ def weights(model: Diffusion, config: dict[str, Any], folder: Path) -> None:
         part.write(folder / frozen.FOLDER)
 
 
+MOST = 63  # samples, from which on diffusers' networks order memory otherwise
+
+
 class Program(nn.Module):
     """The denoiser from tensors to tensors: x_0, ε and, if it is predicted, the variance's m."""
 
@@ -135,11 +138,12 @@ class Program(nn.Module):
 
 
 def program(model: Diffusion, config: dict[str, Any], folder: Path) -> None:
-    """`denoiser.pt2`, for batches of any size."""
+    """`denoiser.pt2`, for batches of any size, or of at most `MOST` if the network is diffusers'."""
     example: list[Any] = [torch.zeros(2, *model.latent_shape), torch.ones(2, dtype=torch.long)]
     if model.conditioner.conditional:
         example.append(model.conditioner.default(torch.arange(2)))
-    batch = {0: torch.export.Dim("batch")}
+    theirs = any(type(part).__module__.startswith("diffusers.") for part in model.denoiser.network.modules())
+    batch = {0: torch.export.Dim("batch", max=MOST if theirs else None)}
     with torch.no_grad():
         exported = torch.export.export(
             Program(model).eval(), tuple(example), dynamic_shapes=(batch, batch, *[batch] * (len(example) - 2))

@@ -11,8 +11,18 @@ from typing import Any
 from ..first_stages import Pretrained
 from ..frozen import installed
 from .components import (
-    Described, Record, autoencoder, check_parameterization, config_of, ddim, network_config, network_of,
-    network_weights, record, scheduler, set_scale,
+    Described,
+    Record,
+    autoencoder,
+    check_parameterization,
+    config_of,
+    ddim,
+    network_config,
+    network_of,
+    network_weights,
+    record,
+    scheduler,
+    set_scale,
 )  # fmt: skip
 from .diffusers import Diffusers, present_names, unet_config
 
@@ -30,12 +40,12 @@ def frozen(folder: Path) -> tuple[str, ...]:
 def read(folder: Path, source: str) -> Described:
     """The pipeline of a folder, whose frozen parts are named by `source`."""
     config = config_of(folder, "unet", ["UNet2DModel", "UNetUnconditionalModel"])
-    config_of(folder, *frozen(folder), kinds=["VQModel", "AutoencoderKL"])
+    config_of(folder, frozen(folder)[0], ["VQModel", "AutoencoderKL"])
     unet = network_config(config, "UNet2DModel", str(folder / "unet"))
     schedule, parameterization, sampler = scheduler(folder)
     size = unet.get("sample_size")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    latent = (unet.get("in_channels", 3), height, width)
+    latent: Any = (unet.get("in_channels", 3), height, width)
     if not all(type(n) is int and n > 0 for n in latent):
         raise ValueError(
             f"{folder / 'unet'} states a latent of {list(latent)}, which are no sizes: get its config again"

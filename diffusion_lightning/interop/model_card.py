@@ -36,7 +36,7 @@ tags: [{tags}]
 
 # {title}
 
-A denoising diffusion model, trained with `diffusion_lightning`.
+A denoising diffusion model, {made} `diffusion_lightning`.
 
 {facts}
 
@@ -54,6 +54,7 @@ def text(model: Diffusion, checkpoint: dict[str, Any], ckpt: str, formats: Colle
     return CARD.format(
         library="diffusers" if "pipeline" in formats else "pytorch",
         tags=f"ddpm, diffusion, {_condition(model)}",
+        made="imported into" if checkpoints.IMPORTED in checkpoint else "trained with",
         title=_title(config, ckpt),
         facts=_table(_facts(model, checkpoint, config)),
         measured=_measured(checkpoint, Path(ckpt)),

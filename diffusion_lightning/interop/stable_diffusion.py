@@ -1,6 +1,6 @@
 """diffusers' `StableDiffusionPipeline`: Stable Diffusion 1.x and 2.x, text to image by latent diffusion.
 
-    text_encoder, tokenizer → `PretrainedText`,  unet → `ConditionUNet`,  vae → `Pretrained`,  scheduler → schedule, DDIM
+    text_encoder, tokenizer → `PretrainedText`, unet → `ConditionUNet`, vae → `Pretrained`, scheduler → schedule, DDIM
 
 Its safety checker is left out. Captions are padded to the encoder's length and the padding attended to, the null
 condition is the caption "".
@@ -11,8 +11,18 @@ from typing import Any
 
 from ..frozen import installed
 from .components import (
-    Described, Record, autoencoder, check_parameterization, config_of, ddim, network_config, network_of,
-    network_weights, record, scheduler, set_scale,
+    Described,
+    Record,
+    autoencoder,
+    check_parameterization,
+    config_of,
+    ddim,
+    network_config,
+    network_of,
+    network_weights,
+    record,
+    scheduler,
+    set_scale,
 )  # fmt: skip
 from .source import read_json
 
@@ -34,7 +44,7 @@ def read(folder: Path, source: str) -> Described:
     text = config_of(folder, "text_encoder")
     if text.get("model_type") not in ("clip_text_model", "clip") or text.get("use_attention_mask"):
         raise ValueError(
-            f"{folder / 'text_encoder'} is a {str(text.get('model_type')):.60}"
+            f"{folder / 'text_encoder'} is a {text.get('model_type')!s:.60}"
             f"{' that masks padding' if text.get('use_attention_mask') else ''}, but Stable Diffusion 1.x and 2.x have "
             "a CLIP that attends to it: give one of them"
         )

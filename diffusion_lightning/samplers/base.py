@@ -121,8 +121,8 @@ class Sampler(ABC):
             x_T: (B, C, H, W) standard normal noise.
             c: the samples' condition, which the denoiser is given.
             seeds: one integer a sample, which alone determines its noise; None is 0 … B - 1.
-            watch: called with t and x_t where each step starts, and with the last time and the result at the end; not to
-                change them.
+            watch: called with t and x_t where each step starts, and with the last time and the result at the end; not
+                to change them.
 
         Returns:
             x_0, (B, C, H, W), in x_T's type, but float32 at least: in less, the many small steps would be lost.
