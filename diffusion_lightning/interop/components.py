@@ -104,11 +104,15 @@ def safe(folder: Path, frozen: Collection[str]) -> Iterator[Path]:
         yield Path(made)
 
 
-def scheduler(folder: Path) -> tuple[Record, Record, Record]:
+def scheduler(folder: Path, offset: int | None = None) -> tuple[Record, Record, Record]:
     """The schedule, the parameterization and the sampler that the `scheduler_config.json` of a pipeline describes.
 
     The sampler is DDIM of 50 steps; diffusers' offset and final time are a `Leading` of ours. Warns where the
     pipeline's own scheduler is another.
+
+    Args:
+        folder: the pipeline's.
+        offset: the offset of a pipeline that takes its own, whatever the file says.
     """
     file = folder / "scheduler/scheduler_config.json"
     if not file.is_file():
@@ -123,7 +127,8 @@ def scheduler(folder: Path) -> tuple[Record, Record, Record]:
         schedule = record(name, **arguments)
     except (TypeError, ArithmeticError) as error:
         raise ValueError(f"{file} describes no schedule ({error}): get it again") from error
-    offset, spacing = said.get("steps_offset", 0), said.get("timestep_spacing", "leading")
+    offset = said.get("steps_offset", 0) if offset is None else offset
+    spacing = said.get("timestep_spacing", "leading")
     if type(offset) is not int or offset < 0:
         raise ValueError(f"steps_offset in {file} is {offset!r:.60}, but it is a whole number from 0 on: get it again")
     if said.get("rescale_betas_zero_snr"):
@@ -199,7 +204,7 @@ def ddim(model: Any, config: Mapping[str, Any]) -> Any:
         num_train_timesteps=found["num_train_timesteps"],
         prediction_type=found["prediction_type"],
         timestep_spacing="leading" if leading else "trailing",
-        steps_offset=given.get("offset", 0) if leading else 0,
+        steps_offset=given.get("offset", 0) if leading else 1,  # of no effect there, and diffusers warns of others
         set_alpha_to_one=given.get("final", 0) == 0 if leading else True,
         clip_sample=False,
         **_betas(model.schedule, betas),

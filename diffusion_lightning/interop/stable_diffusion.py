@@ -3,7 +3,7 @@
     text_encoder, tokenizer → `PretrainedText`, unet → `ConditionUNet`, vae → `Pretrained`, scheduler → schedule, DDIM
 
 Its safety checker is left out. Captions are padded to the encoder's length and the padding attended to, the null
-condition is the caption "".
+condition is the caption "". The pipeline sets the scheduler's steps_offset to 1, whatever its config says.
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def read(folder: Path, source: str) -> Described:
         )
     if not (folder / "tokenizer").is_dir():
         raise ValueError(f"{folder} has no tokenizer, which makes tokens of captions: copy it whole")
-    schedule, parameterization, sampler = scheduler(folder)
+    schedule, parameterization, sampler = scheduler(folder, offset=1)
     unet = network_config(config, "UNet2DConditionModel", str(folder / "unet"))
     model = record(
         "modules.Diffusion",
