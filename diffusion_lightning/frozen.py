@@ -218,7 +218,10 @@ def pretrained(kind: str, source: str, dtype: torch.dtype) -> Any:
     from safetensors import SafetensorError
 
     try:
-        made = getattr(transformers, kind).from_pretrained(source, dtype=dtype, use_safetensors=True)
+        with quiet(transformers):
+            made, loaded = getattr(transformers, kind).from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the weights of {source} are neither safetensors in a folder here, nor in the cache of transformers, nor "
@@ -226,7 +229,29 @@ def pretrained(kind: str, source: str, dtype: torch.dtype) -> Any:
         ) from error
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights of {source} are cut, or not those of its config.json: copy it again") from error
+    check_complete(loaded, source)
     return made.eval().requires_grad_(False)
+
+
+@contextmanager
+def quiet(library: Any) -> Iterator[None]:
+    """Without the bars and reports of transformers or diffusers: what is wrong is raised."""
+    logging = import_module(f"{library.__name__}.utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_complete(loaded: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError if a library made weights up that a source does not have, and says so."""
+    if missing := sorted(loaded.get("missing_keys") or ()):
+        raise ValueError(f"the weights of {source} lack {missing[0]}, which its config.json describes: copy it again")
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -286,7 +311,7 @@ def _filled(make: Callable[[], Any], dtype: torch.dtype, tensors: dict[str, Tens
     fit = all(shapes.get(name) == x.shape for name, x in tensors.items())
     if not fit or sum(map(math.prod, shapes.values())) > 2 * sum(x.numel() for x in tensors.values()):
         raise ValueError(other)
-    made = make().to(dtype)
+    made = nn.Module.to(make(), dtype)  # diffusers' own warns
     if _weights(made).keys() != tensors.keys():
         raise ValueError(other)
     made.load_state_dict(tensors, strict=False)  # a weight of several names is stored once

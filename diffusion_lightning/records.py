@@ -221,6 +221,8 @@ def _value(value: Any, kind: Any, where: str, trust: frozenset[str], depth: int)
         return _bounded(value, where)
     if kind is Path and isinstance(value, str):
         return Path(value)
+    if dict in (kind, origin) and isinstance(value, dict):
+        return _tree(value, where, depth)
     if origin is not None and isinstance(origin, type) and origin is not Callable and isinstance(value, list | tuple):
         if issubclass(origin, tuple) and inner and inner[-1] is not Ellipsis and len(inner) != len(value):
             raise _wrong(value, kind, where)
@@ -258,6 +260,15 @@ def _anything(value: Any, where: str) -> Any:
     if _is_plain(value):
         return value
     raise ValueError(f"{where} is {_shown(value)}, but it takes a plain value: use another checkpoint")
+
+
+def _tree(value: Any, where: str, depth: int) -> Any:
+    """Plain values by names, such as a published network's own configuration; it makes no class."""
+    if not isinstance(value, dict):
+        return _anything(value, where)
+    if depth > DEPTH or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{where} is no tree of plain values of at most {DEPTH} levels: use another checkpoint")
+    return {key: _tree(x, f"{where}.{key}", depth + 1) for key, x in value.items()}
 
 
 def _bounded(value: int, where: str) -> int:

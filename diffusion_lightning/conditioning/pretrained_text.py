@@ -27,8 +27,9 @@ class PretrainedText(Captions):
     """A frozen text model's hidden states as tokens, and its pooled output as a vector where it has one.
 
     Trained are two linear layers alone: of the normalised tokens to the network's `token_width`, and of the vector to
-    its `condition_width`. The model itself is no part of a checkpoint: it is stored once a run, see `frozen`. It needs
-    the optional package, `pip install diffusion_lightning[transformers]`.
+    its `condition_width`. Published models, such as Stable Diffusion, attend to the hidden states as they are, those at
+    padding too: `project: false` and `attend_padding: true`. The model itself is no part of a checkpoint: it is stored
+    once a run, see `frozen`. It needs the optional package, `pip install diffusion_lightning[transformers]`.
 
     Papers: Learning transferable visual models from natural language supervision. Radford et al., 2021, arXiv
     2103.00020; Photorealistic text-to-image diffusion models with deep language understanding. Saharia et al., 2022,
@@ -44,6 +45,12 @@ class PretrainedText(Captions):
         cache: keep embeddings in the user's cache, so that each caption is embedded once. A caption is then embedded
             alone, so that its bits do not depend on what is kept.
         layer: whose hidden states are taken: -1 is the model's output, -2 the states before its last layer.
+        project: train the tokens' norm and linear layer; else they are given as they are, of the network's token_width.
+        attend_padding: fill captions up to `length` with the tokenizer's own token for it, and let the frozen model and
+            the network attend to all of them alike; else padding is masked in both.
+
+    Raises:
+        ValueError: if the model is not there or of no known kind, or the arguments do not fit it.
     """
 
     padding = PAD
@@ -57,6 +64,8 @@ class PretrainedText(Captions):
         vector: bool = True,
         cache: bool = False,
         layer: int = -1,
+        project: bool = True,
+        attend_padding: bool = False,
     ) -> None:
         if length < 1 or layer > -1 or not 0 <= dropout < 1:
             raise ValueError(
@@ -66,6 +75,7 @@ class PretrainedText(Captions):
         super().__init__(length, dropout)
         self.frozen = TextModel(model, precision)
         self.vector, self.cache, self.layer = vector, cache, layer
+        self.project, self.attend_padding = project, attend_padding
         config = self.frozen.description["config"]
         self.ids_known = int(config["vocab_size"])
         layers = config.get("num_hidden_layers", config.get("num_layers", 0))
@@ -79,22 +89,30 @@ class PretrainedText(Captions):
             self.examples.copy_(self.rows([self.nothing()]))
         self.proj_tokens: nn.Linear | None = None
         self.proj: nn.Linear | None = None
+        self._joined = False
 
     def join(self, network: nn.Module) -> None:
         """Makes tokens and vector as wide as the network takes them.
 
         Raises:
-            ValueError: if the network takes no tokens.
+            ValueError: if the network takes no tokens, or not of this width where they are not projected.
         """
-        if self.proj_tokens is not None:
+        if self._joined:
             return
+        self._joined = True
         width = getattr(network, "token_width", None)
         if width is None:
             raise ValueError(
                 f"PretrainedText gives tokens, and {type(network).__name__} states no token_width to attend to them: "
                 "give the network a token_width, or take another network"
             )
-        self.norm, self.proj_tokens = nn.LayerNorm(self.width), nn.Linear(self.width, width)
+        if not self.project and width != self.width:
+            raise ValueError(
+                f"project is false, but {self.frozen.source} gives tokens of {self.width} features and the network "
+                f"takes {width}: give the network token_width: {self.width}, or leave project out"
+            )
+        if self.project:
+            self.norm, self.proj_tokens = nn.LayerNorm(self.width), nn.Linear(self.width, width)
         pooled = self.frozen.description["model_type"] == "clip_text_model"
         vector = getattr(network, "condition_width", None) if self.vector and pooled else None
         if vector is not None:
@@ -102,18 +120,20 @@ class PretrainedText(Captions):
 
     def forward(self, y: Tensor) -> Condition:
         """Tokens (B, length, token_width), their mask, and the vector, of token ids (B, length)."""
-        tokens, pooled = self.embedded(y)
-        assert self.proj_tokens is not None
-        dtype = self.proj_tokens.weight.dtype
-        x = self.proj_tokens(self.norm(tokens.to(dtype)))
-        vector = None if self.proj is None or pooled is None else self.proj(pooled.to(dtype))
-        return Condition(vector, x, y != PAD)
+        x, pooled = self.embedded(y)
+        if self.proj_tokens is not None:
+            x = self.proj_tokens(self.norm(x.to(self.proj_tokens.weight.dtype)))
+        vector = None if self.proj is None or pooled is None else self.proj(pooled.to(self.proj.weight.dtype))
+        return Condition(vector, x, None if self.attend_padding else y != PAD)
 
     # The frozen model
 
     @torch.no_grad()
     def embedded(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The frozen model's tokens (B, length, width), zero at padding, and its pooled output (B, width) or None."""
+        """The frozen model's tokens (B, length, width), and its pooled output (B, width) or None.
+
+        They are zero at padding, unless that is attended to.
+        """
         if not self.cache:
             return self._embedded(y)
         found = [self._cached(row) for row in y]
@@ -131,9 +151,12 @@ class PretrainedText(Captions):
             options = (
                 {"use_cache": False} if self.frozen.description["model_type"] in ("qwen2", "qwen3", "llama") else {}
             )
-            out = network(input_ids=ids, attention_mask=mask.long(), output_hidden_states=self.layer != -1, **options)
+            attended = None if self.attend_padding else mask.long()
+            out = network(input_ids=ids, attention_mask=attended, output_hidden_states=self.layer != -1, **options)
         x = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
-        return x.masked_fill(~mask[:, :, None], 0), getattr(out, "pooler_output", None)
+        if not self.attend_padding:
+            x = x.masked_fill(~mask[:, :, None], 0)
+        return x, getattr(out, "pooler_output", None)
 
     def _cached(self, row: Tensor) -> tuple[Tensor, Tensor | None]:
         """One row's embedding, from the cache or into it; a damaged entry is made again."""
@@ -141,7 +164,8 @@ class PretrainedText(Captions):
         from safetensors.torch import load, save
 
         ids = row.cpu()
-        name = hashlib.blake2b(f"{self.layer} {ids.tolist()}".encode(), digest_size=16).hexdigest()
+        asked = f"{self.layer} {ids.tolist()}" + (" attended" if self.attend_padding else "")
+        name = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
         path = Path(cache_folder()) / "text" / self.frozen.hash / name[:2] / name
         with suppress(OSError, SafetensorError, KeyError):
             content = path.read_bytes()

@@ -1,6 +1,7 @@
 """A text model of transformers and its tokenizer as a frozen part."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +22,21 @@ NOT_DATA = {
 
 
 class TextModel(Frozen):
-    """A text model of transformers, which makes hidden states of token ids, and its tokenizer."""
+    """A text model of transformers, which makes hidden states of token ids, and its tokenizer.
+
+    In the folder of a diffusers pipeline they are `text_encoder` and `tokenizer`.
+    """
+
+    def _place(self, name: str) -> str:
+        """The folder of the model or the tokenizer; the source itself if it is no pipeline's."""
+        within = Path(self.source).expanduser() / name
+        return str(within) if within.is_dir() else self.source
 
     def described(self, precision: str | None) -> dict[str, Any]:
         transformers = installed(f"the text model {self.source}")
         try:
-            config = transformers.AutoConfig.from_pretrained(self.source)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+            config = transformers.AutoConfig.from_pretrained(self._place("text_encoder"), trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._place("tokenizer"), trust_remote_code=False)
             backend = tokenizer.backend_tokenizer
         except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -71,7 +80,7 @@ class TextModel(Frozen):
         return {**found, "config": plain(found["config"], _known(kind), self.source)}
 
     def fetched(self, dtype: torch.dtype) -> nn.Module:
-        return pretrained(KINDS[self.description["model_type"]], self.source, dtype)
+        return pretrained(KINDS[self.description["model_type"]], self._place("text_encoder"), dtype)
 
     def empty(self) -> nn.Module:
         import transformers

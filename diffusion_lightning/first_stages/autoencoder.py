@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .. import checkpoints, records
-from ..frozen import FOLDER, Frozen, installed, made_on_meta, plain
+from ..frozen import FOLDER, Frozen, check_complete, installed, made_on_meta, plain, quiet
 from ..known import parameters
 
 DIFFUSERS = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -123,9 +123,13 @@ class FrozenAutoencoder(Frozen):
             return network
         from safetensors import SafetensorError
 
-        kind = getattr(installed(f"the first stage {self.source}", "diffusers"), self.description["class"])
+        diffusers = installed(f"the first stage {self.source}", "diffusers")
+        kind = getattr(diffusers, self.description["class"])
         try:
-            return kind.from_pretrained(self._place[0], torch_dtype=dtype, use_safetensors=True)
+            with quiet(diffusers):
+                made, loaded = kind.from_pretrained(
+                    self._place[0], torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+                )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the weights of {self.source} are not safetensors in a folder here, nor to be had from the network: "
@@ -135,6 +139,8 @@ class FrozenAutoencoder(Frozen):
             raise ValueError(
                 f"the weights of {self.source} are cut, or not those of its config.json: copy it again"
             ) from error
+        check_complete(loaded, self.source)
+        return made
 
     def empty(self) -> nn.Module:
         if self.description["kind"] == "network":

@@ -1,33 +1,28 @@
 """A checkpoint of another project as one of ours, weights alone.
 
-The network is ours, its weights theirs, so it gives what theirs gives. A folder of diffusers' and a file of DiT's
-describe their network; the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration
-describes it.
+The network is ours, its weights theirs, so it gives what theirs gives; of a latent pipeline the network is diffusers'
+own, and the frozen parts lie beside the checkpoint. A folder of diffusers' and a file of DiT's describe their network;
+the files of improved-diffusion and guided-diffusion hold weights alone, and a configuration describes it.
 """
 
-import json
-import zipfile
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import checkpoints, records
+from .. import checkpoints, frozen, records
 from ..callbacks.checkpoint import AtomicIO
 from ..files import check_file
 from ..frozen import made_on_meta
 from ..modules import Diffusion
-from . import diffusers, dit
+from . import components, diffusers, dit, pipelines
 from .diffusers import Diffusers
 from .dit import ReleasedDiT
 from .layout import Layout
 from .openai import OpenAI
-
-Weights = dict[str, Tensor]
+from .source import Weights, read_json, read_weights
 
 
 def convert(
@@ -47,6 +42,10 @@ def convert(
     if Path(ckpt).exists():
         raise ValueError(f"{ckpt} exists already, and nothing is overwritten: choose another name, or remove it")
     check_file(Path(ckpt))
+    if (kind := pipelines.of_folder(Path(source))) is not None:
+        if config is not None:
+            raise ValueError(f"{source} is a {kind.PIPELINE}, which describes its model itself: leave --config out")
+        return _of_pipeline(kind, Path(source), ckpt), kind.PIPELINE
     weights, layout, description = _open(Path(source), new_attention_order)
     if config is None and description is None:
         raise ValueError(
@@ -70,23 +69,68 @@ def convert(
     table = weights.pop(layout.labels, None)
     network.load_state_dict(layout.read(network, weights))
     _give_labels(model, table, layout)
+    _save(model, {"model": part.spec()} if config is None else config, source, ckpt)
+    return model, layout.name
+
+
+def _save(model: Diffusion, config: dict[str, Any], source: str, ckpt: str) -> None:
+    """The checkpoint, and the frozen parts of its model beside it."""
     checkpoint = {
         "state_dict": model.state_dict(),
-        checkpoints.CONFIG: records.text({"model": part.spec()} if config is None else config),
+        checkpoints.CONFIG: records.text(config),
         checkpoints.IMPORTED: source,
         "epoch": 0,
         "global_step": 0,
         checkpoints.LIGHTNING: lightning.__version__,
     }
+    if model.class_names:
+        checkpoint[checkpoints.CLASSES] = model.class_names
+    if parts := frozen.parts(model):
+        checkpoint[frozen.KEY] = {name: part.hash for name, part in parts.items()}
+        for part in parts.values():
+            part.write(Path(ckpt).parent / frozen.FOLDER)
     AtomicIO().save_checkpoint(checkpoint, ckpt)
-    return model, layout.name
+
+
+def _of_pipeline(kind: Any, folder: Path, ckpt: str) -> Diffusion:
+    """The model of a latent pipeline, written with its frozen parts and the pipeline's sampler."""
+    with components.safe(folder, kind.frozen(folder)) as held:
+        found = kind.read(folder, str(held))
+        part = records.read(found.model, Diffusion, "model", {str(held)})
+        _check_size(part, found.weights, str(folder))
+        model = part.make()
+        model.class_names = getattr(found, "class_names", None)
+        _fill(model, found.weights, folder)
+        spec = _renamed({"model": part.spec()}, str(held), str(folder))
+        grid = components.record("callbacks.SampleGrid", sampler=found.sampler)
+        _save(model, {**spec, "grid": grid}, str(folder), ckpt)
+    return model
+
+
+def _fill(model: Diffusion, weights: Weights, folder: Path) -> None:
+    own = {name: x for name, x in model.state_dict().items() if name.startswith("denoiser.network.")}
+    for name in [*own, *(name for name in weights if name not in own)]:
+        here, there = (list(side[name].shape) if name in side else None for side in (own, weights))
+        if here != there:
+            raise ValueError(
+                f"the weights in {folder} are not those of its config.json: {name.removeprefix('denoiser.')} is "
+                f"{there or 'missing'}, but {here or 'none'} by the config: copy it again"
+            )
+    model.load_state_dict(weights, strict=False)
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """A record with one text in place of another."""
+    if isinstance(value, dict):
+        return {key: _renamed(x, old, new) for key, x in value.items()}
+    return [_renamed(x, old, new) for x in value] if isinstance(value, list) else new if value == old else value
 
 
 def _open(source: Path, new_attention_order: bool) -> tuple[Weights, Layout, dict[str, Any] | None]:
     """The weights, how they are laid out, and the model as our configuration describes it, if the source does."""
     if source.is_dir():
         return _of_diffusers(source)
-    weights = _read(source)
+    weights = read_weights(source)
     if "x_embedder.proj.weight" in weights:
         return weights, ReleasedDiT(), dit.model_arguments(weights)
     if "input_blocks.0.0.weight" in weights:
@@ -109,45 +153,16 @@ def _of_diffusers(folder: Path) -> tuple[Weights, Layout, dict[str, Any] | None]
         raise ValueError(
             f"{place} has a config.json, but no diffusion_pytorch_model.safetensors or .bin: add the weights"
         )
-    config = _json(place / "config.json")
+    config = read_json(place / "config.json")
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNetUnconditionalModel"):  # the latter is its name before version 0.3
         raise ValueError(f"{place} holds a {kind}, but of diffusers' networks only UNet2DModel is read: give one")
     scheduler = next((p for p in (folder / "scheduler", folder, folder.parent / "scheduler")
                       if (p / "scheduler_config.json").is_file()), None)  # fmt: skip
     if scheduler is None:
-        return _read(files[0]), Diffusers(), None
-    said = _json(scheduler / "scheduler_config.json")
-    return _read(files[0]), Diffusers(), diffusers.model_arguments(config, said)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is cut short or no JSON ({error}): get it again") from error
-
-
-def _read(file: Path) -> Weights:
-    """A file's weights, the averaged ones if it has both; runs nothing that it may hold."""
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist: give the path of a folder or of a file of weights")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        if zipfile.is_zipfile(file):
-            checkpoints.check_archive(file)
-        with torch.serialization.safe_globals([Namespace]):  # DiT's training keeps its arguments
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, safetensors and torch each have their own
-        raise ValueError(f"{file} is cut short, damaged, or holds more than weights: nothing was loaded") from error
-    for key in ("ema", "state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-        raise ValueError(f"{file} is not a file of weights by name: give one")
-    return {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
+        return read_weights(files[0]), Diffusers(), None
+    said = read_json(scheduler / "scheduler_config.json")
+    return read_weights(files[0]), Diffusers(), diffusers.model_arguments(config, said)
 
 
 def _give_labels(model: Any, table: Tensor | None, layout: Layout) -> None:

@@ -65,8 +65,7 @@ class Diffusers(Layout):
         yield from parts("conv_out", "conv_out")
 
     def read(self, network: nn.Module, weights: Weights) -> dict[str, Tensor]:
-        pattern = re.compile("|".join(map(re.escape, OLD)))
-        return super().read(network, {pattern.sub(lambda m: OLD[m[0]], k): x for k, x in weights.items()})
+        return super().read(network, present_names(weights))
 
     def _levels(self, modules: nn.ModuleList, ours: str, theirs: str, samplers: str) -> Iterator[Pair]:
         level, k = 0, 0
@@ -97,6 +96,12 @@ class Diffusers(Layout):
         yield from parts(f"{ours}.time", f"{theirs}.time_emb_proj")
         if isinstance(block.skip, nn.Conv2d):
             yield from parts(f"{ours}.skip", f"{theirs}.conv_shortcut")
+
+
+def present_names(weights: Weights) -> dict[str, Tensor]:
+    """The weights of attentions as version 0.13 and later name them."""
+    pattern = re.compile("|".join(map(re.escape, OLD)))
+    return {pattern.sub(lambda m: OLD[m[0]], name): x for name, x in weights.items()}
 
 
 def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,8 +239,7 @@ def schedule_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if kind == "linear":
         return "schedules.Linear", {"T": T, "beta_1": first, "beta_T": last}
     if kind == "scaled_linear":
-        roots = [first**0.5 + (last**0.5 - first**0.5) * k / (T - 1) for k in range(T)]
-        return "schedules.Betas", {"betas": [root**2 for root in roots]}
+        return "schedules.ScaledLinear", {"T": T, "beta_1": first, "beta_T": last}
     if kind == "squaredcos_cap_v2":
         return "schedules.Cosine", {"T": T}
     raise ValueError(

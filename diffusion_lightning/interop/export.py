@@ -1,6 +1,7 @@
 """A checkpoint's averaged model for others to use, in a folder with its model card.
 
-- `pipeline`: what `diffusers.DDPMPipeline.from_pretrained`, or `DDIMPipeline`'s, opens;
+- `pipeline`: what `diffusers.DDPMPipeline.from_pretrained`, or `DDIMPipeline`'s, opens, of a latent model what
+  `StableDiffusionPipeline`'s or `LDMPipeline`'s does;
 - `weights`: `model.safetensors` under this package's names, and the configuration beside it;
 - `program`: `denoiser.pt2`, the denoiser (x_t, t) → (x_0, ε) as `torch.export.load` opens it, without this package.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from .. import checkpoints, frozen, loading
 from ..files import left, locked, sweep, write_text, written, written_folder
 from ..modules import Diffusion
-from . import model_card
+from . import model_card, pipelines
 from .diffusers import PREDICTS, Diffusers, scheduler_config, unet_config
 
 
@@ -51,13 +52,15 @@ def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[
             check_pipeline(model)
         with written_folder(folder) as part:
             for name in formats:
-                FORMATS[name](model, config["model"], part)
+                FORMATS[name](model, config, part)
             write_text(part / "README.md", model_card.text(model, checkpoint, ckpt, formats))
 
 
 def check_pipeline(model: Diffusion) -> None:
     """Raise ValueError if diffusers' pipelines cannot sample from this model; the message names the obstacle."""
     instead = "export its weights or its program, by --format weights or --format program"
+    if (latent := pipelines.of_model(model)) is not None:
+        return latent.check(model)
     network: Any = model.denoiser.network
     if not Diffusers().stores(network) and type(network).__name__ != "UNet2DModel":
         raise ValueError(
@@ -79,16 +82,18 @@ def check_pipeline(model: Diffusion) -> None:
         unet_config(network)
 
 
-def pipeline(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
-    """`model_index.json`, `unet/` and `scheduler/`."""
+def pipeline(model: Diffusion, config: dict[str, Any], folder: Path) -> None:
+    """`model_index.json`, `unet/` and `scheduler/`, and of a latent model its first stage and text encoder."""
+    if (latent := pipelines.of_model(model)) is not None:
+        return latent.write(model, config, folder)
     network: Any = model.denoiser.network
     if Diffusers().stores(network):
-        config, stored = unet_config(network), Diffusers().write(network, dict(network.named_parameters()))
+        described, stored = unet_config(network), Diffusers().write(network, dict(network.named_parameters()))
     else:  # diffusers' own
-        config = {"_class_name": "UNet2DModel"} | {k: v for k, v in network.config.items() if not k.startswith("_")}
+        described = {"_class_name": "UNet2DModel"} | {k: v for k, v in network.config.items() if not k.startswith("_")}
         stored = network.state_dict()
     height, width = model.shape[1:]
-    config["sample_size"] = height if height == width else [height, width]
+    described["sample_size"] = height if height == width else [height, width]
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
@@ -99,7 +104,7 @@ def pipeline(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
     )
     for place, content in (
         ("model_index.json", index),
-        ("unet/config.json", config),
+        ("unet/config.json", described),
         ("scheduler/scheduler_config.json", scheduler),
     ):
         write_text(folder / place, json.dumps(content, indent=2) + "\n")
@@ -108,13 +113,16 @@ def pipeline(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
         stream.write(save(tensors, metadata={"format": "pt"}))
 
 
-def weights(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
+def weights(model: Diffusion, config: dict[str, Any], folder: Path) -> None:
     """`model.safetensors`, `config.yaml`, and `frozen/` of a model with frozen parts."""
     with written(folder / "model.safetensors") as stream:
         stream.write(save({name: x.contiguous() for name, x in model.state_dict().items()}))
-    write_text(folder / "config.yaml", yaml.safe_dump({"model": record}, sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump({"model": config["model"]}, sort_keys=False))
     for part in frozen.parts(model).values():
         part.write(folder / frozen.FOLDER)
+
+
+MOST = 63  # samples, from which on diffusers' networks order memory otherwise
 
 
 class Program(nn.Module):
@@ -129,12 +137,13 @@ class Program(nn.Module):
         return tuple(x for x in found[:3] if x is not None)
 
 
-def program(model: Diffusion, record: dict[str, Any], folder: Path) -> None:
-    """`denoiser.pt2`, for batches of any size."""
-    example: list[Any] = [torch.zeros(2, *model.shape), torch.ones(2, dtype=torch.long)]
+def program(model: Diffusion, config: dict[str, Any], folder: Path) -> None:
+    """`denoiser.pt2`, for batches of any size, or of at most `MOST` if the network is diffusers'."""
+    example: list[Any] = [torch.zeros(2, *model.latent_shape), torch.ones(2, dtype=torch.long)]
     if model.conditioner.conditional:
         example.append(model.conditioner.default(torch.arange(2)))
-    batch = {0: torch.export.Dim("batch")}
+    theirs = any(type(part).__module__.startswith("diffusers.") for part in model.denoiser.network.modules())
+    batch = {0: torch.export.Dim("batch", max=MOST if theirs else None)}
     with torch.no_grad():
         exported = torch.export.export(
             Program(model).eval(), tuple(example), dynamic_shapes=(batch, batch, *[batch] * (len(example) - 2))

@@ -9,6 +9,7 @@ import torch
 
 from .. import checkpoints
 from ..modules import Diffusion
+from . import pipelines
 
 SAMPLING = {
     "pipeline": """from diffusers import DDIMPipeline, DDPMPipeline
@@ -35,7 +36,7 @@ tags: [{tags}]
 
 # {title}
 
-A denoising diffusion model, trained with `diffusion_lightning`.
+A denoising diffusion model, {made} `diffusion_lightning`.
 
 {facts}
 
@@ -53,6 +54,7 @@ def text(model: Diffusion, checkpoint: dict[str, Any], ckpt: str, formats: Colle
     return CARD.format(
         library="diffusers" if "pipeline" in formats else "pytorch",
         tags=f"ddpm, diffusion, {_condition(model)}",
+        made="imported into" if checkpoints.IMPORTED in checkpoint else "trained with",
         title=_title(config, ckpt),
         facts=_table(_facts(model, checkpoint, config)),
         measured=_measured(checkpoint, Path(ckpt)),
@@ -65,7 +67,10 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _code(name: str, model: Diffusion) -> str:
-    batch = ", ".join(map(str, (4, *model.shape)))
+    latent = pipelines.of_model(model) if name == "pipeline" else None
+    if latent is not None:
+        return latent.USE
+    batch = ", ".join(map(str, (4, *model.latent_shape)))
     raw = model.conditioner.default(torch.zeros(1, dtype=torch.long)).shape[1:]
     sizes = ", ".join(map(str, (4, *raw)))  # of tokens, 1 is the null condition's
     classes = f", torch.{'ones' if len(raw) else 'zeros'}({sizes}, dtype=torch.long)"

@@ -1,5 +1,7 @@
 """The loop that all samplers share: over pairs of times T = t_0 > t_1 > … > t_n = 0, one `step` each.
 
+A spacing may end at t_n = 1, as published latent models are sampled: what is left of the noise there stays.
+
 It owns the choice of times, the clipping of x_0, and each sample's own noise; a sampler owns the arithmetic of a step.
 """
 
@@ -71,7 +73,7 @@ class Sampler(ABC):
         self.steps, self.clip, self.spacing, self.dynamic = steps, clip, spacing or Trailing(), dynamic
 
     def angles(self, schedule: Schedule) -> dict[int, float]:
-        """The angle φ of noise and signal, tan φ = √(1 - ᾱ_t)/√ᾱ_t, at each time that it visits, rising from 0."""
+        """The angle φ of noise and signal, tan φ = √(1 - ᾱ_t)/√ᾱ_t, at each time that it visits, rising."""
         times = self.times(schedule)[::-1]
         signal, noise = schedule.alpha_sigma(torch.tensor(times))
         return dict(zip(times, torch.atan2(noise, signal).flatten().tolist(), strict=True))
@@ -90,7 +92,7 @@ class Sampler(ABC):
         return False
 
     def times(self, schedule: Schedule) -> list[int]:
-        """The times visited, falling from at most T to 0.
+        """The times visited, falling from at most T to 0, or to where the spacing ends.
 
         Raises:
             ValueError: if there are more steps than times.
@@ -119,7 +121,8 @@ class Sampler(ABC):
             x_T: (B, C, H, W) standard normal noise.
             c: the samples' condition, which the denoiser is given.
             seeds: one integer a sample, which alone determines its noise; None is 0 … B - 1.
-            watch: called with t and x_t where each step starts, and with 0 and x_0 at the end; not to change them.
+            watch: called with t and x_t where each step starts, and with the last time and the result at the end; not
+                to change them.
 
         Returns:
             x_0, (B, C, H, W), in x_T's type, but float32 at least: in less, the many small steps would be lost.
@@ -200,8 +203,9 @@ class Sampler(ABC):
         times = self.times(schedule)
         path = times[:1]
         for t, s in pairwise(times):
-            path += [s, t] * (resample - 1 if s else 0) + [s]  # the paper's "if u < U and t > 1"
-        return self._run(informed, schedule, start, path, c, seeds, undo=True)
+            path += [s, t] * (resample - 1 if s > times[-1] else 0) + [s]  # the paper's "if u < U and t > 1"
+        made = self._run(informed, schedule, start, path, c, seeds, undo=True)
+        return torch.lerp(made, image, known) if times[-1] else made
 
     def _run(
         self,

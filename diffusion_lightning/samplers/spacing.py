@@ -14,7 +14,7 @@ class Spacing(ABC):
 
     @abstractmethod
     def __call__(self, schedule: Schedule, steps: int) -> list[int]:
-        """`steps` falling times in 1 … T, then 0."""
+        """`steps` falling times in 1 … T, then 0, or above it where a published sampler ends."""
 
 
 class Trailing(Spacing):
@@ -27,11 +27,34 @@ class Trailing(Spacing):
 class Leading(Spacing):
     """1 + k·⌊T/n⌋ for k = n - 1 … 0, then 0: DDIM's own; it ends with the smallest step and starts below T.
 
+    Published latent models are sampled one time later, and to t = 1 instead of 0: diffusers' `steps_offset: 1` and
+    `set_alpha_to_one: false` are `Leading(offset=1, final=1)`.
+
     Paper: Denoising diffusion implicit models. Song, Meng, Ermon, 2020, arXiv 2010.02502, appendix D.2, "linear".
+
+    Args:
+        offset: by how much all times are later, at least 0.
+        final: the last time, 0 or 1. With 1 and no offset the last step has no length and is left out.
     """
 
+    def __init__(self, offset: int = 0, final: int = 0) -> None:
+        if offset < 0 or final not in (0, 1):
+            raise ValueError(
+                f"offset is {offset} and final is {final}, but times are later by at least 0 and end at 0 or 1: give "
+                "such numbers"
+            )
+        self.offset, self.final = offset, final
+
     def __call__(self, schedule: Schedule, steps: int) -> list[int]:
-        return [1 + k * (schedule.T // steps) for k in range(steps - 1, -1, -1)] + [0]
+        stride, first = schedule.T // steps, 1 + self.offset
+        times = [first + k * stride for k in range(steps - 1, -1, -1)]
+        if times[0] > schedule.T:
+            raise ValueError(
+                f"{steps} steps that are later by an offset of {self.offset} begin at t = {times[0]}, but the schedule "
+                f"has T = {schedule.T}: give fewer steps"
+            )
+        last = max(self.final, first - stride)  # one stride on, as diffusers goes, where that is a time still
+        return times if times[-1] == last else [*times, last]
 
 
 class Respaced(Spacing):

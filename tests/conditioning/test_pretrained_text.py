@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion_lightning import load
@@ -57,6 +58,51 @@ def test_embeddings_are_those_of_transformers(kind: str, sources: dict) -> None:
     assert torch.equal(c.mask, y >= 0)
     assert c.tokens.shape == (3, 10, 12)
     assert (None if c.vector is None else tuple(c.vector.shape)) == ((3, 20) if kind == "clip" else None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_published_models_attend_to_the_states_as_they_are_and_to_padding(kind: str, sources: dict) -> None:
+    """Filled with the tokenizer's own token, without a mask: Stable Diffusion's text conditioning."""
+    source, model = sources[kind]
+    text = PretrainedText(source, length=10, project=False, attend_padding=True, vector=False)
+    own = Widths()
+    with pytest.raises(ValueError, match=r"gives tokens of 16 features and the network takes 12"):
+        text.join(own)
+    text = PretrainedText(source, length=10, project=False, attend_padding=True, vector=False)
+    own.token_width = 16
+    text.join(own)
+    assert not list(text.parameters())
+    ids = transformers.AutoTokenizer.from_pretrained(source)(
+        [*CAPTIONS, ""], padding="max_length", max_length=10, return_tensors="pt"
+    ).input_ids
+    # Of a caption without tokens its end is attended to.
+    ids[(ids == text.frozen.description["pad"]).all(1), 0] = text.frozen.description["eos"]
+    c = text(torch.cat([text.raw(CAPTIONS, 3), text.null(1)]))
+    assert c.mask is None
+    assert c.vector is None
+    assert (c.tokens - model(input_ids=ids).last_hidden_state).abs().max() < 1e-6
+    masked = encoder(source)
+    assert (masked.embedded(masked.raw(CAPTIONS, 3))[0] - c.tokens[:3]).abs().max() > 0.1
+
+
+def test_what_is_attended_to_is_not_kept_as_what_is_not(
+    sources: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFUSION_LIGHTNING_CACHE", str(tmp_path))
+    made = [PretrainedText(sources["clip"][0], length=10, cache=True, attend_padding=on) for on in (False, True)]
+    tokens = [text.embedded(text.raw(CAPTIONS, 3))[0] for text in made]
+    assert not torch.equal(*tokens)
+    assert all(torch.equal(text.embedded(text.raw(CAPTIONS, 3))[0], x) for text, x in zip(made, tokens, strict=True))
+
+
+def test_weights_that_lack_one_are_refused(sources: dict, tmp_path: Path) -> None:
+    """A library would make it up."""
+    folder = shutil.copytree(sources["clip"][0], tmp_path / "model")
+    kept = load_file(folder / "model.safetensors")
+    kept.pop(max(kept))
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="copy it again"):
+        encoder(str(folder)).embedded(torch.zeros(1, 10, dtype=torch.long))
 
 
 def test_of_a_whole_clip_the_text_model_is_taken(sources: dict, tmp_path: Path) -> None:

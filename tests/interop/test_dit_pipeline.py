@@ -12,8 +12,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from diffusers.pipelines.dit import pipeline_dit
 from torch import Tensor
 
+import diffusion_lightning
 from diffusion_lightning import checkpoints, random, records
 from diffusion_lightning.callbacks.checkpoint import AtomicIO
+from diffusion_lightning.cli import main
 from diffusion_lightning.guidance import ClassifierFree
 from diffusion_lightning.interop import dit_pipeline
 from diffusion_lightning.loading import start_from
@@ -229,3 +231,20 @@ def test_what_no_such_pipeline_samples_from_is_not_written(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="no AutoencoderKL of diffusers with one scale and no shift"):
         dit_pipeline.write(model, {}, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_import_and_export_by_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline(beta_end=0.002)
+    pipe.save_pretrained(tmp_path / "theirs")
+    index = tmp_path / "theirs/model_index.json"
+    names = {str(k): f"thing {k}" for k in range(CLASSES)}
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": names}))
+    main(["import", str(tmp_path / "theirs"), str(tmp_path / "dit.ckpt")])
+    model = diffusion_lightning.load(tmp_path / "dit.ckpt")
+    assert model.class_names == list(names.values())
+    expected = theirs(pipe, model, 4.0, monkeypatch)
+    assert alike(ours(model, 4.0, monkeypatch), expected)
+    main(["export", str(tmp_path / "dit.ckpt"), str(tmp_path / "back"), "--format", "pipeline"])
+    again = DiTPipeline.from_pretrained(tmp_path / "back")
+    assert again.get_label_ids(["thing 7"]) == [7]
+    assert alike(theirs(again, model, 4.0, monkeypatch), expected)
