@@ -286,7 +286,7 @@ def _filled(make: Callable[[], Any], dtype: torch.dtype, tensors: dict[str, Tens
     fit = all(shapes.get(name) == x.shape for name, x in tensors.items())
     if not fit or sum(map(math.prod, shapes.values())) > 2 * sum(x.numel() for x in tensors.values()):
         raise ValueError(other)
-    made = make().to(dtype)
+    made = nn.Module.to(make(), dtype)  # diffusers' own method warns of a source in another type
     if _weights(made).keys() != tensors.keys():
         raise ValueError(other)
     made.load_state_dict(tensors, strict=False)  # a weight of several names is stored once

@@ -1,5 +1,7 @@
 """First stages of any kind: pixels are their own latents, and what encodes looks at what it made."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,7 +60,9 @@ def test_latents_far_from_unit_scale_warn_once(gain: float) -> None:
     stage, image = Half(gain=gain), torch.randn(6, 3, 4, 4)
     with pytest.warns(UserWarning, match="standard deviation of"):
         stage.encode(image, DRAW)
-    stage.encode(image, DRAW)  # a warning here would be an error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stage.encode(image, DRAW)
 
 
 def test_latents_that_are_not_finite_are_refused_before_the_first_step() -> None:

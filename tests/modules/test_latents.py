@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,16 +21,18 @@ from diffusion_lightning.schedules import Cosine
 from ..conftest import tiny_unet
 from ..support.first_stages import autoencoder, pictures
 
+SCALE = 0.9
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("stage") / "vae"
-    autoencoder(path, scaling_factor=2.0)
+    autoencoder(path, scaling_factor=SCALE)
     return str(path)
 
 
 def unet(channels: int = 4, size: int = 4) -> UNet:
-    return UNet(in_channels=channels, size=size, channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4)
+    return UNet(in_channels=channels, size=size, channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4, dropout=0.0)
 
 
 def model(folder: str, **given: Any) -> Diffusion:
@@ -43,7 +45,7 @@ def model(folder: str, **given: Any) -> Diffusion:
 
 def trainer(**given: Any) -> Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(accelerator="cpu", max_steps=2, enable_model_summary=False, **{**quiet, **given})
+    return Trainer(accelerator="cpu", enable_model_summary=False, **{"max_steps": 2, **quiet, **given})
 
 
 def loader(n: int = 16) -> DataLoader:
@@ -63,7 +65,7 @@ def test_a_step_trains_on_the_scaled_draw(folder: str) -> None:
     image, sample = pictures(6), torch.arange(6)
     draw = Draw(made.seed, "training", 0, sample)
     posterior = made.first_stage.frozen.network.encode(image).latent_dist  # type: ignore[union-attr]
-    x_0 = 2.0 * (posterior.mean + posterior.std * draw.normal("latent", posterior.mean))
+    x_0 = SCALE * (posterior.mean + posterior.std * draw.normal("latent", posterior.mean))
     t = torch.full((6,), 5)
     expected = made._losses(x_0, t, draw)
     torch.testing.assert_close(made._losses(made.first_stage.encode(image, draw), t, draw), expected)
@@ -80,7 +82,7 @@ def test_samples_are_decoded_and_their_way_is_unclipped(folder: str) -> None:
     assert list(found[0].shape) == [3, 4, 4, 4]
     assert found[0].abs().max() > 1
     network: Any = made.first_stage.frozen.network  # type: ignore[union-attr]
-    torch.testing.assert_close(image, network.decode(found[0] / 2.0).sample.clamp(-1, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(image, network.decode(found[0] / SCALE).sample.clamp(-1, 1), rtol=1e-5, atol=1e-5)
     assert made.own_sampler().clip is None
     assert torch.equal(made.generate(3, Ancestral(clip=None)), made.generate(3))
     assert made.decoded(found[0]).shape == image.shape
@@ -110,13 +112,13 @@ def test_a_latent_model_trains_in_every_precision(folder: str, precision: Any) -
     made = model(folder)
     losses: list[float] = []
     step = made.training_step
-    made.training_step = lambda *given: (found := step(*given), losses.append(float(found["loss"])))[0]  # type: ignore
+    made.training_step = lambda *given: (found := step(*given), losses.append(float(found["loss"].detach())))[0]  # type: ignore
     trainer(precision=precision, num_sanity_val_steps=1, limit_val_batches=1).fit(made, loader(), loader())
     assert len(losses) == 2
     assert all(0.1 < loss < 10 for loss in losses)
     stage: Any = made.first_stage
     assert stage.scale.dtype == torch.float64
-    assert float(stage.scale) == 2.0
+    assert float(stage.scale) == SCALE
     assert next(stage.frozen.network.parameters()).dtype == torch.float32
     assert made.generate(2, DDIM(2, clip=None)).isfinite().all()
 
@@ -128,26 +130,55 @@ def test_bits_per_dim_are_not_measured_of_latents(folder: str) -> None:
     assert getattr(made, "bound", None) is None
 
 
-def test_a_scale_is_measured_once(tmp_path: Path) -> None:
-    made = model(str(tmp_path / "vae"), first_stage=Pretrained(measured(tmp_path), "measure"))
+class Pictures(LightningDataModule):
+    """Images of a seed, whose `reference` is all of them."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.images = pictures(100, seed=seed)
+
+    def reference(self, split: str) -> torch.Tensor:
+        assert split == "train"
+        return self.images
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([(image, 0) for image in self.images], batch_size=8)  # type: ignore[arg-type]
+
+
+def test_a_scale_is_measured_once_and_stays_with_the_weights(folder: str, tmp_path: Path) -> None:
+    """A run that goes on with other data has the scale that its weights were trained for."""
+    made, data = model(folder, first_stage=Pretrained(folder, "measure")), Pictures(1)
+    run = trainer(default_root_dir=tmp_path)
+    run.fit(made, datamodule=data)
+    stage: Any = made.first_stage
+    posterior = stage.frozen.network.encode(data.images).latent_dist
+    mean = posterior.mean.double()
+    std = (mean.var((0, 2, 3), correction=0) + posterior.var.double().mean((0, 2, 3))).sqrt()
+    torch.testing.assert_close(stage.scale.flatten(), 1 / std, rtol=1e-6, atol=0)
+    torch.testing.assert_close(stage.shift.flatten(), mean.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = model(folder, first_stage=Pretrained(folder, "measure"))
+    trainer(max_steps=4).fit(again, datamodule=Pictures(2), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert torch.equal(again.first_stage.scale, stage.scale)  # type: ignore[union-attr]
+    assert torch.equal(again.first_stage.shift, stage.shift)  # type: ignore[union-attr]
+    assert again.steps_done == 4
+
+
+def test_a_scale_is_not_measured_on_what_is_not_there(folder: str) -> None:
+    made = model(folder, first_stage=Pretrained(folder, "measure"))
     with pytest.raises(ValueError, match=r"the data have no `reference` of its images: give the scale"):
         trainer().fit(made, loader())
-
-
-def measured(tmp_path: Path) -> str:
-    autoencoder(tmp_path / "vae")
-    return str(tmp_path / "vae")
 
 
 def test_two_models_of_other_latents_do_not_guide_each_other(folder: str, tmp_path: Path) -> None:
     made = model(folder)
     made.check(None, AutoGuidance(model(folder), 2.0))
     made.generate(1, DDIM(2, clip=None), guidance=AutoGuidance(model(folder), 2.0))
-    autoencoder(tmp_path / "vae", scaling_factor=2.0, seed=1)
-    autoencoder(tmp_path / "wide", scaling_factor=2.0, latent_channels=3)
+    autoencoder(tmp_path / "vae", scaling_factor=SCALE, seed=1)
+    autoencoder(tmp_path / "wide", scaling_factor=SCALE, latent_channels=3)
     pixels = Diffusion(tiny_unet(), Cosine(12))
     wide = Diffusion(unet(3), Cosine(12), first_stage=Pretrained(str(tmp_path / "wide")))
-    classifier = NoisyClassifier(HalfUNet(1, 8, classes=3, channels=8, multipliers=(1, 2), groups=4), Cosine(12))
+    classifier = NoisyClassifier(HalfUNet(3, 1, 8, channels=8, multipliers=(1, 2), attention=(4,), groups=4), Cosine(12))
     for guidance, says in (
         (AutoGuidance(model(str(tmp_path / "vae")), 2.0), "latents, but this model samples latents of another first"),
         (AutoGuidance(wide, 2.0), "latents, but this model samples latents of another first stage"),
