@@ -147,7 +147,7 @@ class AutoGuidance(Guidance):
         return getattr(self.guide, "shape", None)
 
     @property
-    def first_stage(self) -> Any:  # type: ignore[override]
+    def first_stage(self) -> Any:
         """The guide's."""
         return getattr(self.guide, "first_stage", None)
 

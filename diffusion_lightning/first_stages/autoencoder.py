@@ -168,13 +168,14 @@ class FrozenAutoencoder(Frozen):
         """Its sizes, of its description alone."""
         made = made_on_meta(self.empty, PARAMETERS, f"the first stage {self.source}")
         if self.description["kind"] == "network":
-            sizes = [getattr(made, name, None) for name in ("in_channels", "latent_channels", "factor")]
+            sizes: list[Any] = [getattr(made, name, None) for name in ("in_channels", "latent_channels", "factor")]
             if not all(isinstance(n, int) and n > 0 for n in sizes):
                 raise ValueError(
                     f"the network of {self.source} states in_channels, latent_channels and factor as {sizes}, but each "
                     "is a whole number from 1 on: use another autoencoder"
                 )
-            return Layout(type(made).__name__, *sizes, None, False)
+            in_channels, latent, factor = sizes
+            return Layout(type(made).__name__, in_channels, latent, factor, published=None, tiles=False)
         has = made.config
         levels = [has[name] for name in LEVELS if has.get(name) is not None]
         factor, latent = 2 ** (len(levels[0]) - 1), has.get("vq_embed_dim") or has["latent_channels"]
@@ -186,8 +187,8 @@ class FrozenAutoencoder(Frozen):
             )
         # Tiles of AutoencoderTiny are cut for 2^channels, whatever its factor is.
         tiles = hasattr(made, "use_tiling") and getattr(made, "spatial_scale_factor", factor) == factor
-        sizes = [has["in_channels"], latent, factor]
-        return Layout(self.description["class"], *sizes, _published(has, latent, self.source), tiles)
+        published = _published(has, latent, self.source)
+        return Layout(self.description["class"], has["in_channels"], latent, factor, published, tiles)
 
 
 def _published(has: Any, channels: int, source: str) -> Published:

@@ -64,8 +64,8 @@ class FirstStage(nn.Module, ABC):
             self._looked = True
             if not z.isfinite().all():
                 raise ValueError(
-                    "the latents of the first batch are not finite, but its images are: give the first stage precision: "
-                    "bfloat16 or float32"
+                    "the latents of the first batch are not finite, but its images are: give the first stage's "
+                    "precision as bfloat16 or float32"
                 )
             if not UNIT[0] <= (std := float(z.std(correction=0))) <= UNIT[1]:
                 warnings.warn(

@@ -205,7 +205,10 @@ def networks(path: Path, record: Any) -> Path:
     ("record", "says"),
     [
         (SYSTEM, "os"),
-        ({"class_path": "torch.nn.Linear", "init_args": {"in_features": 10**6, "out_features": 10**6}}, "no autoencoder"),
+        (
+            {"class_path": "torch.nn.Linear", "init_args": {"in_features": 10**6, "out_features": 10**6}},
+            "no autoencoder",
+        ),
         ({"class_path": "diffusion_lightning.networks.UNet", "init_args": {}}, "no autoencoder"),
         ({}, "class_path"),
     ],

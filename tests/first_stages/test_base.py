@@ -66,7 +66,7 @@ def test_latents_far_from_unit_scale_warn_once(gain: float) -> None:
 
 
 def test_latents_that_are_not_finite_are_refused_before_the_first_step() -> None:
-    with pytest.raises(ValueError, match=r"latents of the first batch are not finite, .* precision: bfloat16"):
+    with pytest.raises(ValueError, match=r"latents of the first batch are not finite, .* precision as bfloat16"):
         Half(gain=float("inf")).encode(torch.randn(6, 3, 4, 4), DRAW)
 
 

@@ -20,7 +20,7 @@ from diffusion_lightning.random import Draw
 from diffusion_lightning.samplers import DDIM
 from diffusion_lightning.schedules import Cosine
 
-from ..support.first_stages import KINDS, autoencoder, pictures
+from ..support.first_stages import KINDS, autoencoder, pictures, watched
 
 DRAW = Draw(0, "training", 0, torch.arange(4))
 
@@ -34,7 +34,7 @@ def test_fault_1_the_shift_is_applied_at_both_ends(tmp_path: Path) -> None:
     torch.testing.assert_close(stage.scaled(raw), (raw - 0.0609) * 1.5305)
     expected = theirs.decode(raw).sample.clamp(-1, 1)
     torch.testing.assert_close(stage.decode(stage.scaled(raw)), expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="was published with 0.0609: leave shift out"):
+    with pytest.raises(ValueError, match=r"was published with 0\.0609: leave shift out"):
         Pretrained(str(tmp_path / "sd3"), scale=1.5305, shift=0.0)
 
 
@@ -46,10 +46,9 @@ def test_fault_2_decoding_undoes_the_scale(kind: str, tmp_path: Path) -> None:
     stage = Pretrained(str(tmp_path / "stage"))
     channels, size, _ = stage.latent_shape((1, 8, 8))
     network = UNet(in_channels=channels, size=size, channels=8, multipliers=(1,), blocks=1, attention=(), groups=4)
-    model, found = Diffusion(network, Cosine(12), first_stage=stage), []
-    sampler = DDIM(3, clip=None)
-    image = model.generate(2, lambda *given, **more: found.append(sampler(*given, **more)) or found[-1])
-    expected = theirs.decode(found[0] / 0.25).sample.clamp(-1, 1)
+    model = Diffusion(network, Cosine(12), first_stage=stage)
+    image, z = watched(model, DDIM(3, clip=None), 2)
+    expected = theirs.decode(z / 0.25).sample.clamp(-1, 1)
     torch.testing.assert_close(image, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -120,7 +119,7 @@ def test_fault_5_an_autoencoder_sees_the_pixels_that_it_takes(
 def test_fault_11_half_precision_that_overflows_is_refused(tmp_path: Path) -> None:
     """Where the autoencoder says that it overflows, before anything is read; elsewhere, before the first step."""
     autoencoder(tmp_path / "vae", force_upcast=True)
-    with pytest.raises(ValueError, match="has force_upcast.*give bfloat16 or float32"):
+    with pytest.raises(ValueError, match=r"has force_upcast.*give bfloat16 or float32"):
         Pretrained(str(tmp_path / "vae"), precision="float16")
     autoencoder(tmp_path / "silent", force_upcast=False)
     stage = Pretrained(str(tmp_path / "silent"), precision="float16")

@@ -23,7 +23,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     root = tmp_path_factory.mktemp("stages")
     made = {kind: autoencoder(root / kind, kind, channels=3) for kind in KINDS}
     made["SD3"] = autoencoder(root / "SD3", channels=3, scaling_factor=1.5305, shift_factor=0.0609)
-    of_channels = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 0.7]}
+    of_channels: dict[str, Any] = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 0.7]}
     made["channels"] = autoencoder(root / "channels", channels=3, scaling_factor=0.5, **of_channels)
     return root, made
 
@@ -120,8 +120,10 @@ def test_tiles_that_an_autoencoder_does_not_have_are_refused(folders: tuple[Path
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_it_computes_in_its_own_precision_under_any_autocast(folders: tuple[Path, dict[str, Any]], precision: Any) -> None:
-    root, made = folders
+def test_it_computes_in_its_own_precision_under_any_autocast(
+    folders: tuple[Path, dict[str, Any]], precision: Any
+) -> None:
+    root, _ = folders
     kind = "AutoencoderKL" if precision == "bfloat16" else "AutoencoderTiny"
     exact, low = Pretrained(str(root / kind)), Pretrained(str(root / kind), precision=precision)
     image = pictures(5, 3)
@@ -246,7 +248,7 @@ def test_an_unmeasured_scale_neither_encodes_nor_decodes(folders: tuple[Path, di
 
 def test_a_constant_latent_has_no_scale(folders: tuple[Path, dict[str, Any]]) -> None:
     stage = Pretrained(str(folders[0] / "AutoencoderTiny"), "measure")
-    with pytest.raises(ValueError, match="have standard deviations .*: give its scale"):
+    with pytest.raises(ValueError, match=r"have standard deviations .*: give its scale"):
         stage.measure([Moments(torch.ones(3, 4, 4, 4))], lambda x: x)
 
 

@@ -19,7 +19,7 @@ from diffusion_lightning.samplers import DDIM, Ancestral
 from diffusion_lightning.schedules import Cosine
 
 from ..conftest import tiny_unet
-from ..support.first_stages import autoencoder, pictures
+from ..support.first_stages import autoencoder, pictures, watched
 
 SCALE = 0.9
 
@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def unet(channels: int = 4, size: int = 4) -> UNet:
-    return UNet(in_channels=channels, size=size, channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4, dropout=0.0)
+    return UNet(
+        in_channels=channels, size=size, channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4, dropout=0.0
+    )
 
 
 def model(folder: str, **given: Any) -> Diffusion:
@@ -41,6 +43,11 @@ def model(folder: str, **given: Any) -> Diffusion:
     for p in made.denoiser.network.parameters():
         nn.init.normal_(p, std=0.1)
     return made
+
+
+def vae(made: Diffusion) -> Any:
+    stage: Any = made.first_stage
+    return stage.frozen.network
 
 
 def trainer(**given: Any) -> Trainer:
@@ -64,7 +71,7 @@ def test_a_step_trains_on_the_scaled_draw(folder: str) -> None:
     made = model(folder)
     image, sample = pictures(6), torch.arange(6)
     draw = Draw(made.seed, "training", 0, sample)
-    posterior = made.first_stage.frozen.network.encode(image).latent_dist  # type: ignore[union-attr]
+    posterior = vae(made).encode(image).latent_dist
     x_0 = SCALE * (posterior.mean + posterior.std * draw.normal("latent", posterior.mean))
     t = torch.full((6,), 5)
     expected = made._losses(x_0, t, draw)
@@ -75,22 +82,21 @@ def test_a_step_trains_on_the_scaled_draw(folder: str) -> None:
 
 
 def test_samples_are_decoded_and_their_way_is_unclipped(folder: str) -> None:
-    made, found = model(folder).eval(), []
-    sampler = DDIM(4, clip=None)
-    image = made.generate(3, lambda *given, **more: found.append(sampler(*given, **more)) or found[-1])
+    made = model(folder).eval()
+    image, z = watched(made, DDIM(4, clip=None), 3)
     assert list(image.shape) == [3, 1, 8, 8]
-    assert list(found[0].shape) == [3, 4, 4, 4]
-    assert found[0].abs().max() > 1
-    network: Any = made.first_stage.frozen.network  # type: ignore[union-attr]
-    torch.testing.assert_close(image, network.decode(found[0] / SCALE).sample.clamp(-1, 1), rtol=1e-5, atol=1e-5)
+    assert list(z.shape) == [3, 4, 4, 4]
+    assert z.abs().max() > 1
+    network = vae(made)
+    torch.testing.assert_close(image, network.decode(z / SCALE).sample.clamp(-1, 1), rtol=1e-5, atol=1e-5)
     assert made.own_sampler().clip is None
     assert torch.equal(made.generate(3, Ancestral(clip=None)), made.generate(3))
-    assert made.decoded(found[0]).shape == image.shape
+    assert made.decoded(z).shape == image.shape
 
 
 def test_what_is_frozen_is_in_no_state(folder: str) -> None:
     made = model(folder)
-    _ = made.first_stage.frozen.network  # type: ignore[union-attr]
+    assert sum(p.numel() for p in vae(made).parameters()) > 1000
     kept = {name for name in made.state_dict() if name.startswith("first_stage")}
     assert kept == {"first_stage.scale", "first_stage.shift"}
     assert not [name for name, _ in made.named_parameters() if "first_stage" in name]
@@ -98,7 +104,7 @@ def test_what_is_frozen_is_in_no_state(folder: str) -> None:
 
 def test_a_training_leaves_the_stage_as_it_was(folder: str) -> None:
     made = model(folder)
-    network: Any = made.first_stage.frozen.network  # type: ignore[union-attr]
+    network = vae(made)
     before = {name: x.clone() for name, x in network.state_dict().items()}
     trainer().fit(made, loader())
     assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
@@ -159,8 +165,9 @@ def test_a_scale_is_measured_once_and_stays_with_the_weights(folder: str, tmp_pa
     run.save_checkpoint(tmp_path / "x.ckpt")
     again = model(folder, first_stage=Pretrained(folder, "measure"))
     trainer(max_steps=4).fit(again, datamodule=Pictures(2), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
-    assert torch.equal(again.first_stage.scale, stage.scale)  # type: ignore[union-attr]
-    assert torch.equal(again.first_stage.shift, stage.shift)  # type: ignore[union-attr]
+    kept: Any = again.first_stage
+    assert torch.equal(kept.scale, stage.scale)
+    assert torch.equal(kept.shift, stage.shift)
     assert again.steps_done == 4
 
 
@@ -178,7 +185,9 @@ def test_two_models_of_other_latents_do_not_guide_each_other(folder: str, tmp_pa
     autoencoder(tmp_path / "wide", scaling_factor=SCALE, latent_channels=3)
     pixels = Diffusion(tiny_unet(), Cosine(12))
     wide = Diffusion(unet(3), Cosine(12), first_stage=Pretrained(str(tmp_path / "wide")))
-    classifier = NoisyClassifier(HalfUNet(3, 1, 8, channels=8, multipliers=(1, 2), attention=(4,), groups=4), Cosine(12))
+    classifier = NoisyClassifier(
+        HalfUNet(3, 1, 8, channels=8, multipliers=(1, 2), attention=(4,), groups=4), Cosine(12)
+    )
     for guidance, says in (
         (AutoGuidance(model(str(tmp_path / "vae")), 2.0), "latents, but this model samples latents of another first"),
         (AutoGuidance(wide, 2.0), "latents, but this model samples latents of another first stage"),

@@ -34,7 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {  # of factor 2
 def autoencoder(folder: Path, kind: str = "AutoencoderKL", channels: int = 1, seed: int = 0, **config: Any) -> Any:
     """Writes an autoencoder of random weights into a folder, and returns it; images of `channels`, factor 2."""
     torch.manual_seed(seed)
-    sizes = {"in_channels": channels} if kind == "AutoencoderDC" else {"in_channels": channels, "out_channels": channels}
+    sizes = {"in_channels": channels, **({} if kind == "AutoencoderDC" else {"out_channels": channels})}
     made = getattr(diffusers, kind)(**{**CONFIGS[kind], **sizes, **config}).eval()
     made.save_pretrained(folder)
     return made.requires_grad_(False)
@@ -43,6 +43,17 @@ def autoencoder(folder: Path, kind: str = "AutoencoderKL", channels: int = 1, se
 def pictures(n: int, channels: int = 1, size: int = 8, seed: int = 0) -> Tensor:
     """Images in [-1, 1]."""
     return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def watched(model: Any, sampler: Any, n: int) -> tuple[Tensor, Tensor]:
+    """Samples of a model, and what its sampler's loop ended with."""
+    found = []
+
+    def keep(*given: Any, **more: Any) -> Tensor:
+        found.append(sampler(*given, **more))
+        return found[-1]
+
+    return model.generate(n, keep), found[0]
 
 
 def with_stage(folder: Path, model: Path | str, *callbacks: tuple[str, dict[str, Any]], **stage: Any) -> Path:
