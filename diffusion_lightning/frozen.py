@@ -327,7 +327,7 @@ def made_on_meta(make: Callable[[], Any], parameters: int, name: str) -> Any:
     try:
         with _at_most(parameters), torch.device("meta"):
             return make()
-    except (RuntimeError, TypeError, ArithmeticError, LookupError, ValueError) as error:
+    except (RuntimeError, TypeError, ArithmeticError, AttributeError, LookupError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
 

@@ -31,6 +31,7 @@ class Guidance(ABC):
 
     conditioner: Conditioner | None = None  # of the conditions y, if the model itself has none
     shape: tuple[int, ...] | None = None  # (C, H, W) of the images that it guides; None is any
+    first_stage: Any = None  # of the model that guides; None is none: it sees pixels
 
     def prepare(self, load: Callable[[Any], Any]) -> None:  # noqa: B027 most have none
         """Replaces each path of a checkpoint by its model, `load(path)`; called once, before anything is drawn."""
@@ -144,6 +145,11 @@ class AutoGuidance(Guidance):
     def shape(self) -> tuple[int, ...] | None:  # type: ignore[override]
         """The guide's."""
         return getattr(self.guide, "shape", None)
+
+    @property
+    def first_stage(self) -> Any:
+        """The guide's."""
+        return getattr(self.guide, "first_stage", None)
 
     def __call__(self, denoiser: Any, conditioner: Conditioner, y: Tensor) -> Denoise:
         guide = loaded(self.guide, "guide", "denoiser", y)

@@ -17,6 +17,7 @@ from .frozen import made_on_meta
 from .modules import Diffusion, Generative
 from .modules.base.checks import image_shape
 
+START = ("denoiser.", "conditioner.", "network.", "first_stage.")  # what a run takes over from another's
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
 SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
 
@@ -183,9 +184,16 @@ def start_from(module: nn.Module, path: str) -> None:
     _rename_weights(module, checkpoint)
     theirs = {**checkpoint["state_dict"], **checkpoints.averaged(checkpoint)}
     own, theirs = (
-        {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner.", "network."))}
-        for side in (module.state_dict(), theirs)
+        {name: x for name, x in side.items() if name.startswith(START)} for side in (module.state_dict(), theirs)
     )
     _compare(own, theirs, path)
     _check_weights(module, checkpoint, path)
+    for name in ("first_stage.scale", "first_stage.shift"):
+        here, there = own.get(name), theirs.get(name)
+        if here is not None and there is not None and here.isfinite().all() and not here.allclose(there.to(here)):
+            raise ValueError(
+                f"{name} is {here.flatten().tolist()}, but the weights of {path} are for latents of "
+                f"{there.flatten().tolist()}: give the first stage the same, or scale: measure, which takes over that "
+                "of the checkpoint"
+            )
     module.load_state_dict(theirs, strict=False)

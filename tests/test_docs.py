@@ -20,7 +20,8 @@ sys.path.remove(str(DOCS))
 
 ROOMS = (
     "schedules", "denoising", "objectives", "guidance", "likelihood", "conditioning", "networks", "samplers", "modules",
-    "data", "metrics", "extractors", "callbacks", "loggers", "random", "checkpoints", "optim", "interop",
+    "data", "metrics", "extractors", "callbacks", "loggers", "random", "checkpoints", "loading", "optim", "interop",
+    "first_stages",
 )  # fmt: skip
 MADE = {"01_forward_process", "02_reverse_process", "03_samplers", "04_conditions"}  # by conf.py, at every build
 

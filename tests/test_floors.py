@@ -34,6 +34,7 @@ WITH_LIGHTNING = [
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop")
 MEETING = (
+    "autoencoder",
     "base",
     "captions",
     "embeddings",
@@ -106,7 +107,10 @@ def test_the_package_imports_nothing_at_first() -> None:
     assert set(eager) <= {"importlib", "importlib.metadata", "typing"}
 
 
-FAMILIES = ("conditioning", "denoising", "extractors", "likelihood", "networks", "objectives", "samplers", "schedules")
+FAMILIES = (
+    "conditioning", "denoising", "extractors", "first_stages", "likelihood", "networks", "objectives", "samplers",
+    "schedules",
+)  # fmt: skip
 
 
 def members(family: str) -> set[str]:

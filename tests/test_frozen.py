@@ -115,7 +115,7 @@ def altered(path: Path, **changes: Any) -> Path:
     [
         ({"model_type": "os.system"}, "is a model of type os.system, but known text models are"),
         ({"kind": "pickle"}, "describes no frozen part"),
-        ({"precision": "int4"}, "the precision is int4"),
+        ({"precision": "int4"}, "is int4, but it is one of float32"),
         ({"precision": "float16"}, "a T5, pass the largest of float16"),
         ({"pad": "0"}, "describes no frozen part"),
         ({"config": {"num_layers": 10**9}}, "are not of one model"),

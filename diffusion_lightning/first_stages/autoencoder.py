@@ -1,5 +1,7 @@
 """An autoencoder as a frozen part: one of diffusers', or one that was trained here."""
 
+import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,13 @@ from ..known import parameters
 
 DIFFUSERS = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny", "VQModel")
 PLACES = ("vae", "vqvae", "movq")  # of the autoencoder within a pipeline's folder
-PARAMETERS = 10_000  # tensors that a network described by a record may have
+PARAMETERS = 4_000  # tensors that a network described by a record may have
+# What a configuration states for each level, between which an image's sizes are halved.
+LEVELS = (
+    "block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "down_block_types",
+    "up_block_types",
+)  # fmt: skip
+LONGEST = 2**16  # characters of a configuration
 
 
 class Published(NamedTuple):
@@ -79,14 +87,15 @@ class FrozenAutoencoder(Frozen):
         root = Path(self.source).expanduser()
         within = next((place for place in PLACES if (root / place / "config.json").is_file()), None)
         try:
-            config = diffusers.AutoencoderKL.load_config(str(root) if root.exists() else self.source, subfolder=within)
-        except (OSError, ValueError) as error:
+            place = str(root) if root.exists() else self.source
+            config = dict(diffusers.AutoencoderKL.load_config(place, subfolder=within))
+        except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"the first stage {self.source} is neither a folder of an autoencoder here, nor a checkpoint, nor in "
                 "the cache of diffusers, nor to be had from the network: give its folder, or of a run that has used it "
                 f"the file in checkpoints/{FOLDER}"
             ) from error
-        return str(root / (within or "")) if root.exists() else self.source, dict(config)
+        return str(root / (within or "")) if root.exists() else self.source, config
 
     def checked(self, found: dict[str, Any]) -> dict[str, Any]:
         kinds = {name: type(x) for name, x in found.items()}
@@ -108,7 +117,13 @@ class FrozenAutoencoder(Frozen):
                 f"precision is float16, but numbers within {self.source} pass the largest of float16 (its config has "
                 "force_upcast): give bfloat16 or float32"
             )
-        return {**found, "config": plain(found["config"], parameters(kind), self.source)}
+        config = plain(found["config"], parameters(kind), self.source)
+        if len(json.dumps(config)) > LONGEST:
+            raise ValueError(
+                f"the configuration of {self.source} is longer than {LONGEST:,} characters, which that of no "
+                "autoencoder is: use another model"
+            )
+        return {**found, "config": config}
 
     def fetched(self, dtype: torch.dtype) -> nn.Module:
         if self._trained is not None:
@@ -130,12 +145,12 @@ class FrozenAutoencoder(Frozen):
                 made, loaded = kind.from_pretrained(
                     self._place[0], torch_dtype=dtype, use_safetensors=True, output_loading_info=True
                 )
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"the weights of {self.source} are not safetensors in a folder here, nor to be had from the network: "
-                "download them where there is one, and give the folder as the model"
-            ) from error
-        except (RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            if not (Path(self._place[0]) / "diffusion_pytorch_model.safetensors").is_file():
+                raise ValueError(
+                    f"the weights of {self.source} are not safetensors in a folder here, nor to be had from the "
+                    "network: download them where there is one, and give the folder as the model"
+                ) from error
             raise ValueError(
                 f"the weights of {self.source} are cut, or not those of its config.json: copy it again"
             ) from error
@@ -149,19 +164,53 @@ class FrozenAutoencoder(Frozen):
         return kind(**self.description["config"])
 
     @cached_property
+    def compiled(self) -> dict[str, Any]:
+        """What torch.compile makes of `encode` and `decode`."""
+        options: Any = {"dynamic": False, "options": {"deterministic": True}}
+        return {name: torch.compile(getattr(self.network, name), **options) for name in ("encode", "decode")}
+
+    @cached_property
     def layout(self) -> Layout:
         """Its sizes, of its description alone."""
         made = made_on_meta(self.empty, PARAMETERS, f"the first stage {self.source}")
         if self.description["kind"] == "network":
-            sizes = (made.in_channels, made.latent_channels, made.factor)
-            return Layout(type(made).__name__, *sizes, None, False)
+            sizes: list[Any] = [getattr(made, name, None) for name in ("in_channels", "latent_channels", "factor")]
+            if not all(isinstance(n, int) and n > 0 for n in sizes):
+                raise ValueError(
+                    f"the network of {self.source} states in_channels, latent_channels and factor as {sizes}, but each "
+                    "is a whole number from 1 on: use another autoencoder"
+                )
+            in_channels, latent, factor = sizes
+            return Layout(type(made).__name__, in_channels, latent, factor, published=None, tiles=False)
         has = made.config
-        widths = has.get("block_out_channels") or has["encoder_block_out_channels"]
-        latent = has.get("vq_embed_dim") or has["latent_channels"]
-        scale, shift = float(has["scaling_factor"]), float(has.get("shift_factor") or 0.0)
-        mean, std = has.get("latents_mean"), has.get("latents_std")
-        published = Published([scale], [shift])
-        if mean and std:
-            published = Published([scale / x for x in std], list(map(float, mean)))
-        sizes = (has["in_channels"], latent, 2 ** (len(widths) - 1))
-        return Layout(self.description["class"], *sizes, published, hasattr(made, "enable_tiling"))
+        levels = [has[name] for name in LEVELS if has.get(name) is not None]
+        factor, latent = 2 ** (len(levels[0]) - 1), has.get("vq_embed_dim") or has["latent_channels"]
+        ways = {len(of) for of in levels}, has.get("out_channels", has["in_channels"]) - has["in_channels"]
+        if ways != ({len(levels[0])}, 0) or has.get("upsampling_scaling_factor", 2) != 2:
+            raise ValueError(
+                f"the configuration of {self.source} describes an encoder and a decoder of different sizes, but an "
+                "image has to come back as it was: use another autoencoder"
+            )
+        # Tiles of AutoencoderTiny are cut for 2^channels, whatever its factor is.
+        tiles = hasattr(made, "use_tiling") and getattr(made, "spatial_scale_factor", factor) == factor
+        published = _published(has, latent, self.source)
+        return Layout(self.description["class"], has["in_channels"], latent, factor, published, tiles)
+
+
+def _published(has: Any, channels: int, source: str) -> Published:
+    """The scale and shift that a configuration of diffusers' states."""
+    stated = [has.get(name) for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")]
+    try:
+        scale, shift = float(stated[0]), float(stated[1] or 0.0)
+        mean, std = (list(map(float, x or [])) for x in stated[2:])
+        found = Published([scale / x for x in std], mean) if mean and std else Published([scale], [shift])
+        good = all(len(of) in (1, channels) and all(map(math.isfinite, of)) for of in found) and all(found.scale)
+    except (TypeError, ValueError, ArithmeticError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"the configuration of {source} states scaling_factor, shift_factor, latents_mean and latents_std as "
+            f"{stated!s:.200}, but each is a finite number, or one for each of {channels} channels, and the scale is "
+            "not 0: use another autoencoder"
+        )
+    return found

@@ -54,17 +54,30 @@ class FirstStage(nn.Module, ABC):
         return self.scaled(of.sample(draw.normal("latent", of.mean)))
 
     def encode(self, image: Tensor | Moments, draw: Draw) -> Tensor:
-        """Latents of images, or of moments that were computed before; warns if the first ones are not of unit scale."""
+        """Latents of images, or of moments that were computed before; warns if the first ones are not of unit scale.
+
+        Raises:
+            ValueError: if the first ones are not finite.
+        """
         z = self.sample(image if isinstance(image, Moments) else self.moments(image), draw)
         if self.latent and not self._looked:
             self._looked = True
-            if not UNIT[0] <= (std := float(z.std())) <= UNIT[1]:
+            if not z.isfinite().all():
+                raise ValueError(
+                    "the latents of the first batch are not finite, but its images are: give the first stage's "
+                    "precision as bfloat16 or float32"
+                )
+            if not UNIT[0] <= (std := float(z.std(correction=0))) <= UNIT[1]:
                 warnings.warn(
                     f"the latents of the first batch have a standard deviation of {std:.3g}, but the schedules are "
                     "made for 1: give the first stage scale: measure, or its own scale",
                     stacklevel=2,
                 )
         return z
+
+    def same(self, other: "FirstStage | None") -> bool:
+        """Whether another stage's latents are these; None has none, as pixels have."""
+        return other is self
 
     @property
     def measures(self) -> bool:
@@ -94,3 +107,6 @@ class PixelSpace(FirstStage):
 
     def decode(self, z: Tensor) -> Tensor:
         return z.clamp(-1, 1)
+
+    def same(self, other: FirstStage | None) -> bool:
+        return other is None or not other.latent

@@ -27,9 +27,10 @@ class Pretrained(FirstStage):
             keeps it in the checkpoint. None is the published one, and "measure" if there is none.
         shift: one number, or one a channel; None is the published one, the measured mean of each channel, or 0.
         pixels: the range of pixels that the autoencoder takes, (-1, 1) or (0, 1).
-        precision: in which it computes; None is that in which it is stored.
+        precision: in which it computes; None is that of its file in a run's folder, else float32.
         slices: images that are encoded or decoded at a time; None is all.
         tile: decode images in overlapping tiles, as diffusers' autoencoders can: less memory, and faint differences.
+            Images are encoded whole.
         compile: let torch.compile make code of it.
 
     Raises:
@@ -64,7 +65,6 @@ class Pretrained(FirstStage):
         found_scale, found_shift = self._settled(scale, shift)
         for name, value in (("scale", found_scale), ("shift", found_shift)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64).view(-1, 1, 1))
-        self._made: Any = None
 
     def _settled(self, scale: Any, shift: Any) -> tuple[list[float], list[float]]:
         """Scale and shift as lists of one number or one a channel; NaN is to be measured."""
@@ -86,19 +86,25 @@ class Pretrained(FirstStage):
                     f"scale is to be measured, but shift is {shift}: leave shift out, and it is measured with the scale"
                 )
             return [math.nan] * channels, [math.nan] * channels
-        if published is not None and scale is None and self.pixels != (-1.0, 1.0):
-            raise ValueError(
-                f"pixels is {list(self.pixels)}, but the published scale of {model}, {_few(published.scale)}, is for "
-                "pixels in [-1, 1]: leave pixels out, or give a scale of its own for each channel, or measure"
-            )
-        if published is not None and len(_numbers(scale)) <= 1:
+        if published is not None and len(set(_numbers(scale))) <= 1:
+            if self.pixels != (-1.0, 1.0):
+                raise ValueError(
+                    f"pixels is {list(self.pixels)}, but the published scale of {model}, {_few(published.scale)}, is "
+                    "for pixels in [-1, 1]: leave pixels out, or give a scale of its own for each channel, or measure"
+                )
             for name, given, known in (("scale", scale, published.scale), ("shift", shift, published.shift)):
-                if given is not None and any(abs(_numbers(given)[0] - x) > 1e-6 * abs(x) for x in known):
+                of = _numbers(given)
+                if any(abs(a - x) > 1e-6 * abs(x) for a in of for x in known):
                     raise ValueError(
                         f"the first stage's {name} is {given}, but {model} was published with {_few(known)}: leave "
                         f"{name} out, or give scale: measure"
                     )
             return published.scale, published.shift
+        if published is not None and shift is None and any(published.shift):
+            raise ValueError(
+                f"the first stage has a scale of its own for each channel and no shift, but {model} was published with "
+                f"the shift {_few(published.shift)}: give the shift that belongs to this scale, or scale: measure"
+            )
         return _numbers(scale), _numbers(shift) or [0.0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Pretrained":
@@ -138,15 +144,17 @@ class Pretrained(FirstStage):
         return Moments(torch.cat([part.mean for part in made]), torch.cat(log_vars) if log_vars else None)
 
     def scaled(self, raw: Tensor) -> Tensor:
-        if self.measures:
-            raise ValueError(
-                f"the scale of {self.frozen.source} is to be measured, and no training has done so: fit the model, or "
-                "give a scale"
-            )
+        self._check_measured()
         return ((raw - self.shift) * self.scale).to(raw.dtype)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
+        self._check_measured()
+        if not z.isfinite().all():
+            raise ValueError(
+                "the latents that are to be decoded are not finite, so the model that made them has diverged: use an "
+                "earlier checkpoint, or a smaller learning rate"
+            )
         raw = (z / self.scale + self.shift).to(z.dtype)
         image = torch.cat([tensor_of(part).float() for part in self._sliced("decode", raw)])
         if not image.isfinite().all():
@@ -156,20 +164,34 @@ class Pretrained(FirstStage):
             )
         return (image if self.pixels == (-1.0, 1.0) else 2 * image - 1).clamp(-1, 1)
 
+    def _check_measured(self) -> None:
+        if self.measures:
+            raise ValueError(
+                f"the scale of {self.frozen.source} is to be measured, and no training has done so: fit the model, or "
+                "give a scale"
+            )
+
     def _sliced(self, verb: str, x: Tensor) -> list[Any]:
         """What the autoencoder makes of x, in its own precision, some at a time."""
         network = self.frozen.network
         own = next(network.parameters())
         if own.device != x.device:
             network.to(x.device, memory_format=torch.channels_last if x.device.type == "cuda" else None)
-        if self._made is None:
-            if self.tile:
-                network.enable_tiling()
-            verbs = {name: getattr(network, name) for name in ("encode", "decode")}
-            options: Any = {"dynamic": False, "options": {"deterministic": True}}
-            self._made = {n: torch.compile(f, **options) if self.compiles else f for n, f in verbs.items()}
+        if self.layout.tiles:
+            network.use_tiling = self.tile and verb == "decode"
+        made = self.frozen.compiled[verb] if self.compiles else getattr(network, verb)
         with torch.autocast(x.device.type, enabled=False):
-            return [self._made[verb](part) for part in x.to(own.dtype).split(self.slices or len(x))]
+            return [made(part) for part in x.to(own.dtype).split(self.slices or len(x))]
+
+    def same(self, other: FirstStage | None) -> bool:
+        return (
+            isinstance(other, Pretrained)
+            and (other.frozen.hash, other.pixels) == (self.frozen.hash, self.pixels)
+            and all(
+                torch.allclose(a.cpu(), b.cpu(), equal_nan=True)
+                for a, b in zip(self.buffers(), other.buffers(), strict=True)
+            )
+        )
 
     @property
     def measures(self) -> bool:

@@ -29,13 +29,12 @@ from ..random import Draw
 from ..samplers import Sampler
 from ..schedules import Schedule
 from .base import batches, checks, compiling, device, latents, optimizers
-from .base.bound import Bound
-from .base.generative import Generative
+from .base.evaluated import Evaluated
 from .base.loss import LEVELS, Loss
 from .base.shapes import operations
 
 
-class Diffusion(Generative):
+class Diffusion(Evaluated):
     """A denoiser and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1], and others: `base.batches`.
 
     The loss of an example is w·‖target - output‖² + λ·T·L_{t-1}: see `base.loss`.
@@ -69,7 +68,6 @@ class Diffusion(Generative):
 
     denoiser: Denoiser
     keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
-    bound: Tensor  # (T,) after a test: the terms L_0 … L_{T-1} of the bound in bits/dim
 
     def __init__(
         self,
@@ -140,43 +138,8 @@ class Diffusion(Generative):
         levels = LEVELS if self.first_stage.latent else self.levels
         return self.loss(self.denoiser, x_0, eps, t, prediction, levels)
 
-    # Evaluation: the loss at uniform times, and of a test the variational bound, sharded over the devices
-
-    def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Embedded, Tensor, Draw]:
-        """x_0, c, t and the draw of a batch: the same in every round, so that rounds can be compared."""
-        image, y = self.feed.take(self, batch, stage)
-        sample = self.feed.numbers(self, stage, batch_idx, batches.size(batch))
-        draw = Draw(self.seed, "evaluation", 0, sample)
-        x_0 = self.first_stage.encode(image, draw)
-        t, _ = Uniform()(self.schedule, draw, len(sample))
-        return x_0, self.conditioner(y), t, draw
-
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        x_0, c, t, draw = self._evaluated(batch, batch_idx, "validation")
-        losses = self._losses(x_0, t, draw, c)
-        self.log_mean("val/loss", losses)
-        return {"losses": losses, "t": t, "sample": draw.sample}
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self.log_step()
-
     def on_fit_start(self) -> None:
         latents.measure(self)
-
-    def on_test_start(self) -> None:
-        self._bound = None if self.first_stage.latent else Bound(self.denoiser, self.vlb, self.levels)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        x_0, c, t, draw = self._evaluated(batch, batch_idx, "test")
-        self.log_mean("test/loss", self._losses(x_0, t, draw, c))
-        if self._bound is not None:
-            self._bound.add(x_0, c, draw._replace(purpose="bound"))
-
-    def on_test_epoch_end(self) -> None:
-        self.log_step()
-        if self._bound is not None:
-            self.bound = self._bound.log(self)
 
     # The optimizer
 
@@ -195,13 +158,10 @@ class Diffusion(Generative):
     # Sampling: algorithm 2, or any other
 
     def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guided) -> Tensor:
-        sampler, denoise = (
-            latents.sampler_of(self.first_stage, sampler),
-            guided(self.denoiser, self.conditioner, y, guidance),
-        )
-        x_T = random.normal(self.latent_shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds)).to(
-            self.denoiser.dtype
-        )
+        sampler = latents.sampler_of(self.first_stage, sampler)
+        denoise = guided(self.denoiser, self.conditioner, y, guidance)
+        x_T = random.normal(self.latent_shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds))
+        x_T = x_T.to(self.denoiser.dtype)
         return self.decoded(sampler(denoise, self.schedule, x_T, c=self.conditioner(y), seeds=seeds))
 
     def decoded(self, x: Tensor) -> Tensor:
@@ -209,7 +169,7 @@ class Diffusion(Generative):
 
     def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
         latents.sampler_of(self.first_stage, sampler).times(self.schedule)
-        checks.check_guidance(guidance, self.shape)
+        checks.check_guidance(guidance, self)
         first = self.labels(guidance).default(torch.zeros(1, dtype=torch.long, device=self.device))
         guided(self.denoiser, self.conditioner, first, guidance)
 

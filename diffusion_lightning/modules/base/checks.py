@@ -20,6 +20,7 @@ from ... import random
 from ...conditioning.base import Asked, Condition, Conditioner, Embedded, cast, example, value
 from ...denoising import tensor_of, weights_dtype
 from ...distributed import internals
+from ...first_stages import PixelSpace
 from .shapes import without_memory
 
 
@@ -137,13 +138,22 @@ def requested(
     return found
 
 
-def check_guidance(guidance: Any, shape: tuple[int, ...]) -> None:
-    """Raise ValueError if another model guides that is of images of another shape (C, H, W)."""
+def check_guidance(guidance: Any, module: Any) -> None:
+    """Raise ValueError if another model guides a module that is of images of another shape, or of other latents."""
     theirs = getattr(guidance, "shape", None) if callable(guidance) else None
-    if theirs is not None and tuple(theirs) != shape:
+    if theirs is None:
+        return
+    if tuple(theirs) != module.shape:
         raise ValueError(
-            f"the guidance is by a model of images of {list(theirs)}, but this model's are {list(shape)}: give one of "
-            "the same images"
+            f"the guidance is by a model of images of {list(theirs)}, but this model's are {list(module.shape)}: give "
+            "one of the same images"
+        )
+    own, other = (getattr(of, "first_stage", None) or PixelSpace() for of in (module, guidance))
+    if not own.same(other):
+        kinds = ["latents" if stage.latent else "pixels" for stage in (other, own)]
+        raise ValueError(
+            f"the guidance is by a model that sees {kinds[0]}, but this model samples {kinds[1]}"
+            f"{' of another first stage' if kinds[0] == kinds[1] else ''}: give one of the same first stage"
         )
 
 

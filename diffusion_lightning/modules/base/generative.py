@@ -73,7 +73,7 @@ class Generative(LightningModule, ABC):
                 guidance is not possible, or if there is no such seed, or are no such samples.
         """
         random.check_seed(seed)
-        checks.check_guidance(guidance, self.shape)
+        checks.check_guidance(guidance, self)
         labels = self.labels(guidance)
         given = checks.requested(n, first, y, labels, self.class_names)
         whole = [(first, n)]
