@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import checkpoints, frozen, known, records
 from .frozen import made_on_meta
-from .modules import Diffusion, Generative
+from .modules import Diffusion
 from .modules.base.checks import image_shape
 
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
@@ -139,10 +139,10 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
         _check_image(shape, path)
     described = {name: value for name, value in part.arguments.items() if isinstance(value, records.Part) and value.own}
     network = None
-    for name in ("network", "conditioner", "timesteps"):
+    for name in ("network", "conditioner", "timesteps", "discriminator"):
         if name not in described:
             continue
-        within = "denoiser." if name == "network" and issubclass(part.kind, Generative) else ""
+        within = "denoiser." if name == "network" and issubclass(part.kind, Diffusion) else ""
         prefix = f"{within}{name}."
         stored = checkpoint["state_dict"].items()
         theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}

@@ -26,7 +26,9 @@ from .errors import printable
 from .parser import Parser
 
 # Of the callbacks that a run had, those that say what its samples and losses are worth.
-EVALUATIONS = ("SampleGrid", "LossByTimestep", "GenerativeMetrics", "ReverseChain", "SamplerTable")
+EVALUATIONS = (
+    "SampleGrid", "LossByTimestep", "GenerativeMetrics", "Reconstructions", "ReverseChain", "SamplerTable",
+)  # fmt: skip
 WATCHES = [key for key, kind in defaults.WATCHES.items() if kind.__name__ in EVALUATIONS]  # those that have a key
 CONFIG = {"--config", "-c", "--print_config"}
 

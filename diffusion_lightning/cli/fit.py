@@ -180,7 +180,7 @@ class CLI(Shell):
             ("metrics", self.root / "metrics.csv" if (self.root / "metrics.csv").exists() else "none logged"),
             *(("", f"{key} {value:.4g}") for key, value in values.items()),
             ("checkpoint", last),
-            *([("draw more", more)] if draws else []),
+            *([("draw more", more)] if draws and self.model.own_sampler() is not None else []),
         ]
         print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
 
