@@ -18,6 +18,7 @@ from .modules import Diffusion
 from .modules.base.checks import image_shape
 
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
+STARTED = ("denoiser.", "conditioner.", "network.")  # the parts of a model that another run starts from
 SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as a table of positions
 
 
@@ -28,14 +29,16 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
     _check_weights(module, checkpoint, path)
 
 
-def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError if weights are not finite, or frozen parts or averages are not those of this model."""
+def _check_weights(
+    module: nn.Module, checkpoint: dict[str, Any], path: str | Path, parts: tuple[str, ...] = ("",)
+) -> None:
+    """Raise ValueError if weights are not finite, or frozen parts or averages, of these `parts`, not of this model."""
     frozen.check_same(module, checkpoint.get(frozen.KEY), path)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     averages = {f"{kind} of ": checkpoints.averaged(checkpoint, kind) for kind in ("average", "compensation")}
     for kind, tensors in averages.items():
         if tensors:
-            _compare(trained, tensors, path, kind)
+            _compare(_within(trained, parts), _within(tensors, parts), path, kind)
     for kind, tensors in {"": checkpoint["state_dict"], **averages}.items():
         for name, x in tensors.items():
             if x.is_floating_point() and not x.isfinite().all():
@@ -43,6 +46,10 @@ def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Pa
                     f"the checkpoint {path} holds a {kind}{name} that is not finite (NaN or infinite): use an earlier "
                     "checkpoint"
                 )
+
+
+def _within(tensors: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    return {name: x for name, x in tensors.items() if name.startswith(parts)}
 
 
 def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path, kind: str = "") -> None:
@@ -182,10 +189,7 @@ def start_from(module: nn.Module, path: str) -> None:
     checkpoint = checkpoints.read(path)
     _rename_weights(module, checkpoint)
     theirs = {**checkpoint["state_dict"], **checkpoints.averaged(checkpoint)}
-    own, theirs = (
-        {name: x for name, x in side.items() if name.startswith(("denoiser.", "conditioner.", "network."))}
-        for side in (module.state_dict(), theirs)
-    )
+    own, theirs = (_within(side, STARTED) for side in (module.state_dict(), theirs))
     _compare(own, theirs, path)
-    _check_weights(module, checkpoint, path)
+    _check_weights(module, checkpoint, path, STARTED)
     module.load_state_dict(theirs, strict=False)

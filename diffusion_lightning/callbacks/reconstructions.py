@@ -37,7 +37,8 @@ class Reconstructions(Callback):
             raise ValueError(f"a picture of {n} reconstructions shows nothing: give n ≥ 1")
         self.n = n
         self.distance = None if extractor is None else FrechetDistance(extractor, allow_few)
-        self._sums: Tensor | None = None
+        self._sums: Tensor | None = None  # of the images: their number, psnr, ssim, each channel's mean and mean square
+        self._shown: tuple[Tensor, Tensor] | None = None  # (n, 2, C, H, W) pairs of bytes, and (n,) which are there
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if not hasattr(module, "reconstruct"):
@@ -90,8 +91,9 @@ class Reconstructions(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule, stage: str = "val") -> None:
         if trainer.sanity_checking or self._sums is None or self._shown is None:
             return
-        n, psnr, ssim, *latent = (_sum(trainer, self._sums) / _sum(trainer, self._sums)[0]).tolist()
-        values = {"psnr": psnr, "ssim": ssim}
+        sums = _sum(trainer, self._sums)
+        signal_to_noise, similarity, *latent = (sums[1:] / sums[0]).tolist()
+        values = {"psnr": signal_to_noise, "ssim": similarity}
         half = len(latent) // 2
         for k, (first, second) in enumerate(zip(latent[:half], latent[half:], strict=True)):
             values |= {f"latent_mean_{k}": first, f"latent_std_{k}": max(second - first**2, 0.0) ** 0.5}

@@ -1,10 +1,12 @@
 """What a configuration may leave out: its logger, what it is watched by, and numbers that it states elsewhere."""
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
 from ..callbacks import GenerativeMetrics, LossByTimestep, Reconstructions, ReverseChain, SampleGrid, Throughput
+from ..modules import Generative
 from . import run_folder
 
 # What a run is watched by, each a key of the configuration beside `trainer`, so that a list of callbacks of one's own
@@ -21,6 +23,11 @@ UNASKED = ("loss_by_timestep", "throughput")
 LOGGER = {"class_path": "diffusion_lightning.loggers.WeightsAndBiases", "init_args": {"offline": True}}
 
 MODEL = "model.init_args"
+
+
+def has(model: Any, key: str) -> bool:
+    """Whether a model has what is watched by a key that nobody asked for."""
+    return key not in UNASKED or (isinstance(model, Generative) and (key != "loss_by_timestep" or model.T is not None))
 
 
 def settle(config: Namespace) -> None:

@@ -107,12 +107,13 @@ class Autoencoder(Generative):
     # What it does with images, and latents
 
     def encode(self, image: Tensor) -> Moments:
-        """The distribution of raw latents of images in [-1, 1], in float32."""
-        return self.network.encode(self._cast(image)).float()
+        """The distribution of raw latents of images in [-1, 1], in float32, or float64 if the weights are."""
+        mean, log_var = self.network.encode(self._cast(image))
+        return Moments(_wide(mean), None if log_var is None else _wide(log_var))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images of raw latents, in float32, not clamped."""
-        return self.network.decode(self._cast(z)).float()
+        """Images of raw latents, not clamped, in float32, or float64 if the weights are."""
+        return _wide(self.network.decode(self._cast(z)))
 
     def _cast(self, x: Tensor) -> Tensor:
         """In the type of the network's weights, unless autocast sets it."""
@@ -164,11 +165,11 @@ class Autoencoder(Generative):
     def _terms(self, image: Tensor, encoded: Moments, reconstruction: Tensor) -> dict[str, Tensor]:
         """(B,) the terms of each example: its negative log-likelihood, of which l1 and features, and its KL."""
         n, log_var = image[0].numel(), self.log_var if self.log_var is not None else image.new_zeros(())
-        terms = {"l1": (image.float() - reconstruction).abs().flatten(1).mean(1)}
+        terms = {"l1": (image.to(reconstruction) - reconstruction).abs().flatten(1).mean(1)}
         apart = terms["l1"]
         if self.distance is not None:
             with torch.autocast(image.device.type, enabled=False):
-                terms["features"] = self.distance(image.float(), reconstruction).to(apart.dtype)
+                terms["features"] = self.distance(image.to(reconstruction), reconstruction).to(apart.dtype)
             apart = apart + self.feature_weight * terms["features"]
         return {**terms, "nll": n * (apart * (-log_var).exp() + log_var), "kl": encoded.kl()}
 
@@ -286,3 +287,7 @@ class Autoencoder(Generative):
         super().setup(stage)
         for network in filter(None, (self.network, self.discriminator)):
             device.prepare(network, self.trainer, False)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -20,14 +20,14 @@ LARGEST = 1e4  # of the adaptive weight
 
 def hinge(discriminator: nn.Module, image: Tensor, reconstruction: Tensor) -> Tensor:
     """(B,) d, the discriminator's loss of images and of their reconstructions; it gives the latter no gradient."""
-    real, fake = discriminator(torch.cat([image, reconstruction.detach()])).float().chunk(2)
-    return (torch.relu(1 - real).flatten(1).mean(1) + torch.relu(1 + fake).flatten(1).mean(1)) / 2
+    real, fake = discriminator(torch.cat([image, reconstruction.detach()])).chunk(2)
+    return (_mean(torch.relu(1 - real)) + _mean(torch.relu(1 + fake))) / 2
 
 
 def fooled(discriminator: nn.Module, reconstruction: Tensor) -> Tensor:
     """(B,) g, the autoencoder's loss of its reconstructions; it gives the discriminator's weights no gradient."""
     fixed = {name: p.detach() for name, p in discriminator.named_parameters()}
-    return -functional_call(discriminator, fixed, reconstruction).float().flatten(1).mean(1)
+    return -_mean(functional_call(discriminator, fixed, reconstruction))
 
 
 def untouched(discriminator: nn.Module) -> Tensor:
@@ -48,3 +48,8 @@ def adaptive_weight(nll: Tensor, g: Tensor, last: Tensor, mean: Callable[[Tensor
         mean(torch.autograd.grad(loss, last, retain_graph=True)[0].detach().float()).norm() for loss in (nll, g)
     )
     return (of_nll / (of_g + 1e-4)).clamp(max=LARGEST)
+
+
+def _mean(logits: Tensor) -> Tensor:
+    """(B,) of each image, in float32 at least."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).flatten(1).mean(1)

@@ -1,6 +1,5 @@
 """An autoencoder and its discriminator, looked at before training: what they take and return."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
