@@ -72,7 +72,8 @@ class Reconstructions(Callback):
         if trainer.sanity_checking:
             return
         image, made, latent = (outputs[name].float() for name in ("image", "reconstruction", "latent"))
-        each = torch.stack([psnr(image, made), ssim(made, image, data_range=2.0, reduction="none").view(-1)])
+        similarity: Any = ssim(made, image, data_range=2.0, reduction="none")
+        each = torch.stack([psnr(image, made), similarity.view(-1)])
         exact = torch.float32 if module.device.type == "mps" else torch.float64
         first, second = (x.to(exact).mean((2, 3)).sum(0) for x in (latent, latent.square()))
         sums = torch.cat([each.new_tensor([len(image)]).to(exact), each.to(exact).sum(1), first, second])
@@ -111,7 +112,11 @@ class Reconstructions(Callback):
             sheet = images.grid(shown, columns=columns)
             save_picture(trainer, f"reconstructions/step={step}.png", sheet, "reconstructions", step)
 
-    on_test_epoch_start, on_test_batch_end = on_validation_epoch_start, on_validation_batch_end
+    def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.on_validation_epoch_start(trainer, module)
+
+    def on_test_batch_end(self, trainer: Trainer, module: LightningModule, *given: Any) -> None:
+        self.on_validation_batch_end(trainer, module, *given)
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.on_validation_epoch_end(trainer, module, "test")
@@ -124,4 +129,4 @@ def psnr(image: Tensor, made: Tensor) -> Tensor:
 
 def _sum(trainer: Trainer, x: Tensor) -> Tensor:
     """The sum over the ranks."""
-    return trainer.strategy.reduce(x.clone(), reduce_op="sum")  # type: ignore[return-value]
+    return trainer.strategy.reduce(x.clone(), reduce_op="sum")

@@ -183,7 +183,7 @@ class Autoencoder(Generative):
         )
 
     def _mean(self, x: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(x, reduce_op="mean")  # type: ignore[return-value]
+        return self.trainer.strategy.reduce(x, reduce_op="mean")
 
     # Evaluation, sharded over the devices
 
@@ -233,8 +233,13 @@ class Autoencoder(Generative):
             for parameter in self.discriminator.parameters():
                 parameter.grad = None
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, *clip: Any, **more: Any) -> None:
-        optimizers.clipped(self, optimizer, *clip, apart=self._sides(), **more)
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        optimizers.clipped(self, optimizer, gradient_clip_val, gradient_clip_algorithm, self._sides())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore; a resumed run keeps the learning-rate schedule that it began with, unless `keeps_rate` is false."""

@@ -49,7 +49,8 @@ def clipped(
     logged as `train/grad_norm` with its name behind.
     """
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
-    for name, parameters in (apart or {"": None}).items():
+    sides: Mapping[str, Iterable[Tensor] | None] = apart or {"": None}
+    for name, parameters in sides.items():
         norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, module.logs, scaler, parameters)
         if module.logs and norm is not None:
             module.log(f"train/grad_norm{name}", norm, rank_zero_only=True)
