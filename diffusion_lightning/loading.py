@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import checkpoints, frozen, known, records
 from .frozen import made_on_meta
-from .modules import Diffusion, Generative
+from .modules import Diffusion
 from .modules.base.checks import image_shape
 
 START = ("denoiser.", "conditioner.", "network.", "first_stage.")  # what a run takes over from another's
@@ -29,14 +29,16 @@ def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) 
     _check_weights(module, checkpoint, path)
 
 
-def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError if weights are not finite, or frozen parts or averages are not those of this model."""
+def _check_weights(
+    module: nn.Module, checkpoint: dict[str, Any], path: str | Path, parts: tuple[str, ...] = ("",)
+) -> None:
+    """Raise ValueError if weights are not finite, or frozen parts or averages, of these `parts`, not of this model."""
     frozen.check_same(module, checkpoint.get(frozen.KEY), path)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     averages = {f"{kind} of ": checkpoints.averaged(checkpoint, kind) for kind in ("average", "compensation")}
     for kind, tensors in averages.items():
         if tensors:
-            _compare(trained, tensors, path, kind)
+            _compare(_within(trained, parts), _within(tensors, parts), path, kind)
     for kind, tensors in {"": checkpoint["state_dict"], **averages}.items():
         for name, x in tensors.items():
             if x.is_floating_point() and not x.isfinite().all():
@@ -44,6 +46,10 @@ def _check_weights(module: nn.Module, checkpoint: dict[str, Any], path: str | Pa
                     f"the checkpoint {path} holds a {kind}{name} that is not finite (NaN or infinite): use an earlier "
                     "checkpoint"
                 )
+
+
+def _within(tensors: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    return {name: x for name, x in tensors.items() if name.startswith(parts)}
 
 
 def _compare(own: dict[str, Any], theirs: dict[str, Tensor], path: str | Path, kind: str = "") -> None:
@@ -140,10 +146,10 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
         _check_image(shape, path)
     described = {name: value for name, value in part.arguments.items() if isinstance(value, records.Part) and value.own}
     network = None
-    for name in ("network", "conditioner", "timesteps"):
+    for name in ("network", "conditioner", "timesteps", "discriminator"):
         if name not in described:
             continue
-        within = "denoiser." if name == "network" and issubclass(part.kind, Generative) else ""
+        within = "denoiser." if name == "network" and issubclass(part.kind, Diffusion) else ""
         prefix = f"{within}{name}."
         stored = checkpoint["state_dict"].items()
         theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}
@@ -183,11 +189,9 @@ def start_from(module: nn.Module, path: str) -> None:
     checkpoint = checkpoints.read(path)
     _rename_weights(module, checkpoint)
     theirs = {**checkpoint["state_dict"], **checkpoints.averaged(checkpoint)}
-    own, theirs = (
-        {name: x for name, x in side.items() if name.startswith(START)} for side in (module.state_dict(), theirs)
-    )
+    own, theirs = (_within(side, START) for side in (module.state_dict(), theirs))
     _compare(own, theirs, path)
-    _check_weights(module, checkpoint, path)
+    _check_weights(module, checkpoint, path, START)
     for name in ("first_stage.scale", "first_stage.shift"):
         here, there = own.get(name), theirs.get(name)
         if here is not None and there is not None and here.isfinite().all() and not here.allclose(there.to(here)):

@@ -10,6 +10,7 @@ from .loss_by_timestep import LossByTimestep as LossByTimestep
 from .power_ema import PowerEMA as PowerEMA
 from .preemption import Preemption as Preemption
 from .progress import Progress as Progress
+from .reconstructions import Reconstructions as Reconstructions
 from .reverse_chain import ReverseChain as ReverseChain
 from .sample_grid import SampleGrid as SampleGrid
 from .sample_writer import SampleWriter as SampleWriter

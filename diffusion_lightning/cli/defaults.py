@@ -1,10 +1,12 @@
 """What a configuration may leave out: its logger, what it is watched by, and numbers that it states elsewhere."""
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
-from ..callbacks import GenerativeMetrics, LossByTimestep, ReverseChain, SampleGrid, Throughput
+from ..callbacks import GenerativeMetrics, LossByTimestep, Reconstructions, ReverseChain, SampleGrid, Throughput
+from ..modules import Generative
 from . import run_folder
 
 # What a run is watched by, each a key of the configuration beside `trainer`, so that a list of callbacks of one's own
@@ -14,12 +16,18 @@ WATCHES = {
     "loss_by_timestep": LossByTimestep,
     "metrics": GenerativeMetrics,
     "chain": ReverseChain,
+    "reconstructions": Reconstructions,
     "throughput": Throughput,
 }
 UNASKED = ("loss_by_timestep", "throughput")
 LOGGER = {"class_path": "diffusion_lightning.loggers.WeightsAndBiases", "init_args": {"offline": True}}
 
 MODEL = "model.init_args"
+
+
+def has(model: Any, key: str) -> bool:
+    """Whether a model has what is watched by a key that nobody asked for."""
+    return key not in UNASKED or (isinstance(model, Generative) and (key != "loss_by_timestep" or model.T is not None))
 
 
 def settle(config: Namespace) -> None:
@@ -34,7 +42,8 @@ def settle(config: Namespace) -> None:
     if config.get(f"{MODEL}.lr_scheduler.init_args.total_steps", 0) is None and config.trainer.max_steps > 0:
         config[f"{MODEL}.lr_scheduler.init_args.total_steps"] = config.trainer.max_steps
     network = config.get(f"{MODEL}.network.init_args") or Namespace()
-    if config.get(f"{MODEL}.shape", 0) is None and not ("in_channels" in network and "size" in network):
+    stated = all(network.get(name) is not None for name in ("in_channels", "size"))
+    if config.get(f"{MODEL}.shape", 0) is None and not stated:
         config[f"{MODEL}.shape"] = getattr(run_folder.imported(config.data.class_path), "shape", None)
     listed = {x.class_path.rpartition(".")[2] for x in run_folder.described(config.trainer.callbacks)}
     for key in UNASKED:

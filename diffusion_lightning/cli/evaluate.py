@@ -26,7 +26,9 @@ from .errors import printable
 from .parser import Parser
 
 # Of the callbacks that a run had, those that say what its samples and losses are worth.
-EVALUATIONS = ("SampleGrid", "LossByTimestep", "GenerativeMetrics", "ReverseChain", "SamplerTable")
+EVALUATIONS = (
+    "SampleGrid", "LossByTimestep", "GenerativeMetrics", "Reconstructions", "ReverseChain", "SamplerTable",
+)  # fmt: skip
 WATCHES = [key for key, kind in defaults.WATCHES.items() if kind.__name__ in EVALUATIONS]  # those that have a key
 CONFIG = {"--config", "-c", "--print_config"}
 
@@ -67,7 +69,7 @@ def main(words: list[str]) -> None:
     data = data_of(spec["data"], seed, trust, _names_place(overrides))
 
     root = Path(config.trainer.default_root_dir or _root(path)).expanduser()
-    callbacks = None if config.trainer.callbacks is not None else _evaluations(record, trust)
+    callbacks = None if config.trainer.callbacks is not None else _evaluations(record, model, trust)
     trainer = _trainer(parser, config, root, command, callbacks)
     with run_folder.taken(trainer, command), timeouts.ending_with(trainer):
         getattr(trainer, command)(model, datamodule=data)
@@ -133,11 +135,13 @@ def callbacks_of(record: Spec) -> list[tuple[str, str, Any]]:
     return [(where, str(spec.get("class_path")) if isinstance(spec, dict) else "", spec) for where, spec in specs]
 
 
-def _evaluations(record: Spec, trust: Collection[str]) -> list[Callback]:
+def _evaluations(record: Spec, model: Any, trust: Collection[str]) -> list[Callback]:
     """Those that the run made of its samples, with the metrics and samplers that its record states."""
     made, others = [], []
     for where, name, spec in callbacks_of(record):
         top = name.partition(".")[0]
+        if not defaults.has(model, where):
+            continue
         if top == PACKAGE and name.rpartition(".")[2] in EVALUATIONS:
             made.append(records.read(spec, Callback, where, trust).make())
         elif top not in ("", PACKAGE, "lightning"):

@@ -21,7 +21,7 @@ from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
 from ..modules import Generative
 from . import run_folder
-from .defaults import LOGGER, UNASKED, WATCHES, settle
+from .defaults import LOGGER, UNASKED, WATCHES, has, settle
 from .errors import first_cause
 from .parser import Parser
 from .resuming import Resumed, check_length, restoring
@@ -93,7 +93,7 @@ class CLI(Shell):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's own record of its metrics, and one bar for the whole run in the place of one an epoch."""
         config = self.built("trainer")
-        watches = [self.built(key) for key in WATCHES if self._watches(key)]
+        watches = [self.built(key) for key in WATCHES if has(self.model, key)]
         own = config.callbacks if isinstance(config.callbacks, list | None) else [config.callbacks]
         config.callbacks = [*(x for x in watches if x is not None), *(own or [])]
         named = config.logger if isinstance(config.logger, list) else [config.logger]
@@ -117,12 +117,6 @@ class CLI(Shell):
         saves = next(x for x in callbacks if isinstance(x, Checkpoint)) if self.subcommand == "fit" else None
         callbacks.append(Preemption(saves))
         return trainer
-
-    def _watches(self, key: str) -> bool:
-        """Whether the model has what is watched, for what nobody asked for."""
-        return key not in UNASKED or (
-            isinstance(self.model, Generative) and (key != "loss_by_timestep" or self.model.T is not None)
-        )
 
     def _check_checkpoint(self) -> None:
         """Raise ValueError if the checkpoint's weights are not this model's."""
@@ -180,7 +174,7 @@ class CLI(Shell):
             ("metrics", self.root / "metrics.csv" if (self.root / "metrics.csv").exists() else "none logged"),
             *(("", f"{key} {value:.4g}") for key, value in values.items()),
             ("checkpoint", last),
-            *([("draw more", more)] if draws else []),
+            *([("draw more", more)] if draws and self.model.own_sampler() is not None else []),
         ]
         print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines))
 

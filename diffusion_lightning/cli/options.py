@@ -54,6 +54,7 @@ FIT = (
     Option("grid", "", "a grid of samples after every validation; --grid.KEY sets n, sampler, seed, guidance"),
     Option("metrics", "", "what samples are scored by, and how many; --metrics.KEY sets its arguments"),
     Option("chain", "", "some samples on their way from noise to image; --chain.KEY sets its arguments"),
+    Option("reconstructions", "", "an autoencoder's of held-out images; --reconstructions.KEY sets its arguments"),
     Option("loss_by_timestep", "", "the loss in 10 bins of t; null is without, --loss_by_timestep.bins sets others"),
     Option("throughput", "", "images a second, the fraction of the device's peak; null is without"),
 )  # fmt: skip

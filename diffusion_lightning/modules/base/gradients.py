@@ -1,5 +1,7 @@
 """The gradients of a step as they come into the optimizer: their norm, and the clip."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
@@ -9,7 +11,12 @@ from ...distributed.fsdp import whole
 
 
 def clip(
-    optimizer: Optimizer, limit: float | None, algorithm: str | None, measure: bool, scaler: torch.amp.GradScaler | None
+    optimizer: Optimizer,
+    limit: float | None,
+    algorithm: str | None,
+    measure: bool,
+    scaler: torch.amp.GradScaler | None,
+    of: Iterable[Tensor] | None = None,
 ) -> Tensor | None:
     """Clips the gradients of the optimizer's parameters.
 
@@ -19,11 +26,12 @@ def clip(
         algorithm: "value"; anything else clips by norm.
         measure: whether to return the norm even if the clip needs none.
         scaler: fp16's, whose scaling some optimizers undo in their own step only.
+        of: some of its parameters, such as those of one of two networks; None is all.
 
     Returns:
         The L2 norm before the clip, a number on the gradients' device, or None if it was not needed.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = list(of) if of is not None else [p for group in optimizer.param_groups for p in group["params"]]
     by_norm = limit and algorithm != "value"
     norm = None
     if measure or by_norm:

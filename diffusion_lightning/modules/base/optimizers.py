@@ -1,19 +1,25 @@
 """The optimizer of a module in training, and its learning rate, checked before the first step."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checks, gradients
 
 
-def configured(module: Any) -> Any:
+def configured(module: Any, made: Optimizer | None = None) -> Any:
     """Build `module.optimizer` and `module.lr_scheduler` in the form of Lightning's `configure_optimizers`.
+
+    Args:
+        module: in training.
+        made: its optimizer, already built of groups of parameters; None builds it of all parameters.
 
     Raises:
         ValueError: if the gradients cannot be clipped as requested, or the rate's schedule ends before the run.
     """
-    optimizer = module.optimizer(module.parameters())
+    optimizer = made or module.optimizer(module.parameters())
     checks.check_optimizer(optimizer, module.trainer)
     if module.lr_scheduler is None:
         return optimizer
@@ -34,14 +40,19 @@ def clipped(
     optimizer: Optimizer,
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
+    apart: Mapping[str, Iterable[Tensor]] | None = None,
 ) -> None:
     """Clips as Lightning does; logs the step's learning rate and the gradients' norm before the clip.
 
     Once an optimizer step, also if batches are accumulated. Lightning's own clip refuses a fused optimizer in bf16 too,
-    although nothing is scaled there.
+    although nothing is scaled there. Networks that are trained side by side are clipped `apart`, each by its own norm,
+    logged as `train/grad_norm` with its name behind.
     """
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
-    norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, module.logs, scaler)
-    if module.logs and norm is not None:
+    sides: Mapping[str, Iterable[Tensor] | None] = apart or {"": None}
+    for name, parameters in sides.items():
+        norm = gradients.clip(optimizer, gradient_clip_val, gradient_clip_algorithm, module.logs, scaler, parameters)
+        if module.logs and norm is not None:
+            module.log(f"train/grad_norm{name}", norm, rank_zero_only=True)
+    if module.logs:
         module.log("train/lr", optimizer.param_groups[0]["lr"], rank_zero_only=True)
-        module.log("train/grad_norm", norm, rank_zero_only=True)
