@@ -40,6 +40,7 @@ class Pretrained(FirstStage):
 
     scale: Tensor
     shift: Tensor
+    _measured = False  # as far as was seen: to look again, a step would wait for the device
 
     def __init__(
         self,
@@ -156,7 +157,8 @@ class Pretrained(FirstStage):
                 "earlier checkpoint, or a smaller learning rate"
             )
         raw = (z / self.scale + self.shift).to(z.dtype)
-        image = torch.cat([tensor_of(part).float() for part in self._sliced("decode", raw)])
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        image = torch.cat([tensor_of(part).to(dtype) for part in self._sliced("decode", raw)])
         if not image.isfinite().all():
             raise ValueError(
                 f"{self.frozen.source} decodes to what is not finite in {self.frozen.description['precision']}: give "
@@ -165,11 +167,12 @@ class Pretrained(FirstStage):
         return (image if self.pixels == (-1.0, 1.0) else 2 * image - 1).clamp(-1, 1)
 
     def _check_measured(self) -> None:
-        if self.measures:
+        if not self._measured and self.measures:
             raise ValueError(
                 f"the scale of {self.frozen.source} is to be measured, and no training has done so: fit the model, or "
                 "give a scale"
             )
+        self._measured = True
 
     def _sliced(self, verb: str, x: Tensor) -> list[Any]:
         """What the autoencoder makes of x, in its own precision, some at a time."""

@@ -187,8 +187,6 @@ REFUSED: dict[str, tuple[list[tuple[str, dict[str, Any]]], dict[str, Any], str]]
     ),
     "bits/dim": ([], {"model__init_args__vlb": "VLB"}, "leave vlb out"),
     "a scale": ([], {"scale": 0.13025}, "was published with 0.18215: leave scale out"),
-    "pixels": ([], {"pixels": [0, 1]}, "leave pixels out"),
-    "channels": ([], {"channels": 3}, "give the network in_channels: 4"),
     "a size": (
         [], {"model__init_args__network__init_args__size": 8}, "set the model's shape, and the network's channels",
     ),

@@ -146,7 +146,6 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a precision that is none": ({"precision": "int4"}, "is int4, but it is one of"),
     "half precision that overflows": ({"precision": "float16"}, "has force_upcast"),
     "a billion layers": ({"config": {"layers_per_block": 10**9}}, "more parameters than"),
-    "a million layers": ({"config": {"layers_per_block": 10**6}}, "more parameters than"),
     "a width of a billion": ({"config": {"block_out_channels": [10**9, 10**9]}}, "are not of one model|cannot be made"),
     "a width past any": ({"config": {"block_out_channels": [10**40, 10**40]}}, "cannot be made"),
     "a hundred thousand levels": ({"config": {"block_out_channels": [0] * 10**5}}, "longer than 65,536 characters"),

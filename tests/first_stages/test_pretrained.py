@@ -1,5 +1,6 @@
 """A frozen autoencoder's numbers are diffusers' own times scale and shift, however they are computed."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,24 @@ def test_what_decodes_to_infinity_is_one_sentence(folders: tuple[Path, dict[str,
         stage.decode(torch.full((1, 4, 4, 4), 3.0))
     with pytest.raises(ValueError, match="the model that made them has diverged"):
         stage.decode(torch.full((1, 4, 4, 4), float("nan")))
+
+
+def test_code_is_made_of_it_once_where_asked(
+    folders: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of encode and decode, for a copy of the stage too; the numbers are looked at where there is a compiler."""
+    made: list[str] = []
+
+    def recorded(verb: Any, **options: Any) -> Any:
+        assert options == {"dynamic": False, "options": {"deterministic": True}}
+        made.append(verb.__name__)
+        return verb
+
+    monkeypatch.setattr(torch, "compile", recorded)
+    stage, plain = (Pretrained(str(folders[0] / "AutoencoderKL"), compile=compiles) for compiles in (True, False))
+    z = plain.scaled(plain.moments(pictures(3, 3)).mean)
+    assert made == []
+    for each in (stage, copy.deepcopy(stage)):
+        assert torch.equal(each.moments(pictures(3, 3)).mean, plain.moments(pictures(3, 3)).mean)
+        assert torch.equal(each.decode(z), plain.decode(z))
+    assert sorted(made) == ["decode", "encode"]

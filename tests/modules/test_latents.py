@@ -1,5 +1,6 @@
 """A model over latents: what it trains on, what it samples, what of it is kept, and what it refuses."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_what_is_frozen_is_in_no_state(folder: str) -> None:
     assert not [name for name, _ in made.named_parameters() if "first_stage" in name]
 
 
+def test_a_copy_of_a_model_shares_what_never_changes(folder: str) -> None:
+    made = model(folder)
+    image = made.generate(2)
+    again = copy.deepcopy(made)
+    assert vae(again) is vae(made)
+    assert torch.equal(again.generate(2), image)
+
+
 def test_a_training_leaves_the_stage_as_it_was(folder: str) -> None:
     made = model(folder)
     network = vae(made)
@@ -126,7 +135,9 @@ def test_a_latent_model_trains_in_every_precision(folder: str, precision: Any) -
     assert stage.scale.dtype == torch.float64
     assert float(stage.scale) == SCALE
     assert next(stage.frozen.network.parameters()).dtype == torch.float32
-    assert made.generate(2, DDIM(2, clip=None)).isfinite().all()
+    image = made.generate(2, DDIM(2, clip=None))
+    assert image.isfinite().all()
+    assert image.dtype == (torch.float64 if precision == "64-true" else torch.float32)
 
 
 def test_bits_per_dim_are_not_measured_of_latents(folder: str) -> None:
