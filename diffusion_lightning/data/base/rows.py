@@ -129,10 +129,9 @@ class _Filling:
         folder, fix = self.file.parent, f"it computes the {self.what}: wait for it to end, and start again"
         stack.enter_context(locked(folder, fix, f".{self.file.stem}.lock"))
         sweep(folder, ".*.part", ".*.done", age=FORGOTTEN)
-        said: dict[int, str] = {}
+        said = dict(enumerate(_hashes(self.notes)))
         if self.file.exists():  # damaged: what is whole of it stays
             os.replace(self.file, self.part)
-            said = dict(enumerate(_hashes(self.notes)))
         journals = list(folder.glob(f".{self.file.stem}.*.done"))
         for journal in journals:
             said |= _said(journal)
