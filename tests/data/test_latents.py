@@ -24,6 +24,7 @@ from diffusion_lightning.networks.base.moments import Moments
 from diffusion_lightning.schedules import Cosine
 
 from ..conftest import BARE, put, small_config
+from ..support.first_stages import autoencoder
 from ..support.groups import ranks
 
 tried = pytest.mark.tried("The cache")
@@ -60,17 +61,10 @@ class Halves(FirstStage):
         return z.mean(1, keepdim=True).repeat_interleave(2, 2).repeat_interleave(2, 3).clamp(-1, 1)
 
 
-def autoencoder(folder: Path, seed: int = 0, channels: int = 1) -> Path:
-    """A folder of diffusers' with an autoencoder of random weights, of factor 2."""
-    import diffusers
-
-    torch.manual_seed(seed)
-    diffusers.AutoencoderKL(
-        in_channels=channels, out_channels=channels, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(4, 8), norm_num_groups=2, sample_size=8,
-        mid_block_add_attention=False, latent_channels=4, scaling_factor=0.18215,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+def vae(folder: Path, seed: int = 0) -> str:
+    """A folder with an autoencoder of factor 2 and random weights."""
+    autoencoder(folder, seed=seed)
+    return str(folder)
 
 
 class Losses(Callback):
@@ -191,7 +185,7 @@ def test_the_scale_is_measured_without_encoding_again(own_cache: Path, tmp_path:
     """And is that of the images: flips do not count."""
     found = []
     for cached in (True, False):
-        stage = Pretrained(str(autoencoder(tmp_path / "vae")), scale="measure")
+        stage = Pretrained(vae(tmp_path / "vae"), scale="measure")
         losses = trained(Latents(digits()) if cached else digits(), stage, channels=4, steps=1)
         found.append((losses, stage.scale, stage.shift))
     for ours, theirs in zip(*found, strict=True):
@@ -220,16 +214,16 @@ class Others(Digits):
 
 @tried
 def test_latents_of_other_images_or_another_first_stage_are_computed_anew(own_cache: Path, tmp_path: Path) -> None:
-    first, second = autoencoder(tmp_path / "a"), autoencoder(tmp_path / "b", seed=1)
+    first, second = vae(tmp_path / "a"), vae(tmp_path / "b", 1)
     of: Any = Pretrained
-    assert computed(own_cache, Latents(Digits(), of(str(first)))) == 1
-    for same in (of(str(first), slices=3), of(str(first), scale="measure"), of(str(autoencoder(tmp_path / "copy")))):
+    assert computed(own_cache, Latents(Digits(), of(first))) == 1
+    for same in (of(first, slices=3), of(first, scale="measure"), of(vae(tmp_path / "copy"))):
         assert computed(own_cache, Latents(Digits(), same)) == 0
-    assert computed(own_cache, Latents(Digits(seed=1, flip=True, batch_size=7), of(str(first)))) == 0  # one mirror
-    assert computed(own_cache, Latents(Others(), of(str(first)))) == 1
-    assert computed(own_cache, Latents(Digits(), of(str(second)))) == 1
-    assert computed(own_cache, Latents(Digits(), of(str(first), pixels=(0, 1), scale="measure"))) == 1
-    assert computed(own_cache, Latents(Digits(), of(str(first)), precision="float16")) == 1
+    assert computed(own_cache, Latents(Digits(seed=1, flip=True, batch_size=7), of(first))) == 0  # one mirror
+    assert computed(own_cache, Latents(Others(), of(first))) == 1
+    assert computed(own_cache, Latents(Digits(), of(second))) == 1
+    assert computed(own_cache, Latents(Digits(), of(first, pixels=(0, 1), scale="measure"))) == 1
+    assert computed(own_cache, Latents(Digits(), of(first), precision="float16")) == 1
     changed = Halves()
     assert computed(own_cache, Latents(Digits(), changed)) == 1
     changed.conv.weight.data[0, 0, 0, 0] += 1
@@ -272,7 +266,7 @@ def of_colours(folder: Path) -> Images:
 
 @tried
 def test_another_first_stage_than_the_models_is_refused(own_cache: Path, tmp_path: Path) -> None:
-    one, two = (Pretrained(str(autoencoder(tmp_path / str(seed), seed))) for seed in (0, 1))
+    one, two = (Pretrained(vae(tmp_path / str(seed), seed)) for seed in (0, 1))
     with pytest.raises(ValueError, match=f"of the data is {one.key()}, but that of the model is {two.key()}: leave"):
         trained(Latents(digits(), one), two, channels=4)
     with pytest.raises(ValueError, match="PixelSpace leaves them pixels"):
@@ -314,8 +308,8 @@ def with_latents(folder: Path, cached: bool = True) -> Path:
         config["data"] = {"class_path": "Latents", "init_args": {"source": source}}
     network = config["model"]["init_args"]["network"]["init_args"]
     network.update(in_channels=4, size=4, multipliers=[1, 2])
-    vae = {"class_path": "Pretrained", "init_args": {"model": str(autoencoder(folder / "vae"))}}
-    config["model"]["init_args"]["first_stage"] = vae
+    stage = {"class_path": "Pretrained", "init_args": {"model": vae(folder / "vae")}}
+    config["model"]["init_args"]["first_stage"] = stage
     config["checkpoint"]["monitor"] = None
     path.write_text(yaml.safe_dump(config))
     return path
@@ -337,6 +331,7 @@ def test_latents_from_fit_to_predict_and_resumed(
         assert torch.equal(x, resumed["state_dict"][name]), name
     assert len(list(own_cache.glob("latents/*.rows"))) == 2
     main(["validate", "--ckpt_path", str(last), "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"])
+    assert len(list(own_cache.glob("latents/*.rows"))) == 2  # the stage in the run's folder is the same
     main(["predict", "--ckpt_path", str(last), "--n", "2", "--out", str(tmp_path / "out")])
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     with pytest.raises(SystemExit):
