@@ -270,17 +270,21 @@ def digest_of_pieces(path: str | Path) -> str:
 
     It is the hash of the hashes of its pieces of 16 MiB.
     """
+    return hashlib.blake2b(b"".join(hashes_of_pieces(path, PIECE)), digest_size=16).hexdigest()
+
+
+def hashes_of_pieces(path: str | Path, size: int) -> list[bytes]:
+    """The hash of each piece of a file of so many bytes, the last one shorter, computed in parallel on all cores."""
     with Path(path).open("rb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         lock = threading.Lock()
 
         def one(k: int) -> bytes:
             with lock:
-                file.seek(k * PIECE)
-                piece = file.read(PIECE)
+                file.seek(k * size)
+                piece = file.read(size)
             return hashlib.blake2b(piece, digest_size=16).digest()
 
-        count = -(-os.fstat(file.fileno()).st_size // PIECE)
-        return hashlib.blake2b(b"".join(pool.map(one, range(count))), digest_size=16).hexdigest()
+        return list(pool.map(one, range(-(-os.fstat(file.fileno()).st_size // size))))
 
 
 def expanded(value: Any) -> Any:

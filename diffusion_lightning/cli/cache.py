@@ -1,6 +1,7 @@
 """`diffusion-lightning cache`: what earlier runs left in the user's cache for later ones, and its removal.
 
-Decoded pictures and references are found there by what they are made of, and are made again where they are not there.
+Decoded pictures, latents and references are found there by what they are made of, and are made again where they are
+not there.
 """
 
 import json
@@ -48,12 +49,17 @@ def entries(folder: Path) -> Iterator[Entry]:
     for file in (folder / "references").glob("*.npz"):
         kind, _, rest = file.stem.partition("-")
         yield _entry("reference", f"{kind} of {rest.rpartition('-')[0]}", [file])
-    for place in ("pictures", "references"):
-        for file in [*(folder / place).glob("*.part"), *(folder / place).glob(".*.notes")]:
-            yield _entry("unfinished", "", [file])
-    for file in (folder / "pictures").glob("*.json"):
-        if not file.with_suffix(".bytes").exists():
-            yield _entry("unfinished", "", [file])
+    for file in (folder / "latents").glob("*.rows"):
+        notes = file.with_suffix(".json")
+        yield _entry("latents", _about_rows(notes), [file, notes])
+    for place in ("pictures", "references", "latents"):
+        for pattern in ("*.part", ".*.notes", ".*.done"):
+            for file in (folder / place).glob(pattern):
+                yield _entry("unfinished", "", [file])
+    for place, suffix in (("pictures", ".bytes"), ("latents", ".rows")):
+        for file in (folder / place).glob("*.json"):
+            if not file.with_suffix(suffix).exists():
+                yield _entry("unfinished", "", [file])
 
 
 def _entry(kind: str, about: str, files: list[Path]) -> Entry:
@@ -69,6 +75,16 @@ def _about(notes: Path) -> str:
         return f"{kept['bytes'] // (channels * height * width)} of {channels}x{height}x{width}"
     except (OSError, ValueError, KeyError, TypeError):
         return "of an earlier version, or without their notes"
+
+
+def _about_rows(notes: Path) -> str:
+    try:
+        kept = json.loads(notes.read_text(encoding="utf-8"))
+        mirrors, _, channels, height, width = kept["shape"]
+        both = ", both mirrors" if mirrors == 2 else ""
+        return f"{kept['rows']} of {channels}x{height}x{width} in {kept['dtype']}{both}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "without their notes"
 
 
 def _size(size: float) -> str:

@@ -38,8 +38,10 @@ from ..known import find, parameters
 
 MODEL, DATA = "model.init_args", "data.init_args"
 OPTIMIZER, RATE, BATCH = f"{MODEL}.optimizer", f"{MODEL}.lr_scheduler", f"{DATA}.batch_size"
+SOURCE = f"{DATA}.source.init_args"  # of data that are computed of others
+BATCHES = (BATCH, f"{SOURCE}.batch_size")
 ACCUMULATE = "trainer.accumulate_grad_batches"
-FACTORS = (BATCH, "trainer.devices", "trainer.num_nodes", ACCUMULATE)
+FACTORS = (*BATCHES, "trainer.devices", "trainer.num_nodes", ACCUMULATE)
 
 # What a part of `Diffusion` is where the configuration leaves it out.
 LEFT_OUT = {
@@ -75,7 +77,7 @@ KINDS = [
     (f"{MODEL}.compile", Kind.APPLIED),
     *((f"{MODEL}.first_stage.init_args.{name}", Kind.APPLIED) for name in ("slices", "tile", "compile")),
     *((key, Kind.APPLIED) for key in FACTORS),  # their product is looked at by itself
-    *((f"{DATA}.{name}", Kind.APPLIED) for name in ("num_workers", "max_memory_gib", "root")),
+    *((f"{of}.{name}", Kind.APPLIED) for of in (DATA, SOURCE) for name in ("num_workers", "max_memory_gib", "root")),
     *((pattern, Kind.REFUSED) for pattern in ("model*", "data*", "seed_everything")),
     *((f"trainer.{name}", Kind.REFUSED) for name in ("limit_train_batches", "overfit_batches")),
     ("*", Kind.APPLIED),
@@ -134,14 +136,15 @@ def global_batch(old: dict[str, Any], new: dict[str, Any], was_world: int | None
     was_world, world = was_world or _devices(old), world or _devices(new)
     if was_world is None or world is None:
         return []
-    sizes = [[_at(side, BATCH) or 1, devices, _at(side, ACCUMULATE) or 1]
+    key = next((key for key in BATCHES if _at(new, key)), BATCH)
+    sizes = [[_at(side, key) or 1, devices, _at(side, ACCUMULATE) or 1]
              for side, devices in ((old, was_world), (new, world))]  # fmt: skip
     was, now = (math.prod(size) for size in sizes)
     texts = [
         f"{total} images a step ({size} a batch × {devices} devices × {accumulate} batches)"
         for total, (size, devices, accumulate) in zip((was, now), sizes, strict=True)
     ]
-    return [Change(BATCH, texts[0], texts[1], Kind.REFUSED)] if was != now else []
+    return [Change(key, texts[0], texts[1], Kind.REFUSED)] if was != now else []
 
 
 def check(changes: Iterable[Change], allowed: Iterable[str], path: str, step: int) -> None:

@@ -44,7 +44,7 @@ def settle(config: Namespace) -> None:
     network = config.get(f"{MODEL}.network.init_args") or Namespace()
     stated = all(network.get(name) is not None for name in ("in_channels", "size"))
     if config.get(f"{MODEL}.shape", 0) is None and not stated:
-        config[f"{MODEL}.shape"] = getattr(run_folder.imported(config.data.class_path), "shape", None)
+        config[f"{MODEL}.shape"] = _shape(config.data)
     listed = {x.class_path.rpartition(".")[2] for x in run_folder.described(config.trainer.callbacks)}
     for key in UNASKED:
         if WATCHES[key].__name__ in listed:
@@ -52,3 +52,10 @@ def settle(config: Namespace) -> None:
     for logger in run_folder.described(config.trainer.logger):
         if run_folder.is_wandb(logger.class_path) and logger.get("init_args.name", "") is None:
             logger["init_args.name"] = Path(config.trainer.default_root_dir).name
+
+
+def _shape(data: Namespace) -> Any:
+    """The shape that a data module's class states, or that of the source of its images; None if it is known later."""
+    found = getattr(run_folder.imported(data.class_path), "shape", None)
+    source = data.get("init_args.source")
+    return _shape(source) if found is None and isinstance(source, Namespace) else found

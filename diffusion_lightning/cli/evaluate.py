@@ -118,8 +118,9 @@ def data_of(spec: Spec, seed: int, trust: Collection[str], users: bool = False) 
     part = records.read(spec, LightningDataModule, "data", trust)
     if "seed" in known.parameters(part.kind):
         part.arguments.setdefault("seed", seed)
-    if "num_workers" in part.arguments:
-        part.arguments["num_workers"] = min(part.arguments["num_workers"], os.cpu_count() or 1)
+    for one in (part, *(x for x in part.arguments.values() if isinstance(x, records.Part))):
+        if "num_workers" in one.arguments:
+            one.arguments["num_workers"] = min(one.arguments["num_workers"], os.cpu_count() or 1)
     data = part.make()
     if not users:  # a folder that a file names is read, and never written
         data.may_download = False

@@ -99,7 +99,7 @@ class Resumed:
                 changes.check_stated_anew(schedule, self.path)
             else:
                 self._check_schedule(schedule)
-        batches = not keys.isdisjoint((changes.BATCH, changes.ACCUMULATE))
+        batches = not keys.isdisjoint((*changes.BATCHES, changes.ACCUMULATE))
         trainer.callbacks.insert(0, StatedAnew(anew, changes.OPTIMIZER in keys, batches))  # type: ignore[attr-defined]
         if found and trainer.is_global_zero:
             print(changes.table(found, self.path, self.step), flush=True)

@@ -23,7 +23,8 @@ from ..distributed import preemption, threads
 from . import provenance
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed")
-PLACES = ("data.init_args.path", "data.init_args.root", "data.init_args.name")  # each machine may have its own copy
+# Each machine may have its own copy of the data, or of their source.
+PLACES = tuple(f"data.init_args.{of}{name}" for of in ("", "source.init_args.") for name in ("path", "root", "name"))
 JOB = "job"  # the file in a run's folder that names the job which trains there
 # What a run writes, or a file in each folder that it makes.
 WRITES = ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "samples/step=0.png", "chains/step=0.png", "wandb/0")

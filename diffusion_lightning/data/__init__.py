@@ -9,4 +9,5 @@ from .digits import Digits as Digits
 from .fashion_mnist import FashionMNIST as FashionMNIST
 from .hugging_face import HuggingFace as HuggingFace
 from .image_folder import ImageFolder as ImageFolder
+from .latents import Latents as Latents
 from .mnist import MNIST as MNIST

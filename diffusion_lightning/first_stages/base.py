@@ -9,12 +9,18 @@ Paper: High-resolution image synthesis with latent diffusion models. Rombach et 
 3.1 and appendix G.
 """
 
+import hashlib
+import json
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from ..frozen import parts
 from ..networks.base.moments import Moments
 from ..random import Draw
 
@@ -78,6 +84,21 @@ class FirstStage(nn.Module, ABC):
     def same(self, other: "FirstStage | None") -> bool:
         """Whether another stage's latents are these; None has none, as pixels have."""
         return other is self
+
+    def key(self) -> str:
+        """32 hexadecimal digits: a hash of what `moments` follows from, by which latents are kept in the cache.
+
+        Here the class and its file, its frozen parts, and all of its tensors.
+        """
+        kind = type(self)
+        frozen = {name: part.hash for name, part in parts(self).items()}
+        found = hashlib.blake2b(json.dumps([kind.__module__, kind.__qualname__, frozen]).encode(), digest_size=16)
+        if (source := getattr(sys.modules.get(kind.__module__), "__file__", None)) is not None:
+            found.update(Path(source).read_bytes())
+        for name, x in sorted(self.state_dict().items()):
+            found.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+            found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     @property
     def measures(self) -> bool:

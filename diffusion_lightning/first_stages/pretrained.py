@@ -1,5 +1,6 @@
 """A frozen autoencoder as a first stage, with its published scale and shift or measured ones."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -195,6 +196,10 @@ class Pretrained(FirstStage):
                 for a, b in zip(self.buffers(), other.buffers(), strict=True)
             )
         )
+
+    def key(self) -> str:
+        """Of the weights, their precision and the pixels' range: scale and shift come after the moments."""
+        return hashlib.blake2b(f"{self.frozen.hash} {list(self.pixels)}".encode(), digest_size=16).hexdigest()
 
     @property
     def measures(self) -> bool:

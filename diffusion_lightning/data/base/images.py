@@ -38,13 +38,15 @@ class Bytes(Dataset):
         self.images, self.y, self.flip_seed = images, y, flip_seed
         self._flips: tuple[int, Tensor] | None = None  # an epoch and its flips, on a GPU
 
-    def __getitem__(self, batch: Indices) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, batch: Indices) -> tuple[Any, Tensor]:
         epoch, indices = batch[0], batch[1].to(self.images.device, non_blocking=True)
+        flip = None if self.flip_seed is None else self._flipped(self.flip_seed, epoch, indices)
+        return self.taken(indices, flip), self.y[indices if self.y.device == self.images.device else batch[1]]
+
+    def taken(self, indices: Tensor, flip: Tensor | None) -> Any:
+        """The images of these numbers (B,), those flipped for which `flip` (B,) is true."""
         images = self.images[indices]
-        if self.flip_seed is not None:
-            flip = self._flipped(self.flip_seed, epoch, indices)
-            images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        return images, self.y[indices if self.y.device == self.images.device else batch[1]]
+        return images if flip is None else torch.where(flip[:, None, None, None], images.flip(3), images)
 
     def _flipped(self, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Which images are flipped; on a GPU, where few draws cost as much as many, drawn for all once an epoch."""
@@ -139,7 +141,7 @@ class Images(LightningDataModule, ABC):
     def conditions_of(self, split: str) -> Any:
         """What batches give beside the images of a split: classes (N,), captions, or a dict of both."""
         _, y = self.splits[split] if split in self.splits else self._checked(split)
-        return y if self.captions is None else self._captioned(y, torch.device("cpu"))
+        return self.conditions(y, torch.device("cpu"))
 
     def setup(self, stage: str) -> None:
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
@@ -202,13 +204,13 @@ class Images(LightningDataModule, ABC):
             )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self._accumulate, self.seed, self.seed if self.flip else None)
+        return self.loader("train", self.splits["train"][0])
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
+        return self.loader("val", self.splits["val"][0])
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
+        return self.loader("test", self.splits["test"][0])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The numbers of captions stay on the CPU: no step waits for a GPU to give them back."""
@@ -220,26 +222,34 @@ class Images(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes become floats on the device, a quarter of the traffic, and numbers of captions texts."""
         images, y = batch
-        return self.scaled(images), y if self.captions is None else self._captioned(y, images.device)
+        return self.scaled(images), self.conditions(y, images.device)
 
-    def _captioned(self, y: Tensor, device: torch.device) -> Any:
-        assert self.captions is not None
+    def conditions(self, y: Tensor, device: torch.device) -> Any:
+        """What y (B,) of `read` stands for: itself, or in a set with captions these, or a dict of both."""
+        if self.captions is None:
+            return y
         texts = [self.captions[i] for i in y.tolist()]
         if self._label_of is None:
             return texts
         return {"label": self._label_of[y.to(self._label_of.device)].to(device, non_blocking=True), "text": texts}
 
-    def _loader(
-        self, split: str, accumulate: int = 1, seed: int | None = None, flip_seed: int | None = None
-    ) -> DataLoader:
-        images, y = self.splits[split]
+    def loader(self, split: str, images: Tensor, batches: type[Bytes] = Bytes) -> DataLoader:
+        """A split's loader, in the order and with the flips of the training if it is `train`.
+
+        Args:
+            split: which one.
+            images: of the split (N, …): the bytes, or what was made of each of them.
+            batches: makes the batches of these.
+        """
+        y, train = self.splits[split][1], split == "train"
         rank = self.trainer.global_rank if self.trainer else 0
-        size = self.batch_size if seed is not None else even(len(images), self.batch_size, self._world)
+        size = self.batch_size if train else even(len(images), self.batch_size, self._world)
+        accumulate, seed = (self._accumulate, self.seed) if train else (1, None)
         order = Order(len(images), size, rank, self._world, accumulate, seed, self._step)
         place = self._place(images)
         images, y = images.to(place), y.to(place) if self.captions is None else y
         return Loader(
-            Bytes(images, y, flip_seed),
+            batches(images, y, self.seed if train and self.flip else None),
             batch_size=None,
             sampler=order,
             num_workers=self.num_workers,
@@ -256,7 +266,7 @@ class Images(LightningDataModule, ABC):
         if device.type != "cuda" or self.num_workers:
             return images.device
         free, _ = torch.cuda.mem_get_info(device)
-        return device if images.numel() <= RESIDENT * free else images.device
+        return device if images.nbytes <= RESIDENT * free else images.device
 
     def index(self, step: int, sample: int) -> int:
         """Which training image is number `sample` of the global batch of optimizer step `step`."""
