@@ -25,7 +25,7 @@ WITH_LIGHTNING = [
     "metrics", "data", "callbacks",
     "interop.layout", "interop.source", "interop.diffusers", "interop.openai", "interop.dit", "interop.components",
     "interop.dit_pipeline", "interop.stable_diffusion", "interop.latent_diffusion", "interop.pipelines",
-    "interop.model_card", "interop.convert", "interop.export",
+    "interop.lora", "interop.model_card", "interop.convert", "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
     "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.predict", "cli.score", "cli.export",
