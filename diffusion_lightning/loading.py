@@ -16,7 +16,7 @@ from . import checkpoints, frozen, known, records
 from .frozen import made_on_meta
 from .modules import Diffusion
 from .modules.base.checks import image_shape
-from .modules.base.merging import Adapters, merged
+from .modules.base.merging import merged
 
 START = ("denoiser.", "conditioner.", "network.", "first_stage.")  # what a run takes over from another's
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for

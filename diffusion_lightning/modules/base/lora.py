@@ -95,7 +95,7 @@ class LoRA(nn.Module):
         if not (strength > 0 and math.isfinite(strength)):
             raise ValueError(f"lora's alpha is {strength:g}, but it scales what is trained: give a number above 0")
         if not 0 <= dropout < 1:
-            raise ValueError(f"lora's dropout is {dropout}, but it is a share that is left out: give a number in [0, 1)")
+            raise ValueError(f"lora's dropout is {dropout}, but it is a share: give a number in [0, 1)")
         self.rank, self.targets, self.dropout = rank, targets, dropout
         self.register_buffer("alpha", torch.tensor(strength))  # in each checkpoint beside what it scales
         self._base: Base | None = None
