@@ -15,7 +15,7 @@ PACKAGE = TESTS.parent / "diffusion_lightning"
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
 GROUND = [
-    "random", "files", "images", "frozen", "conditioning", "schedules", "denoising",
+    "random", "files", "images", "meta", "frozen", "conditioning", "schedules", "denoising",
     "objectives", "likelihood", "guidance", "networks", "samplers", "known", "records",
     "checkpoints", "first_stages",
 ]  # fmt: skip

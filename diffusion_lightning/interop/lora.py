@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from ..files import written
 from ..modules import Diffusion
@@ -31,7 +32,7 @@ def check_lora(model: Diffusion) -> None:
 def lora(model: Diffusion, config: dict[str, Any], folder: Path) -> None:
     """`pytorch_lora_weights.safetensors`, with rank, alpha and targets in its metadata, where diffusers reads them."""
     lora, layers = model.adapters
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, (a, b) in layers.items():
         theirs = f"{PIPELINE}.{name.removeprefix(WITHIN)}"
         tensors |= {f"{theirs}.lora_A.weight": a.contiguous(), f"{theirs}.lora_B.weight": b.contiguous()}

@@ -84,7 +84,7 @@ def pipeline(weights: dict[str, Tensor]) -> Any:
     vae: Any = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     return diffusers.StableDiffusionPipeline(
         vae, None, None, unet.eval(), diffusers.DDIMScheduler(), None, None, requires_safety_checker=False
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("lora", [{"rank": 4}, {"rank": 4, "alpha": 10.0}, {"rank": 2, "alpha": 1.0}])
