@@ -53,7 +53,10 @@ def settle(config: Namespace) -> None:
     network = config.get(f"{MODEL}.network.init_args") or Namespace()
     stated = all(network.get(name) is not None for name in ("in_channels", "size"))
     if config.get(f"{MODEL}.shape", 0) is None and not stated:
-        config[f"{MODEL}.shape"] = getattr(run_folder.imported(config.data.class_path), "shape", None)
+        shape = getattr(run_folder.imported(config.data.class_path), "shape", None)
+        config[f"{MODEL}.shape"] = (
+            shape if isinstance(shape, tuple | list) else None
+        )  # of some data only an object has it
     listed = {x.class_path.rpartition(".")[2] for x in run_folder.described(config.trainer.callbacks)}
     for key in UNASKED:
         if WATCHES[key].__name__ in listed:
