@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .files import written
+from .meta import made_on_meta as made_on_meta
 
 KEY = "frozen"  # of a checkpoint: the hashes of its frozen parts, by the names of the modules that hold them
 FOLDER = "frozen"  # beside the checkpoints
@@ -30,18 +30,15 @@ HASH = re.compile(r"[0-9a-f]{32}")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Frozen(ABC):
-    """A network in eval mode and without gradients, and its description; subclasses read it from its source.
-
-    It is no `nn.Module`, so that the modules that hold one do not see its weights: neither state_dict, averages and
-    optimizers nor DDP and FSDP.
+class Part(ABC):
+    """Weights that are never trained, and their description, in a file that vouches for itself.
 
     Args:
         source: a folder, a name on the hub, or a file that `write` wrote.
         precision: in which it computes; None is that of the source.
 
     Raises:
-        ValueError: if the source is not there, or is no network of a known kind. A file's hash is compared when its
+        ValueError: if the source is not there, or is no part of a known kind. A file's hash is compared when its
             weights are first needed.
     """
 
@@ -62,7 +59,7 @@ class Frozen(ABC):
                 "give the precision that it has, or its original source"
             )
 
-    def __deepcopy__(self, memo: Any) -> "Frozen":
+    def __deepcopy__(self, memo: Any) -> "Part":
         return self  # it never changes
 
     @abstractmethod
@@ -74,29 +71,14 @@ class Frozen(ABC):
         """The same description; raise ValueError if it is none of this kind."""
 
     @abstractmethod
-    def fetched(self, dtype: torch.dtype) -> nn.Module:
-        """The network with the weights of its source, in this type."""
-
-    @abstractmethod
-    def empty(self) -> nn.Module:
-        """A network as described, with any weights."""
-
-    @cached_property
-    def network(self) -> Any:
-        """The network, on the device on which it was last used."""
-        dtype = PRECISIONS[self.description["precision"]]
-        with torch.device("cpu"):  # also where a model around it is made without memory
-            if self.file is None:
-                return self.fetched(dtype).eval().requires_grad_(False)
-            self.verify()
-            tensors, self._tensors = self._tensors, {}
-            return _filled(self.empty, dtype, tensors, self.file).eval().requires_grad_(False)
+    def weights(self) -> dict[str, Tensor]:
+        """Each weight once, by its name."""
 
     @cached_property
     def hash(self) -> str:
         """32 hexadecimal digits: the hash of the weights and the description."""
         self.verify()
-        return self.file.stem if self.file is not None else _hash(_weights(self.network), self.description)
+        return self.file.stem if self.file is not None else _hash(self.weights(), self.description)
 
     def verify(self) -> None:
         """Raise ValueError if the file is not what its name says; its weights are kept until they are used."""
@@ -119,16 +101,46 @@ class Frozen(ABC):
 
         path = folder / f"{self.hash}.safetensors"
         if not path.exists():
-            tensors = {name: x.detach().cpu().contiguous() for name, x in _weights(self.network).items()}
+            tensors = {name: x.detach().cpu().contiguous() for name, x in self.weights().items()}
             with written(path) as stream:
                 stream.write(save(tensors, metadata={"description": json.dumps(self.description, sort_keys=True)}))
         return path
 
 
-def parts(module: nn.Module) -> dict[str, Frozen]:
+class Frozen(Part):
+    """A network in eval mode and without gradients, and its description; subclasses read it from its source.
+
+    It is no `nn.Module`, so that the modules that hold one do not see its weights: neither state_dict, averages and
+    optimizers nor DDP and FSDP.
+    """
+
+    @abstractmethod
+    def fetched(self, dtype: torch.dtype) -> nn.Module:
+        """The network with the weights of its source, in this type."""
+
+    @abstractmethod
+    def empty(self) -> nn.Module:
+        """A network as described, with any weights."""
+
+    @cached_property
+    def network(self) -> Any:
+        """The network, on the device on which it was last used."""
+        dtype = PRECISIONS[self.description["precision"]]
+        with torch.device("cpu"):  # also where a model around it is made without memory
+            if self.file is None:
+                return self.fetched(dtype).eval().requires_grad_(False)
+            self.verify()
+            tensors, self._tensors = self._tensors, {}
+            return _filled(self.empty, dtype, tensors, self.file).eval().requires_grad_(False)
+
+    def weights(self) -> dict[str, Tensor]:
+        return _weights(self.network)
+
+
+def parts(module: nn.Module) -> dict[str, Part]:
     """The frozen parts that the modules within a module hold as their `frozen`, by those modules' names."""
     found = {name: getattr(part, "frozen", None) for name, part in module.named_modules()}
-    return {name: part for name, part in found.items() if isinstance(part, Frozen)}
+    return {name: part for name, part in found.items() if isinstance(part, Part)}
 
 
 def check_same(module: nn.Module, hashes: Any, path: str | Path) -> None:
@@ -202,13 +214,14 @@ def copy(hashes: Mapping[str, str] | None, source: Path, target: Path) -> None:
                 shutil.copyfileobj(old, new)
 
 
-def installed(what: str, package: str = "transformers") -> Any:
-    """An optional package, which `what` needs."""
+def installed(what: str, package: str = "transformers", extra: str | None = None) -> Any:
+    """An optional package, which `what` needs; `extra` brings it, by default the one of its name."""
     try:
         return import_module(package)
     except ImportError as error:
         raise ValueError(
-            f"{what} needs the package {package}, which is not installed: pip install 'diffusion_lightning[{package}]'"
+            f"{what} needs the package {package}, which is not installed: pip install "
+            f"'diffusion_lightning[{extra or package}]'"
         ) from error
 
 
@@ -316,35 +329,3 @@ def _filled(make: Callable[[], Any], dtype: torch.dtype, tensors: dict[str, Tens
         raise ValueError(other)
     made.load_state_dict(tensors, strict=False)  # a weight of several names is stored once
     return made
-
-
-def made_on_meta(make: Callable[[], Any], parameters: int, name: str) -> Any:
-    """The module that a file describes, made on the device "meta", where tensors have a shape and no memory.
-
-    Raises:
-        ValueError: if it cannot be made, or has far more parameters (tensors) than the number given.
-    """
-    try:
-        with _at_most(parameters), torch.device("meta"):
-            return make()
-    except (RuntimeError, TypeError, ArithmeticError, AttributeError, LookupError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name} cannot be made ({reason}): use another checkpoint") from error
-
-
-@contextmanager
-def _at_most(n: int) -> Iterator[None]:
-    """Raise ValueError in the block as soon as it has made twice as many parameters as a file holds."""
-    made = 0
-
-    def count(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > 2 * n + 16:  # a tensor of several names, or one that is replaced while the network is made
-            raise ValueError(f"the record describes a network of more parameters than the {n} that the file holds")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

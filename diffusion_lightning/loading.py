@@ -16,6 +16,7 @@ from . import checkpoints, frozen, known, records
 from .frozen import made_on_meta
 from .modules import Diffusion
 from .modules.base.checks import image_shape
+from .modules.base.merging import merged
 
 START = ("denoiser.", "conditioner.", "network.", "first_stage.")  # what a run takes over from another's
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
@@ -23,9 +24,14 @@ SPARE = 2**24  # numbers that a network may hold beside its stored ones, such as
 
 
 def check_fits(module: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError if the checkpoint's weights are not those of a module like this one, or are not finite."""
+    """Raise ValueError if the checkpoint's weights are not those of a module like this one, or are not finite.
+
+    What a module's adapters adapt is no part of the checkpoint: it is read from the file beside it.
+    """
     _rename_weights(module, checkpoint)
     _compare(module.state_dict(), checkpoint["state_dict"], path)
+    if (lora := getattr(module, "lora", None)) is not None:
+        lora.go_on(checkpoint, path)
     _check_weights(module, checkpoint, path)
 
 
@@ -109,6 +115,8 @@ def restored(
 ) -> Any:
     """Build the model that a configuration describes, with a checkpoint's averaged weights; raises as `load` does.
 
+    Adapters are merged into the weights that they adapt, and kept as the model's `adapters`.
+
     Args:
         checkpoint: the file's content.
         config: its configuration.
@@ -117,7 +125,8 @@ def restored(
         seed: of its draws, which a configuration states once, outside of the model; None leaves the class's default.
         kind: of which the model has to be.
     """
-    spec, files = frozen.beside(config.get("model"), checkpoint.get(frozen.KEY), checkpoints.found(path), trust)
+    checkpoint, spec, adapters = merged(checkpoint, config, path, trust)
+    spec, files = frozen.beside(spec, checkpoint.get(frozen.KEY), checkpoints.found(path), trust)
     part = records.read(spec, kind, "model", {*trust, *files})
     if seed is not None and "seed" in known.parameters(part.kind):
         part.arguments.setdefault("seed", seed)
@@ -126,6 +135,7 @@ def restored(
     check_fits(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"])
     model.load_state_dict(checkpoints.averaged(checkpoint), strict=False)
+    model.adapters = adapters
     model.class_names = _names(checkpoint.get(checkpoints.CLASSES))
     model.on_load_checkpoint({"global_step": checkpoint.get("global_step", 0)})
     return model.eval()
@@ -183,14 +193,22 @@ def _check_image(shape: Sequence[int], path: str | Path) -> None:
 def start_from(module: nn.Module, path: str) -> None:
     """Load the averaged weights of another run's checkpoint into a module, and nothing else of that run.
 
+    Adapters in the checkpoint are merged into the weights; those of the module adapt what was loaded.
+
     Raises:
         ValueError: if they are not those of a module like this one.
     """
     checkpoint = checkpoints.read(path)
+    if checkpoints.CONFIG in checkpoint:
+        checkpoint, _, _ = merged(checkpoint, checkpoints.config(checkpoint, path), path)
     _rename_weights(module, checkpoint)
+    lora = getattr(module, "lora", None)
+    state = module.state_dict() if lora is None else lora.unadapted(module)
     theirs = {**checkpoint["state_dict"], **checkpoints.averaged(checkpoint)}
-    own, theirs = (_within(side, START) for side in (module.state_dict(), theirs))
+    own, theirs = (_within(side, START) for side in (state, theirs))
     _compare(own, theirs, path)
+    if lora is not None:  # whose averages will be of the adapters
+        checkpoint = {**checkpoint, "state_dict": theirs, "callbacks": {}}
     _check_weights(module, checkpoint, path, START)
     for name in ("first_stage.scale", "first_stage.shift"):
         here, there = own.get(name), theirs.get(name)
@@ -201,3 +219,5 @@ def start_from(module: nn.Module, path: str) -> None:
                 "of the checkpoint"
             )
     module.load_state_dict(theirs, strict=False)
+    if lora is not None:
+        lora.start(str(path))

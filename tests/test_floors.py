@@ -15,7 +15,7 @@ PACKAGE = TESTS.parent / "diffusion_lightning"
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
 GROUND = [
-    "random", "files", "images", "frozen", "conditioning", "schedules", "denoising",
+    "random", "files", "images", "meta", "frozen", "conditioning", "schedules", "denoising",
     "objectives", "likelihood", "guidance", "networks", "samplers", "known", "records",
     "checkpoints", "first_stages",
 ]  # fmt: skip
@@ -25,7 +25,7 @@ WITH_LIGHTNING = [
     "metrics", "data", "callbacks",
     "interop.layout", "interop.source", "interop.diffusers", "interop.openai", "interop.dit", "interop.components",
     "interop.dit_pipeline", "interop.stable_diffusion", "interop.latent_diffusion", "interop.pipelines",
-    "interop.model_card", "interop.convert", "interop.export",
+    "interop.lora", "interop.model_card", "interop.convert", "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
     "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.predict", "cli.score", "cli.export",

@@ -4,7 +4,7 @@ The configuration that the checkpoint carries is compared with the new one, both
 
 | key of the configuration                                        | a change is | since it changes                 |
 |-----------------------------------------------------------------|-------------|----------------------------------|
-| `model`: network, schedule, first stage, conditioner, loss, …   | refused     | what the weights mean            |
+| `model`: network, schedule, first stage, conditioner, LoRA, …   | refused     | what the weights mean            |
 | `model.init_args.optimizer` (the class)                         | refused     | what its state means             |
 | `seed_everything`, `data`: its class, set, flips, held-out part | refused     | the draws and the images         |
 | batch_size × devices × num_nodes × accumulate_grad_batches      | refused     | the images of a step             |
@@ -69,6 +69,7 @@ KINDS = [
     ("trainer.logger*", Kind.SILENT),
     ("trainer.enable_*", Kind.SILENT),
     ("init_from", Kind.SILENT),
+    ("lora*", Kind.SILENT),  # the model has it too
     (OPTIMIZER, Kind.REFUSED),
     (f"{OPTIMIZER}.*", Kind.ANEW),
     (f"{RATE}*", Kind.ANEW),

@@ -15,7 +15,7 @@ EXTRACTORS = {
     "digits": "diffusion_lightning.extractors.DigitsNet",
     "mnist": "diffusion_lightning.extractors.MNISTNet",
 }
-FORMATS = ("pipeline", "weights", "program")  # of `export --format`: those of interop/export.py
+FORMATS = ("pipeline", "weights", "lora", "program")  # of `export --format`: those of interop/export.py
 
 
 def _score(parser: Arguments, words: list[str]) -> Namespace:

@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from ..callbacks import GenerativeMetrics, LossByTimestep, Reconstructions, ReverseChain, SampleGrid, Throughput
+from ..known import parameters
 from ..modules import Generative
 from . import run_folder
 
@@ -38,7 +39,15 @@ def settle(config: Namespace) -> None:
     | `total_steps` of a learning rate      | `trainer.max_steps`                                                 |
     | the model's `shape`                   | the data's, if the network does not state `in_channels` and `size`  |
     | a logger's `name`                     | that of the run's folder                                            |
+    | the model's `lora`                    | the key `lora` beside `model`                                       |
     """
+    if config.get("lora") is not None:
+        if "lora" not in parameters(run_folder.imported(config.model.class_path)):
+            raise ValueError(
+                f"lora adapts a network that is trained already, but {config.model.class_path.rpartition('.')[2]} "
+                "takes no adapters: leave lora out, or train a Diffusion"
+            )
+        config[f"{MODEL}.lora"] = config.lora
     if config.get(f"{MODEL}.lr_scheduler.init_args.total_steps", 0) is None and config.trainer.max_steps > 0:
         config[f"{MODEL}.lr_scheduler.init_args.total_steps"] = config.trainer.max_steps
     network = config.get(f"{MODEL}.network.init_args") or Namespace()
@@ -58,4 +67,6 @@ def _shape(data: Namespace) -> Any:
     """The shape that a data module's class states, or that of the source of its images; None if it is known later."""
     found = getattr(run_folder.imported(data.class_path), "shape", None)
     source = data.get("init_args.source")
-    return _shape(source) if found is None and isinstance(source, Namespace) else found
+    if isinstance(found, tuple | list):
+        return found
+    return _shape(source) if isinstance(source, Namespace) else None

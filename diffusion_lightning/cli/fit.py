@@ -19,7 +19,7 @@ from .. import checkpoints, loading, records
 from ..callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Preemption, Progress
 from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
-from ..modules import Generative
+from ..modules import Generative, LoRA
 from . import run_folder
 from .defaults import LOGGER, UNASKED, WATCHES, has, settle
 from .errors import first_cause
@@ -40,6 +40,8 @@ class CLI(Shell):
             default = {"class_path": kind.__name__} if key in UNASKED else None
             text = (kind.__doc__ or "").partition("\n")[0]
             parser.add_argument(f"--{key}", type=kind | None, default=default, help=text)
+        text = (LoRA.__doc__ or "").partition("\n")[0]
+        parser.add_argument("--lora", type=LoRA | None, default=None, help=f"fit: adapters, {text}")
         parser.add_argument(
             "--init_from",
             type=str | None,

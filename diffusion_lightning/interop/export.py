@@ -3,6 +3,7 @@
 - `pipeline`: what `diffusers.DDPMPipeline.from_pretrained`, or `DDIMPipeline`'s, opens, of a latent model what
   `StableDiffusionPipeline`'s or `LDMPipeline`'s does;
 - `weights`: `model.safetensors` under this package's names, and the configuration beside it;
+- `lora`: `pytorch_lora_weights.safetensors`, the adapters that diffusers' `load_lora_weights` takes;
 - `program`: `denoiser.pt2`, the denoiser (x_t, t) → (x_0, ε) as `torch.export.load` opens it, without this package.
 """
 
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from .. import checkpoints, frozen, loading
 from ..files import left, locked, sweep, write_text, written, written_folder
 from ..modules import Diffusion
+from ..modules.base.merging import unadapted
 from . import model_card, pipelines
 from .diffusers import PREDICTS, Diffusers, scheduler_config, unet_config
+from .lora import check_lora, lora
 
 
 def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[str] = ()) -> None:
@@ -50,6 +53,9 @@ def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[
         model = loading.restored(checkpoint, config, ckpt, trust)
         if "pipeline" in formats:
             check_pipeline(model)
+        if "lora" in formats:
+            check_lora(model)
+        config = {**config, "model": unadapted(config["model"])}  # into whose weights the adapters are merged
         with written_folder(folder) as part:
             for name in formats:
                 FORMATS[name](model, config, part)
@@ -154,4 +160,4 @@ def program(model: Diffusion, config: dict[str, Any], folder: Path) -> None:
         stream.write(memory.getbuffer())
 
 
-FORMATS = {"pipeline": pipeline, "weights": weights, "program": program}
+FORMATS = {"pipeline": pipeline, "weights": weights, "lora": lora, "program": program}

@@ -19,6 +19,10 @@ images = DDPMPipeline.from_pretrained(".")(batch_size=4, num_inference_steps=TIM
 images = DDIMPipeline.from_pretrained(".")(
     batch_size=4, num_inference_steps=50, use_clipped_model_output=True
 ).images""",
+    "lora": """from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained(BASE)  # of the model that was adapted
+pipeline.load_lora_weights(".")""",
     "program": """import torch
 
 denoiser = torch.export.load("./denoiser.pt2").module()

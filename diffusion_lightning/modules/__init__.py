@@ -2,5 +2,6 @@
 
 from .autoencoder import Autoencoder as Autoencoder
 from .base.generative import Generative as Generative
+from .base.lora import LoRA as LoRA
 from .diffusion import Diffusion as Diffusion
 from .noisy_classifier import NoisyClassifier as NoisyClassifier

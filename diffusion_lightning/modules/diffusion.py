@@ -30,6 +30,7 @@ from ..samplers import Sampler
 from ..schedules import Schedule
 from .base import batches, checks, compiling, device, latents, optimizers
 from .base.evaluated import Evaluated
+from .base.lora import LoRA
 from .base.loss import LEVELS, Loss
 from .base.shapes import operations
 
@@ -58,6 +59,7 @@ class Diffusion(Evaluated):
         optimizer: given the parameters, makes the optimizer.
         lr_scheduler: given the optimizer, makes the schedule of the learning rate, stepped once an optimizer step;
             None holds it constant.
+        lora: the adapters that are trained in the place of all else, which is frozen; None trains all.
         seed: the seed of all draws of the training.
         compile: let torch.compile make code of the network when a trainer first calls it: minutes at the start and
             at the first validation, shorter steps after it. Outside of a trainer, `compile()` does so.
@@ -84,6 +86,7 @@ class Diffusion(Evaluated):
         vlb: VLB | None = None,
         optimizer: Callable[[Iterable], Optimizer] = torch.optim.Adam,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        lora: LoRA | None = None,
         seed: int = 0,
         compile: bool = False,
     ) -> None:
@@ -103,6 +106,9 @@ class Diffusion(Evaluated):
         self.compiles = compile
         self.predicts_variance = checks.predicts_variance(network, self.latent_shape, self.conditioner)
         self.loss = Loss(weighting or Simple(), vlb_weight, self.predicts_variance)
+        if lora is not None:
+            lora.join(self, network)
+        self.lora = lora
         self.feed, self.whole = batches.Feed(), fsdp.WholeInEvaluations()
 
     @property

@@ -168,7 +168,13 @@ def the(kind: type, trainer: Trainer) -> Any:
 
 
 def test_every_config_is_pinned() -> None:
-    others = {"digits_classifier", "imagenet256_dit_xl2", "scenes", "scenes_dit"}  # of other kinds
+    others = {
+        "digits_classifier",
+        "imagenet256_dit_xl2",
+        "scenes",
+        "scenes_dit",
+        "stable_diffusion_lora",
+    }  # of other kinds
     assert {*PINNED, *others} == CONFIGS.keys()
 
 

@@ -30,6 +30,7 @@ class Generative(LightningModule, ABC):
     conditioner: Conditioner
     T: int | None = None
     levels = 256  # values of a pixel, unless the data have others
+    adapters: Any = None  # of a loaded model, `merging.Adapters` that its weights hold already
     class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
 
     def __init__(self) -> None:

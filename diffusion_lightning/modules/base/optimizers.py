@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import checks, gradients
+from . import checks, gradients, lora
 
 
 def configured(module: Any, made: Optimizer | None = None) -> Any:
@@ -17,9 +17,10 @@ def configured(module: Any, made: Optimizer | None = None) -> Any:
         made: its optimizer, already built of groups of parameters; None builds it of all parameters.
 
     Raises:
-        ValueError: if the gradients cannot be clipped as requested, or the rate's schedule ends before the run.
+        ValueError: if the gradients cannot be clipped as requested, the rate's schedule ends before the run, or there
+            are adapters and nothing that they adapt.
     """
-    optimizer = made or module.optimizer(module.parameters())
+    optimizer = made or module.optimizer(lora.trained(module))
     checks.check_optimizer(optimizer, module.trainer)
     if module.lr_scheduler is None:
         return optimizer
