@@ -52,7 +52,7 @@ class Counting(Pretrained):
         found = super().moments(image)
         self.encoded += len(image)
         if self.kill_after is not None and self.encoded >= self.kill_after:
-            self.file.write_text(str(self.encoded))
+            self.file.write_text(str(self.encoded), encoding="utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
@@ -89,7 +89,7 @@ def cache(path: Path, model: Path, n: int, device: str) -> dict[str, Any]:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL, f"the process ended with {process.exitcode} before it was killed"
-    before = int((model / "encoded").read_text()) - 1  # one image for the shape
+    before = int((model / "encoded").read_text(encoding="utf-8")) - 1  # one image for the shape
     data = latents(path, model, device)
     stage: Any = data.first_stage
     start = time.perf_counter()

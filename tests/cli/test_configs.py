@@ -193,12 +193,13 @@ def test_recipe(name: str, built: Built, tmp_path: Path) -> None:
         if evaluation is None:
             return None
         n, sampler = evaluation.protocol[stage]
+        sampler = sampler or model.own_sampler()
         steps = len(sampler.times(schedule)) - 1
         variance = getattr(sampler, "variance", None)
         return n, type(sampler).__name__, steps, *([variance] if stage == "test" else [])
 
     metrics = evaluation.metrics if evaluation else []
-    samplers = [sampler for _, sampler in evaluation.protocol.values()] if evaluation else []
+    samplers = [x or model.own_sampler() for _, x in evaluation.protocol.values()] if evaluation else []
     grid = the(SampleGrid, trainer)
     samplers += [grid.sampler] if grid else []
     assert PINNED[name] == Recipe(

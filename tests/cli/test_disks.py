@@ -113,7 +113,11 @@ def test_a_place_below_a_file_is_found_at_the_start(
     [
         "predict",
         "predict into an archive",
-        *(pytest.param(f"export {k}", marks=[pytest.mark.slow] if k == "program" else []) for k in FORMATS),
+        *(
+            pytest.param(f"export {k}", marks=[pytest.mark.slow] if k == "program" else [])
+            for k in FORMATS
+            if k != "lora"
+        ),
     ],
 )
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(

@@ -28,7 +28,7 @@ finally:
         (["--print_completion", "bash"], 0, "complete -o filenames -F _diffusion_lightning diffusion-lightning"),
         (["--print_completion", "fish"], 1, "error: --print_completion is fish, but it takes bash or zsh"),
         (["score", "--help"], 0, "inception, digits, mnist, or a class by its path"),
-        (["export", "--help"], 0, "{pipeline,weights,program}"),
+        (["export", "--help"], 0, "{pipeline,weights,lora,program}"),
         (["import", "--help"], 0, "--new_attention_order"),
         (["selftest", "--help"], 0, "--device DEVICE"),
         (["score", "a", "b", "--kept", "all"], 1, "error: argument --kept: invalid int value: 'all': see diffusion-"),

@@ -69,7 +69,7 @@ def merged(
 
 def unadapted(spec: dict[str, Any]) -> dict[str, Any]:
     """The record of a model as it is when its adapters are merged."""
-    return {**spec, "init_args": {key: value for key, value in spec["init_args"].items() if key != NAME}}
+    return {**spec, "init_args": {k: None if k == NAME else x for k, x in spec["init_args"].items()}}
 
 
 def _fit(weight: Tensor, a: Tensor, b: Tensor, rank: int) -> bool:
