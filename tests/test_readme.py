@@ -28,6 +28,15 @@ ELSEWHERE = {
     "wandb sweep": "tests/loggers/test_wandb.py",
     "uv run diffusion-lightning import cifar10_uncond_50M_500K.pt": "tests/cli/test_import.py",
     "uv run diffusion-lightning fit --config cifar10_ddpm --init_from": "tests/cli/test_import.py",
+    "uv run diffusion-lightning import stable-diffusion-v1-5/": "tests/interop/test_pipelines.py",
+    "uv run diffusion-lightning predict --ckpt_path sd.ckpt": "tests/interop/test_pipelines.py",
+    "uv run diffusion-lightning export sd.ckpt": "tests/interop/test_pipelines.py",
+    "uv run diffusion-lightning fit --config imagenet256_dit_xl2": "tests/cli/test_latent_recipes.py",
+    "uv run diffusion-lightning fit --config stable_diffusion_lora": "tests/interop/test_lora.py",
+    "uv run diffusion-lightning predict --ckpt_path runs/stable_diffusion_lora": "tests/interop/test_lora.py",
+    "uv run diffusion-lightning export runs/stable_diffusion_lora": "tests/interop/test_lora.py",
+    "uv run diffusion-lightning fit --config latent_scenes": "tests/cli/test_latent_recipes.py",
+    "uv run diffusion-lightning predict --ckpt_path runs/latent_scenes": "tests/cli/test_latent_recipes.py",
 }
 
 # Of Python on the pages, so that a training takes seconds.

@@ -62,7 +62,7 @@ class Autoencoder(Generative):
         ValueError: if network, discriminator or features do not take images of this shape, or a weight is negative.
     """
 
-    levels = 256
+    uses_y = False
     keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
 
     def __init__(

@@ -171,6 +171,8 @@ def test_every_config_is_pinned() -> None:
     others = {
         "digits_classifier",
         "imagenet256_dit_xl2",
+        "latent_scenes",
+        "latent_scenes_stage",
         "scenes",
         "scenes_dit",
         "stable_diffusion_lora",

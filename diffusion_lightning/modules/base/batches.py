@@ -129,7 +129,7 @@ class Feed(Callback):
             else:
                 check_form(batch, image, what, module.shape)
                 check_values(image, what, module.levels, own)
-            check_labels(batch, image, y, what, module.conditioner)
+            check_labels(batch, y, what, module.conditioner)
             self._looked.add(stage)
         if isinstance(y, Tensor):
             y = y if y.is_floating_point() else (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).long()
@@ -286,7 +286,7 @@ def check_values(image: Tensor, what: str, levels: int, certain: bool) -> None:
         )
 
 
-def check_labels(batch: Any, image: Tensor, y: Any, what: str, conditioner: Any) -> None:
+def check_labels(batch: Any, y: Any, what: str, conditioner: Any) -> None:
     """Raise ValueError if a model with a condition gets none, or not one for each image."""
     if not conditioner.conditional:
         return
@@ -300,8 +300,8 @@ def check_labels(batch: Any, image: Tensor, y: Any, what: str, conditioner: Any)
         )
     if isinstance(y, Mapping):
         return
-    if hasattr(y, "__len__") and len(y) != len(image):
-        raise ValueError(f"{what} has {len(image)} images, but {len(y)} {takes}: give one for each image")
+    if hasattr(y, "__len__") and len(y) != size(batch):
+        raise ValueError(f"{what} has {size(batch)} images, but {len(y)} {takes}: give one for each image")
 
 
 def _name(x: Tensor) -> str:

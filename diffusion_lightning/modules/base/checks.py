@@ -157,7 +157,7 @@ def check_guidance(guidance: Any, module: Any) -> None:
         )
 
 
-def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> None:
+def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner, uses_y: bool = True) -> None:
     """Raise ValueError if a data module's images or labels do not fit a model for images of `shape` (C, H, W).
 
     Warns if the data are configured to give labels and the model has no conditioner.
@@ -168,6 +168,8 @@ def check_data(data: Any, shape: tuple[int, ...], conditioner: Conditioner) -> N
             f"the data's images have shape {list(theirs)}, but the model's shape is {list(shape)}: "
             "set the model's shape, and the network's channels and size, to the data's"
         )
+    if not uses_y:
+        return
     wanted = next((name for name in ("classes", "labels", "label") if getattr(data, name, None)), None)
     if wanted is not None and not conditioner.conditional:
         rank_zero_warn(

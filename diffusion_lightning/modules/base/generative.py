@@ -30,6 +30,7 @@ class Generative(LightningModule, ABC):
     conditioner: Conditioner
     T: int | None = None
     levels = 256  # values of a pixel, unless the data have others
+    uses_y = True  # whether it learns from what the data say of an image; else nothing warns that it is left unused
     adapters: Any = None  # of a loaded model, `merging.Adapters` that its weights hold already
     class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
 
@@ -153,7 +154,7 @@ class Generative(LightningModule, ABC):
         data: Any = getattr(self.trainer, "datamodule", None)
         self.levels = getattr(data, "levels", self.levels)
         self.class_names = getattr(data, "class_names", None) or self.class_names
-        checks.check_data(data, self.shape, self.conditioner)
+        checks.check_data(data, self.shape, self.conditioner, self.uses_y)
         if "captions" in self.conditioner.takes and getattr(data, "captions", None) is not None:
             if stage == "fit":
                 self.conditioner.learn(data.captions_of("train"))
