@@ -43,11 +43,11 @@ def captions(n: int) -> list[str]:
 
 
 def match(x: Tensor, said: Sequence[str]) -> dict[str, float]:
-    """The shares of `CaptionMatch` for images in [-1, 1] or bytes, seen and unseen."""
+    """The shares of `CaptionMatch` for images in [-1, 1] or bytes, seen and unseen, of those that there are."""
     metric = CaptionMatch()
     metric.update(images.to_uint8(x), said)
     found = metric.compute()
-    return {side: float(found[f"caption_match_{side}"]) for side in SIDES}
+    return {side: float(found[key]) for side in SIDES if (key := f"caption_match_{side}") in found}
 
 
 def ceiling() -> dict[str, float]:

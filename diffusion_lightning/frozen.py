@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import written
-from .meta import made_on_meta as made_on_meta
+from .meta import made_on_meta
 
 KEY = "frozen"  # of a checkpoint: the hashes of its frozen parts, by the names of the modules that hold them
 FOLDER = "frozen"  # beside the checkpoints

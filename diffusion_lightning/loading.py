@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from . import checkpoints, frozen, known, records
-from .frozen import made_on_meta
+from .meta import made_on_meta
 from .modules import Diffusion
 from .modules.base.checks import image_shape
 from .modules.base.merging import merged
@@ -127,7 +127,12 @@ def restored(
     """
     checkpoint, spec, adapters = merged(checkpoint, config, path, trust)
     spec, files = frozen.beside(spec, checkpoint.get(frozen.KEY), checkpoints.found(path), trust)
-    part = records.read(spec, kind, "model", {*trust, *files})
+    part = records.read(spec, LightningModule, "model", {*trust, *files})
+    if not issubclass(part.kind, kind):
+        serves = getattr(part.kind, "serves", "use another checkpoint")
+        raise ValueError(
+            f"{path} holds {part.kind.__name__} weights, but those of a {kind.__name__} are needed: {serves}"
+        )
     if seed is not None and "seed" in known.parameters(part.kind):
         part.arguments.setdefault("seed", seed)
     _check_sizes(part, checkpoint, path)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from .. import checkpoints, records
-from ..frozen import FOLDER, Frozen, check_complete, installed, made_on_meta, plain, quiet
+from ..frozen import FOLDER, Frozen, check_complete, installed, plain, quiet
 from ..known import parameters
+from ..meta import made_on_meta
 
 DIFFUSERS = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny", "VQModel")
 PLACES = ("vae", "vqvae", "movq")  # of the autoencoder within a pipeline's folder
@@ -91,9 +92,9 @@ class FrozenAutoencoder(Frozen):
             config = dict(diffusers.AutoencoderKL.load_config(place, subfolder=within))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
-                f"the first stage {self.source} is neither a folder of an autoencoder here, nor a checkpoint, nor in "
-                "the cache of diffusers, nor to be had from the network: give its folder, or of a run that has used it "
-                f"the file in checkpoints/{FOLDER}"
+                f"the first stage {self.source} is neither a folder of an autoencoder here, nor a run or a checkpoint "
+                "of an Autoencoder, nor in the cache of diffusers, nor to be had from the network: give its folder, "
+                f"train one first, or give the file in checkpoints/{FOLDER} of a run that has used it"
             ) from error
         return str(root / (within or "")) if root.exists() else self.source, config
 

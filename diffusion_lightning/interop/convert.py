@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import checkpoints, frozen, records
 from ..callbacks.checkpoint import AtomicIO
 from ..files import check_file
-from ..frozen import made_on_meta
+from ..meta import made_on_meta
 from ..modules import Diffusion
 from . import components, diffusers, dit, pipelines
 from .diffusers import Diffusers

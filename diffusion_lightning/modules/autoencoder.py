@@ -63,6 +63,7 @@ class Autoencoder(Generative):
     """
 
     uses_y = False
+    serves = "train a Diffusion on its latents, with first_stage Pretrained and this checkpoint as its model"
     keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
 
     def __init__(

@@ -48,6 +48,7 @@ class NoisyClassifier(LightningModule):
         ValueError: if the network does not give a number for each class.
     """
 
+    serves = "let it guide a Diffusion, by the guidance ClassifierGuided with this checkpoint as its classifier"
     levels = 256  # values of a pixel, unless the data have others
     class_names: list[str] | None = None
 

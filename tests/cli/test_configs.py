@@ -413,7 +413,7 @@ def test_the_classifier_of_noisy_digits(tmp_path: Path, capsys: pytest.CaptureFi
     assert "samples" not in said
     main(["validate", "--ckpt_path", str(tmp_path)])
     assert rows(tmp_path / "validate.csv")[-1]["val/accuracy"] == found[-1]["val/accuracy"]
-    with pytest.raises(ValueError, match="model is a NoisyClassifier, but it takes a Diffusion"):
+    with pytest.raises(ValueError, match="holds NoisyClassifier weights, but those of a Diffusion are needed: let"):
         diffusion_lightning.load(tmp_path)
 
 

@@ -326,6 +326,8 @@ def test_what_it_trains_is_a_first_stage(run: Path) -> None:
     raw = read(run / "checkpoints/last.ckpt")["state_dict"]
     assert not torch.equal(raw["network.conv_out.weight"], module.network.conv_out.weight)  # the average's
     assert not [name for name in raw if name.startswith(("features", "distance"))]
+    with pytest.raises(ValueError, match="holds Autoencoder weights, but those of a Diffusion are needed: train a"):
+        loading.load(run)
 
 
 def test_it_makes_images_of_standard_normals(run: Path) -> None:
