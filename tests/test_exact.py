@@ -24,7 +24,7 @@ from diffusion_lightning.samplers import DDIM, Heun, Sampler
 
 from .conftest import UNWATCHED, small_config
 from .support.commands import fails
-from .support.exactness import ADVERSARIAL, EVERYTHING, FRAMES, STEPS, child, framed, powers, same, state
+from .support.exactness import ADVERSARIAL, EVERYTHING, STEPS, child, framed, powers, same, state
 from .support.rows import rows
 
 
@@ -127,7 +127,7 @@ def test_killed_before_and_after_a_discriminator_starts_is_bitwise_the_undisturb
     same(state(whole), state(broken))
 
 
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("frame", ["EDM", pytest.param("flow", marks=pytest.mark.slow)])
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path, frame: str) -> None:
     """In one process, at a step between two snapshots."""
     config = framed(tmp_path, frame, **{
@@ -257,7 +257,14 @@ def test_samples_are_the_same_on_two_processes(run: Path, tmp_path: Path) -> Non
     assert len(set(pictures["at once"])) == 64
 
 
-@pytest.mark.parametrize("sampler", [DDIM(6), Heun(3), Heun(3, variable="tau")], ids=["DDIM", "Heun", "Heun in tau"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(DDIM(6), marks=pytest.mark.slow, id="DDIM"),
+        pytest.param(Heun(3), marks=pytest.mark.slow, id="Heun"),
+        pytest.param(Heun(3, variable="tau"), id="Heun in tau"),
+    ],
+)
 def test_samples_at_once_by_sixteen_and_one_by_one(run: Path, sampler: Sampler) -> None:
     model = load(run / "checkpoints/last.ckpt")
     at_once = model.generate(64, sampler, batch_size=64)

@@ -349,6 +349,7 @@ def with_latents(folder: Path, cached: bool = True) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_latents_from_fit_to_predict_and_resumed(
     own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -323,7 +323,10 @@ def test_fault_7_a_step_counts_once(run: Path) -> None:
 
 
 @pytest.mark.tried("Resuming")
-@pytest.mark.parametrize("start", [1, 4], ids=["after the discriminator's start", "before it"])
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param(1, marks=pytest.mark.slow, id="after the discriminator's start"), pytest.param(4, id="before it")],
+)
 def test_it_resumes_bit_for_bit_across_the_discriminators_start(run: Path, tmp_path: Path, start: int) -> None:
     whole = run
     if start != 4:
