@@ -408,7 +408,7 @@ def test_a_file_here_with_the_name_of_a_library_is_named_in_the_refusal(
 
 @tried
 @pytest.mark.parametrize("key", [*checkpoints.KINDS])
-@pytest.mark.parametrize("reader", ["load", "fit --ckpt_path"])
+@pytest.mark.parametrize("reader", ["load", pytest.param("fit --ckpt_path", marks=pytest.mark.slow)])
 def test_a_checkpoint_whose_parts_are_of_another_kind_is_refused(
     key: str, reader: str, whole: Checkpoint, flag: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
