@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,16 @@ class Watched(Halves):
 
 @tried
 def test_fault_9_cached_latents_are_no_one_posterior_sample(own_cache: Path) -> None:
-    """An image is another sample of its own distribution in each epoch."""
+    """An image is another sample of its own distribution in each epoch, and no step has the noise of another."""
     stage = Watched()
     trained(Latents(digits(flip=False)), stage)
     noise: dict[tuple[float, ...], list[Tensor]] = {}
+    batches: list[Tensor] = []
     for moments, z in stage.seen:
         assert moments.log_var is not None
-        for mean, log_var, latent in zip(moments.mean, moments.log_var, z * 2, strict=True):
-            noise.setdefault(tuple(mean.flatten().tolist()), []).append((latent - mean) / (log_var / 2).exp())
+        batches.append((z * 2 - moments.mean) / (moments.log_var / 2).exp())
+        for mean, drawn in zip(moments.mean, batches[-1], strict=True):
+            noise.setdefault(tuple(mean.flatten().tolist()), []).append(drawn)
     twice = [both for both in noise.values() if len(both) == 2]
     assert len(twice) > 500
     first, second = (torch.stack(epoch).flatten() for epoch in zip(*twice, strict=True))
@@ -162,6 +165,8 @@ def test_fault_9_cached_latents_are_no_one_posterior_sample(own_cache: Path) -> 
         assert abs(float(one.mean())) < 4 / n
         assert abs(float(one.var()) - 1) < 4 * 2**0.5 / n
     assert abs(float((first * second).mean())) < 4 / n
+    for one, other in pairwise(batches):
+        assert abs(float((one * other).mean())) < 4 / one.numel() ** 0.5
 
 
 @tried
