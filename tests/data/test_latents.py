@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,8 @@ def test_fault_9_cached_latents_are_no_one_posterior_sample(own_cache: Path) -> 
         assert abs(float(one.mean())) < 4 / n
         assert abs(float(one.var()) - 1) < 4 * 2**0.5 / n
     assert abs(float((first * second).mean())) < 4 / n
-    for one, other in pairwise(batches):
-        assert abs(float((one * other).mean())) < 4 / one.numel() ** 0.5
+    for one, other in combinations(batches, 2):
+        assert abs(float((one * other).mean())) < 5 / one.numel() ** 0.5
 
 
 @tried
