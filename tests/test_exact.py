@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
@@ -23,7 +24,7 @@ from diffusion_lightning.samplers import DDIM, Heun, Sampler
 
 from .conftest import UNWATCHED, small_config
 from .support.commands import fails
-from .support.exactness import EVERYTHING, FRAMES, STEPS, child, framed, powers, same, state
+from .support.exactness import ADVERSARIAL, EVERYTHING, STEPS, child, framed, powers, same, state
 from .support.rows import rows
 
 
@@ -92,7 +93,41 @@ def test_killed_ten_times_and_resumed_is_bitwise_the_undisturbed_run(tmp_path: P
     assert len(state(whole)["snapshots"]) == 140 // 24  # every third step's, thinned to every 24th
 
 
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.slow
+@pytest.mark.tried("Resuming")
+def test_killed_before_and_after_a_discriminator_starts_is_bitwise_the_undisturbed_run(tmp_path: Path) -> None:
+    """An autoencoder, SIGKILLed in training: once before its discriminator takes part, and once after."""
+    config = tmp_path / "autoencoder.yaml"
+    config.write_text(yaml.safe_dump(ADVERSARIAL))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert fit(config, whole)
+    last = broken / "checkpoints/last.ckpt"
+
+    def reached() -> int:
+        return read(last)["global_step"] if last.exists() else 0
+
+    start, steps = ADVERSARIAL["model"]["init_args"]["adversarial_from"], ADVERSARIAL["trainer"]["max_steps"]
+    for after, until in ((4, start), (start + 4, steps)):
+        seen = 0.0
+
+        def now(root: Path, seconds: float, after: int = after) -> bool:
+            nonlocal seen
+            if not seen and reached() >= after:
+                seen = seconds
+            return seen > 0 and seconds > seen + 0.02  # some steps on
+
+        assert not fit(config, broken, now), f"ended before it was killed after step {after}"
+        assert after <= reached() < until
+        own, theirs = read(last)["optimizer_states"][0]["param_groups"]
+        known = read(last)["optimizer_states"][0]["state"]
+        assert set(own["params"]) <= set(known)
+        assert set(known) & set(theirs["params"]) == (set(theirs["params"]) if after > start else set())
+    assert fit(config, broken)
+    assert state(broken)["step"] == steps
+    same(state(whole), state(broken))
+
+
+@pytest.mark.parametrize("frame", ["EDM", pytest.param("flow", marks=pytest.mark.slow)])
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path, frame: str) -> None:
     """In one process, at a step between two snapshots."""
     config = framed(tmp_path, frame, **{
@@ -222,7 +257,14 @@ def test_samples_are_the_same_on_two_processes(run: Path, tmp_path: Path) -> Non
     assert len(set(pictures["at once"])) == 64
 
 
-@pytest.mark.parametrize("sampler", [DDIM(6), Heun(3), Heun(3, variable="tau")], ids=["DDIM", "Heun", "Heun in tau"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(DDIM(6), marks=pytest.mark.slow, id="DDIM"),
+        pytest.param(Heun(3), marks=pytest.mark.slow, id="Heun"),
+        pytest.param(Heun(3, variable="tau"), id="Heun in tau"),
+    ],
+)
 def test_samples_at_once_by_sixteen_and_one_by_one(run: Path, sampler: Sampler) -> None:
     model = load(run / "checkpoints/last.ckpt")
     at_once = model.generate(64, sampler, batch_size=64)

@@ -295,8 +295,12 @@ FITS = [reader for reader in READERS if reader.startswith("fit")]
 LOOKED_AT = [next(iter(EDITS)), next(iter(TEXTS)), *FILES]
 
 
+# A command that leaves a kind alone goes on to its end: of the kinds that only some commands look at, two here.
+AT_LENGTH = [kind for kind in HARMLESS[1:] if kind not in EVALUATED[:2]]
+
+
 @tried
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in AT_LENGTH else []) for k in KINDS])
 @pytest.mark.parametrize("reader", [reader for reader in READERS if reader not in FITS])
 def test_a_hostile_checkpoint_runs_nothing(
     kind: str, reader: str, whole: Checkpoint, flag: Path, capsys: pytest.CaptureFixture[str]
@@ -404,7 +408,7 @@ def test_a_file_here_with_the_name_of_a_library_is_named_in_the_refusal(
 
 @tried
 @pytest.mark.parametrize("key", [*checkpoints.KINDS])
-@pytest.mark.parametrize("reader", ["load", "fit --ckpt_path"])
+@pytest.mark.parametrize("reader", ["load", pytest.param("fit --ckpt_path", marks=pytest.mark.slow)])
 def test_a_checkpoint_whose_parts_are_of_another_kind_is_refused(
     key: str, reader: str, whole: Checkpoint, flag: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -512,7 +516,9 @@ def test_a_training_goes_on_from_a_state_that_is_whole(
 
 
 @tried
-@pytest.mark.parametrize("part", OF_TRAINING)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, marks=pytest.mark.slow if i % 3 else []) for i, p in enumerate(OF_TRAINING)]
+)
 def test_a_training_does_not_go_on_from_a_state_that_is_none(
     part: str, scheduled: Checkpoint, flag: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

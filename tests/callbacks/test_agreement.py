@@ -267,7 +267,10 @@ def test_no_process_outlives_the_one_that_started_it_and_failed(way: str, monkey
 @pytest.mark.tried("Several processes")
 @pytest.mark.parametrize(
     ("code", "seconds", "says"),
-    [("import time; time.sleep(600)", 2, "hung and was killed"), ("raise SystemExit(3)", 60, "ended with status 3")],
+    [
+        pytest.param("import time; time.sleep(600)", 2, "hung and was killed", marks=pytest.mark.slow),
+        ("raise SystemExit(3)", 60, "ended with status 3"),
+    ],
     ids=["hangs at its end", "fails at its end"],
 )
 def test_a_command_whose_other_process_fails_does_not_end_well(code: str, seconds: float, says: str) -> None:

@@ -180,7 +180,11 @@ def test_every_config_is_pinned() -> None:
     assert {*PINNED, *others} == CONFIGS.keys()
 
 
-@pytest.mark.parametrize("name", PINNED)
+# 36 to 120 million weights take seconds to make: of the others of CIFAR-10's there is one of each network here.
+LARGE = ["celeba64_ddpm", "imagenet64_iddpm", "cifar10_iddpm_vlb", "cifar10_v_min_snr", "cifar10_flow"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else []) for n in PINNED])
 def test_recipe(name: str, built: Built, tmp_path: Path) -> None:
     main(["fit", "--config", str(CONFIGS[name]), "--trainer.default_root_dir", str(tmp_path)])
     ((trainer, model, data),) = built
@@ -395,6 +399,7 @@ def small(name: str, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_classifier_of_noisy_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pinned, and two steps of it; what is read of its checkpoint again is its average."""
     words = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
@@ -417,7 +422,12 @@ def test_the_classifier_of_noisy_digits(tmp_path: Path, capsys: pytest.CaptureFi
         diffusion_lightning.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", PINNED)
+# One of the digits, of downloaded sets and of folders: the others differ by their words, which `test_recipe` reads,
+# and run among the slow tests.
+RUN = ["digits_flow", "cifar10_v_min_snr", "folder_classes"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in RUN else pytest.mark.slow) for n in PINNED])
 def test_two_steps(name: str, request: pytest.FixtureRequest, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Of `fit`, with the downloads, the decoding, a validation and a checkpoint from which it is built again."""
     made = MADE.get(name, "cifar")
@@ -437,6 +447,7 @@ def test_two_steps(name: str, request: pytest.FixtureRequest, tmp_path: Path, re
     assert all("broken.jpg" in message for message in named)
 
 
+@pytest.mark.slow
 def test_the_folder_trains_on_3000_files_and_names_the_three_that_are_broken(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -66,7 +66,7 @@ def test_the_run_is_logged_offline_under_its_folders_name(tmp_path: Path) -> Non
     assert (logger["init_args"]["name"], logger["init_args"]["offline"]) == ("mine", True)
 
 
-@pytest.mark.parametrize("key", ["loss_by_timestep", "throughput"])
+@pytest.mark.parametrize("key", ["loss_by_timestep", pytest.param("throughput", marks=pytest.mark.slow)])
 def test_what_costs_nothing_is_there_once(tmp_path: Path, key: str) -> None:
     kind = WATCHES[key]
     path = f"diffusion_lightning.callbacks.{kind.__name__}"

@@ -314,10 +314,10 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("values", "mode", "best"),
     [
-        ((NAN, 2.0, 1.0), "min", 6),
+        pytest.param((NAN, 2.0, 1.0), "min", 6, marks=pytest.mark.slow),
         ((NAN, 2.0, 3.0), "min", 4),
-        ((1.0, NAN, 2.0), "min", 2),
-        ((NAN, 2.0, 3.0), "max", 6),
+        pytest.param((1.0, NAN, 2.0), "min", 2, marks=pytest.mark.slow),
+        pytest.param((NAN, 2.0, 3.0), "max", 6, marks=pytest.mark.slow),
         ((NAN, NAN, NAN), "max", None),
     ],
     ids=str,
@@ -395,13 +395,18 @@ OWN = ("--data", "tests.cli.test_disks.NoBatches", "--data.init_args.split")
     ("words", "says"),
     [
         ([*OWN, "train"], "the training loader gives no batch"),
-        (
+        pytest.param(
             [*OWN, "train", "--data.init_args.stream", "true", "--trainer.max_steps", "50"],
             "the training loader gives no batch",
+            marks=pytest.mark.slow,
         ),
         (["--trainer.limit_train_batches", "0"], "no step was trained, since the training data has no batches"),
         (["--trainer.max_steps", "0"], "trainer.max_steps is 0"),
-        (["--trainer.fast_dev_run", "true", *OWN, "train"], "the training loader gives no batch"),
+        pytest.param(
+            ["--trainer.fast_dev_run", "true", *OWN, "train"],
+            "the training loader gives no batch",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["none", "a stream that ends for good", "limited to none", "no steps", "a dry run of none"],
 )

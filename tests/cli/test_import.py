@@ -151,6 +151,7 @@ def iddpm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, UNet]:
     return folder / "ema_0.9999_500000.pt", config, network
 
 
+@pytest.mark.slow
 def test_a_file_of_improved_diffusion_through_every_command(
     iddpm: tuple[Path, Path, UNet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def test_the_recipe_of_dit_is_its_papers(stage: Path) -> None:
     assert sampler.clip is None
 
 
+@pytest.mark.slow
 def test_two_steps_of_the_recipe_of_dit(stage: Path, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for split, n in (("train", 4), ("val", 2)):

@@ -193,7 +193,12 @@ REFUSED: dict[str, tuple[list[tuple[str, dict[str, Any]]], dict[str, Any], str]]
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", REFUSED)
+BY_THE_SAMPLER_OR_THE_SCALE = ["metrics", "a scale"]  # one of either kind here, and the others slow
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(x, marks=[] if x in BY_THE_SAMPLER_OR_THE_SCALE else pytest.mark.slow) for x in REFUSED]
+)
 def test_what_latents_do_not_have_is_refused_before_training(fault: str, tmp_path: Path, capsys: Any) -> None:
     callbacks, given, says = REFUSED[fault]
     autoencoder(tmp_path / "vae")

@@ -1,7 +1,7 @@
 """Faults that others had with first stages, each impossible here or refused, by its number in the list of them.
 
-What a training of first stages could do wrong (6, 7, 8, 12) and what latents that are kept could (9, 10) is tested with
-those modules.
+What a training of first stages could do wrong (6, 7, 8, 12) is in `modules/test_autoencoder.py`, what latents that are
+kept could (9, 10) in `data/test_latents.py`.
 """
 
 from pathlib import Path
@@ -113,6 +113,27 @@ def test_fault_5_an_autoencoder_sees_the_pixels_that_it_takes(
     torch.testing.assert_close(stage.decode(stage.scaled(raw)), expected.clamp(-1, 1), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"is for pixels in \[-1, 1\]: leave pixels out"):
         Pretrained(str(tmp_path / "vae"), pixels=(0.0, 1.0))
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_fault_6_latents_of_any_size_have_unit_size_at_both_ends(tmp_path: Path) -> None:
+    """Those of an autoencoder that next to nothing held near N(0, I), whose scale is measured."""
+    theirs = autoencoder(tmp_path / "vae")
+    with torch.no_grad():
+        theirs.quant_conv.weight[:4] *= 50.0
+        theirs.quant_conv.bias[:4] += 7.0
+    theirs.save_pretrained(tmp_path / "vae")
+    stage, images = Pretrained(str(tmp_path / "vae"), "measure"), pictures(64)
+    stage.measure([images], lambda sums: sums)
+    z = stage.scaled(stage.moments(images).mean)
+    assert 0.5 < float(z.std(unbiased=False)) < 1.1
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
+    assert float(stage.moments(images).mean.std()) > 3
+    model = Diffusion(UNet(in_channels=4, size=4, channels=8, multipliers=(1,), blocks=1, attention=(), groups=4),
+                      Cosine(12), first_stage=stage)  # fmt: skip
+    image, made = watched(model, DDIM(3, clip=None), 2)
+    raw = made / stage.scale.view(-1, 1, 1).float() + stage.shift.view(-1, 1, 1).float()
+    torch.testing.assert_close(image, theirs.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.tried("Numbers, precision and words")

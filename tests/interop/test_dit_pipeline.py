@@ -99,8 +99,14 @@ def alike(one: tuple[Tensor, np.ndarray], other: tuple[Tensor, np.ndarray]) -> b
     )
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("last", [0.02, 0.002])  # DiT's β_T, at which a random network's latents are large; and less
+# DiT's β_T, at which a random network's latents are large; and less
+@pytest.mark.parametrize(
+    ("last", "shared"),
+    [
+        (0.002, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.02, True), (0.02, False), (0.002, False))),
+    ],
+)
 def test_latents_and_pixels_are_the_pipelines_and_so_are_those_of_what_is_written(
     shared: bool, last: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

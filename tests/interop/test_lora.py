@@ -87,7 +87,14 @@ def pipeline(weights: dict[str, Tensor]) -> Any:
     )
 
 
-@pytest.mark.parametrize("lora", [{"rank": 4}, {"rank": 4, "alpha": 10.0}, {"rank": 2, "alpha": 1.0}])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"rank": 4, "alpha": 10.0},
+        pytest.param({"rank": 4}, marks=pytest.mark.slow),
+        pytest.param({"rank": 2, "alpha": 1.0}, marks=pytest.mark.slow),
+    ],
+)
 def test_diffusers_pipeline_takes_the_adapters_with_their_alpha(lora: dict[str, Any], tmp_path: Path) -> None:
     """Fault 33: an alpha that is lost scales every adapter by another number."""
     path, weights = written(tmp_path, Wrapped(), **lora)

@@ -1,4 +1,7 @@
-"""The training of a first stage: its loss written out, each network's gradient its own, steps counted once, resumed."""
+"""The training of a first stage: its loss written out, each network's gradient its own, steps counted once, resumed.
+
+The faults that others had with it are here by their numbers in the list of them; see `first_stages/test_faults.py`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +28,7 @@ from diffusion_lightning.networks import KLAutoencoder, PatchDiscriminator, Plai
 from diffusion_lightning.random import Draw
 
 from ..support.exactness import same
+from ..support.first_stages import pictures
 
 
 def network(**changes: Any) -> PlainAutoencoder:
@@ -116,6 +120,7 @@ def test_the_adaptive_weight_is_the_gradients_ratio(a: float, b: float, weight: 
 
 
 def test_a_distance_is_an_extractors_or_a_networks_own() -> None:
+    """And gives the reconstruction a gradient."""
     image, made = torch.rand(2, 3, 1, 8, 8) * 2 - 1
     made.requires_grad_()
     FeatureDistance(DigitsNet(), (1, 8, 8))(image, made).sum().backward()
@@ -133,7 +138,8 @@ def test_a_distance_is_an_extractors_or_a_networks_own() -> None:
 # Each network's gradient is its own
 
 
-def test_each_networks_gradient_is_that_of_its_own_loss(tmp_path: Path) -> None:
+@pytest.mark.tried("Numbers, precision and words")
+def test_fault_7_each_networks_gradient_is_that_of_its_own_loss(tmp_path: Path) -> None:
     """One step of SGD against two backward passes with the other network's weights frozen."""
     given: dict[str, Any] = {"learn_log_var": True, "features": DigitsNet(), "feature_weight": 0.1}
     model = small(optimizer=lambda p: torch.optim.SGD(p, 1.0), discriminator_rate=3.0, **given)
@@ -184,7 +190,8 @@ def isolated(fit: Callable[[Autoencoder, int], Any]) -> None:
         assert torch.equal(weights(beside)[name], weights(strong)[name]), name  # whatever the autoencoder is paid
 
 
-def test_a_step_of_one_network_leaves_the_other_alone(tmp_path: Path) -> None:
+@pytest.mark.tried("Numbers, precision and words")
+def test_fault_7_a_step_of_one_network_leaves_the_other_alone(tmp_path: Path) -> None:
     isolated(lambda model, steps: fitted(tmp_path, model, steps))
 
 
@@ -193,13 +200,13 @@ TWO: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork"}
 
 @pytest.mark.slow
 @pytest.mark.tried("Several processes")
-def test_a_step_of_one_network_leaves_the_other_alone_on_two_processes(tmp_path: Path) -> None:
+def test_fault_7_a_step_of_one_network_leaves_the_other_alone_on_two_processes(tmp_path: Path) -> None:
     isolated(lambda model, steps: fitted(tmp_path, model, steps, 16, **TWO))
 
 
 @pytest.mark.slow
 @pytest.mark.tried("Several processes")
-def test_two_processes_train_both_networks_as_one_does(tmp_path: Path) -> None:
+def test_fault_7_two_processes_train_both_networks_as_one_does(tmp_path: Path) -> None:
     """At the same global batch, over the start of the discriminator, with the adaptive weight of the whole batch."""
     one, two = (small(adversarial_from=2, optimizer=sgd, learn_log_var=True, features=DigitsNet()) for _ in range(2))
     before = weights(one)
@@ -208,6 +215,25 @@ def test_two_processes_train_both_networks_as_one_does(tmp_path: Path) -> None:
     assert moved(before, weights(two)) | {BIAS} == set(before)
     for name, x in weights(one).items():
         torch.testing.assert_close(weights(two)[name] - before[name], x - before[name], rtol=1e-4, atol=1e-8, msg=name)
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_fault_8_the_learned_log_variance_is_in_the_optimizer_and_trains(tmp_path: Path) -> None:
+    """One step of SGD from 0 goes against its gradient there, N·(1 - |x - x̂|); checkpoints have it."""
+    model = small(discriminator=None, learn_log_var=True, optimizer=lambda p: torch.optim.SGD(p, 1e-3))
+    other = small(discriminator=None, learn_log_var=True)
+    assert model.log_var is not None
+    batches: list[Any] = []
+    take = model.feed.take
+    model.feed.take = lambda *given: batches.append(take(*given)) or batches[-1]  # type: ignore[method-assign,func-returns-value]
+    trainer = fitted(tmp_path, model, 1)
+    assert any(p is model.log_var for p in trainer.optimizers[0].param_groups[0]["params"])
+    image = batches[0][0]
+    _, made = other(image, Draw(0, "training", 0, torch.arange(len(image))))
+    expected = -1e-3 * image[0].numel() * (1 - float((image - made.detach()).abs().mean()))
+    assert float(model.log_var) == pytest.approx(expected, rel=1e-4)
+    assert abs(expected) > 1e-4
+    assert torch.equal(model.state_dict()["log_var"], model.log_var)
 
 
 def test_until_it_takes_part_no_optimizer_touches_the_discriminator(tmp_path: Path) -> None:
@@ -247,10 +273,12 @@ def test_it_trains_in_reduced_precision(tmp_path: Path, precision: str) -> None:
 
 
 @pytest.mark.tried("Numbers, precision and words")
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    model: Any = small()
+@pytest.mark.parametrize("name", ["network.conv_out.bias", "discriminator.layers.0.bias"])
+def test_fault_12_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, name: str) -> None:
+    """In either network, at the step where it is and not at the next checkpoint."""
+    model = small()
     with torch.no_grad():
-        model.discriminator.layers[0].bias.fill_(float("nan"))
+        model.get_parameter(name).fill_(float("nan"))
     with pytest.raises(ValueError, match="the loss of step 0 is not finite"):
         fitted(tmp_path, model, 2, callbacks=[FiniteLoss()], log_every_n_steps=1)
 
@@ -280,7 +308,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_step_counts_once(run: Path) -> None:
+@pytest.mark.tried("Numbers, precision and words")
+def test_fault_7_a_step_counts_once(run: Path) -> None:
     """In the checkpoints' names, the metrics' rows, the pictures, and the discriminator's own averages."""
     checkpoint = read(run / "checkpoints/last.ckpt")
     assert checkpoint["global_step"] == 6
@@ -294,7 +323,10 @@ def test_a_step_counts_once(run: Path) -> None:
 
 
 @pytest.mark.tried("Resuming")
-@pytest.mark.parametrize("start", [1, 4], ids=["after the discriminator's start", "before it"])
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param(1, marks=pytest.mark.slow, id="after the discriminator's start"), pytest.param(4, id="before it")],
+)
 def test_it_resumes_bit_for_bit_across_the_discriminators_start(run: Path, tmp_path: Path, start: int) -> None:
     whole = run
     if start != 4:
@@ -330,13 +362,39 @@ def test_what_it_trains_is_a_first_stage(run: Path) -> None:
         loading.load(run)
 
 
-def test_it_makes_images_of_standard_normals(run: Path) -> None:
+@pytest.mark.tried("Numbers, precision and words")
+def test_fault_6_the_divergence_is_weighed(tmp_path: Path) -> None:
+    """It rises where next to nothing keeps it, and falls where it is what the loss is of."""
+    found = {}
+    for weight in (1e-6, 10.0):
+        model = small(discriminator=None, kl_weight=weight, optimizer=lambda p: torch.optim.Adam(p, 1e-2))
+        image = pictures(64)
+        before = float(model.encode(image).kl().mean().detach())
+        fitted(tmp_path, model, 25)
+        found[weight] = float(model.encode(image).kl().mean().detach()) / before
+    assert found[1e-6] > 1
+    assert found[10.0] < 0.5
+
+
+@pytest.mark.tried("Numbers, precision and words")
+def test_fault_6_what_it_makes_images_of_are_standard_normals(run: Path) -> None:
+    """Decoded as they are, with no scale at one end; a diffusion of its latents is told to measure them."""
+    assert Pretrained(str(run)).measures
     module = loading.module(run)
     assert isinstance(module, Autoencoder)
     four = module.generate(4, seed=3)
     assert four.shape == (4, 1, 8, 8)
     assert four.abs().max() <= 1
     assert torch.equal(module.generate(2, seed=3, first=2, batch_size=4), four[2:])
+    seen: list[Tensor] = []
+    decode = module.network.decode
+    module.network.decode = lambda z: seen.append(z) or decode(z)  # type: ignore[func-returns-value]
+    many = module.generate(64, seed=3, batch_size=64)
+    (z,) = seen
+    torch.testing.assert_close(many, decode(z).clamp(-1, 1))
+    n = z.numel()
+    assert abs(float(z.mean())) < 4 / n**0.5
+    assert abs(float(z.var()) - 1) < 4 * (2 / n) ** 0.5
     for given in ({"sampler": object()}, {"sampler": None, "guidance": 2.0}):
         with pytest.raises(ValueError, match="decodes a latent in one go"):
             module.check(**given)

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 
-from ..conftest import small_config
+from ..conftest import UNWATCHED, small_config
 
 STEPS = 140  # ten kills, some checkpoints apart, leave the end to the last attempt
 
@@ -47,6 +47,42 @@ EVERYTHING: dict[str, Any] = {
     "data.init_args.flip": True,
     "checkpoint.every_n_train_steps": 4,
     "ema.decay": 0.9,
+}
+
+
+# An autoencoder whose discriminator takes part in the last half, with all that it trains and averages.
+ADVERSARIAL: dict[str, Any] = {
+    "seed_everything": 0,
+    "model": {
+        "class_path": "Autoencoder",
+        "init_args": {
+            "network": {
+                "class_path": "PlainAutoencoder",
+                "init_args": {"in_channels": 1, "size": 8, "channels": 8, "levels": 1, "blocks": 1},
+            },
+            "discriminator": {
+                "class_path": "PatchDiscriminator",
+                "init_args": {"in_channels": 1, "channels": 8, "layers": 1},
+            },
+            "features": {"class_path": "DigitsNet"},
+            "adversarial_from": 40,
+            "learn_log_var": True,
+            "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1e-3, "weight_decay": 0.1}},
+            "lr_scheduler": {"class_path": "OneCycle"},
+        },
+    },
+    "data": {"class_path": "Digits", "init_args": {"batch_size": 48, "flip": True, "num_workers": 2}},
+    "trainer": {
+        "accelerator": "cpu",
+        "max_steps": 80,
+        "val_check_interval": 16,
+        "accumulate_grad_batches": 2,
+        "logger": False,
+        "log_every_n_steps": 1,
+    },
+    "checkpoint": {"every_n_train_steps": 4},
+    "ema": {"decay": 0.9},
+    **UNWATCHED,
 }
 
 
