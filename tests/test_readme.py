@@ -35,6 +35,8 @@ ELSEWHERE = {
     "uv run diffusion-lightning fit --config stable_diffusion_lora": "tests/interop/test_lora.py",
     "uv run diffusion-lightning predict --ckpt_path runs/stable_diffusion_lora": "tests/interop/test_lora.py",
     "uv run diffusion-lightning export runs/stable_diffusion_lora": "tests/interop/test_lora.py",
+    "uv run diffusion-lightning fit --config folder_ldm": "tests/cli/test_folder_latents.py",
+    "uv run diffusion-lightning predict --ckpt_path runs/folder_ldm": "tests/cli/test_folder_latents.py",
     "uv run diffusion-lightning fit --config latent_scenes": "tests/cli/test_latent_recipes.py",
     "uv run diffusion-lightning predict --ckpt_path runs/latent_scenes": "tests/cli/test_latent_recipes.py",
 }

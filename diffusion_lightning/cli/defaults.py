@@ -41,13 +41,14 @@ def settle(config: Namespace) -> None:
     | a logger's `name`                     | that of the run's folder                                            |
     | the model's `lora`                    | the key `lora` beside `model`                                       |
     """
-    if config.get("lora") is not None:
-        if "lora" not in parameters(run_folder.imported(config.model.class_path)):
+    if "lora" in config:  # given: null takes out what the configuration that a run saved has in both places
+        if "lora" in parameters(run_folder.imported(config.model.class_path)):
+            config[f"{MODEL}.lora"] = config.lora
+        elif config.lora is not None:
             raise ValueError(
                 f"lora adapts a network that is trained already, but {config.model.class_path.rpartition('.')[2]} "
                 "takes no adapters: leave lora out, or train a Diffusion"
             )
-        config[f"{MODEL}.lora"] = config.lora
     if config.get(f"{MODEL}.lr_scheduler.init_args.total_steps", 0) is None and config.trainer.max_steps > 0:
         config[f"{MODEL}.lr_scheduler.init_args.total_steps"] = config.trainer.max_steps
     network = config.get(f"{MODEL}.network.init_args") or Namespace()

@@ -7,6 +7,7 @@ starts.
 """
 
 import os
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ class CLI(Shell):
             text = (kind.__doc__ or "").partition("\n")[0]
             parser.add_argument(f"--{key}", type=kind | None, default=default, help=text)
         text = (LoRA.__doc__ or "").partition("\n")[0]
-        parser.add_argument("--lora", type=LoRA | None, default=None, help=f"fit: adapters, {text}")
+        parser.add_argument("--lora", type=LoRA | None, default=SUPPRESS, help=f"fit: adapters, {text}")
         parser.add_argument(
             "--init_from",
             type=str | None,

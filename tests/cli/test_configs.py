@@ -170,6 +170,8 @@ def the(kind: type, trainer: Trainer) -> Any:
 def test_every_config_is_pinned() -> None:
     others = {
         "digits_classifier",
+        "folder_ldm",
+        "folder_ldm_stage",
         "imagenet256_dit_xl2",
         "latent_scenes",
         "latent_scenes_stage",

@@ -60,6 +60,26 @@ def test_a_network_that_states_no_size_is_for_the_datas_images(tmp_path: Path, d
     assert described(tmp_path, *words)["model"]["init_args"]["shape"] == shape
 
 
+def test_adapters_of_a_saved_configuration_are_changed_and_taken_out_in_both_places(tmp_path: Path) -> None:
+    """The configuration that a run saves has them as the key `lora` and as the model's; the key decides if given."""
+    key = "model.init_args.lora"
+    assert described(tmp_path)["model"]["init_args"]["lora"] is None
+    saved = described(tmp_path, "--lora.rank", "2")
+    assert saved["lora"]["init_args"]["rank"] == 2
+    assert saved["model"]["init_args"]["lora"] == saved["lora"]
+    (tmp_path / "saved.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+
+    def over(*words: str) -> Any:
+        return yaml.safe_load(fit.described(["--config", str(tmp_path / "saved.yaml"), *words]))
+
+    assert over() == saved
+    assert over("--lora.rank", "3")["model"]["init_args"]["lora"]["init_args"]["rank"] == 3
+    without = over("--lora", "null")
+    assert (without["lora"], without["model"]["init_args"]["lora"]) == (None, None)
+    own = described(tmp_path, **{key: {"class_path": "LoRA", "init_args": {"rank": 5}}})
+    assert own["model"]["init_args"]["lora"]["init_args"]["rank"] == 5
+
+
 def test_the_run_is_logged_offline_under_its_folders_name(tmp_path: Path) -> None:
     logger = described(tmp_path, "--trainer.default_root_dir", "runs/mine")["trainer"]["logger"]
     assert logger["class_path"] == "diffusion_lightning.loggers.WeightsAndBiases"

@@ -126,7 +126,7 @@ def test_what_starts_from_adapters_starts_from_what_they_make(run: Path, config:
     merged = load(run)
     again = fit(config, tmp_path / "again", 1, "--init_from", str(run), "--lora.rank", "1")
     assert same(load_file(frozen_file(again)), dict(merged.denoiser.network.state_dict()))
-    whole = fit(config, tmp_path / "whole", 1, "--init_from", str(run))
+    whole = fit(run / "config.yaml", tmp_path / "whole", 1, "--init_from", str(run), "--lora", "null")
     assert not (whole / "checkpoints/frozen").exists()
     assert checkpoints.read(whole / LAST)["state_dict"].keys() == merged.state_dict().keys()
 
