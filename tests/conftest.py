@@ -30,8 +30,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.getenv("P
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the whole of the default tests; one for a part, and for slow tests, which start their own."""
-    whole = config.args == config.getini("testpaths") and "not slow" in config.option.markexpr
+    """Two processes for the whole of the default tests, and of the slow ones; one for a part."""
+    whole = config.args == config.getini("testpaths") and config.option.markexpr
     return 2 if whole and not config.option.keyword else 0
 
 
@@ -39,6 +39,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nothing is read from, or left in, the user's cache."""
     use_two_threads()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # so that the commands which tests start do not outnumber the cores either
+        os.environ["OMP_NUM_THREADS"] = "1"
     folder = tmp_path_factory.mktemp("cache")
     os.environ["DIFFUSION_LIGHTNING_CACHE"] = str(folder)
     return folder

@@ -1,14 +1,17 @@
 """A real SLURM of two nodes on one machine: munge, a controller and two daemons, all of them this test's own."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 HOSTS = Path("/etc/hosts")
+LOCK = Path(tempfile.gettempdir()) / "diffusion_lightning_slurm.lock"
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 
@@ -61,6 +64,8 @@ class Slurm:
         self._daemons: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Slurm":
+        self._one = LOCK.open("w")
+        fcntl.flock(self._one, fcntl.LOCK_EX)  # another of these would take the same ports
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "slurm.conf").write_text(CONFIG.format(folder=self.folder, host=socket.gethostname()))
@@ -103,6 +108,7 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
         HOSTS.write_text(self._hosts)
+        self._one.close()
 
     def ask(self, *words: str, **options: str) -> str:
         """What a command of SLURM prints."""
