@@ -3,6 +3,8 @@
 Not to be confused with `schedules`, the noise's.
 """
 
+import math
+
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
@@ -66,6 +68,8 @@ class OneCycle(OneCycleLR):
                 "or the schedule's total_steps"
             )
         rates = [float(group["lr"]) for group in optimizer.param_groups]
+        while pct_start == 1 or pct_start * total_steps == 1:  # a way of no length, by which PyTorch divides
+            pct_start = math.nextafter(pct_start, 0)
         super().__init__(
             optimizer, rates, total_steps, pct_start=pct_start, cycle_momentum=False, div_factor=div_factor,
             final_div_factor=final_div_factor,

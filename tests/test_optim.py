@@ -60,6 +60,15 @@ def test_one_cycle_is_pytorchs_up_to_the_optimizers_own_rates(steps: int, pct_st
     assert found[-1][1] < 1e-6
 
 
+@pytest.mark.parametrize("pct_start", [0.0, 0.05, 0.1, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 20, 40])
+def test_one_cycle_has_a_rate_for_each_step_of_a_run_however_short(steps: int, pct_start: float) -> None:
+    """PyTorch divides by the length of a way up of one step, 5% of 20, and of a way down of none."""
+    made = optimizer()
+    found = rates(made, OneCycle(made, steps, pct_start=pct_start), steps)
+    assert all(0 <= rate <= 1e-2 * (1 + 1e-9) for pair in found for rate in pair)
+
+
 @pytest.mark.parametrize("steps", [None, 0])
 def test_one_cycle_without_an_end_is_refused(steps: int | None) -> None:
     with pytest.raises(ValueError, match=f"total_steps is {steps}, but OneCycle comes down at the end"):
