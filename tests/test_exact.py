@@ -22,7 +22,7 @@ from diffusion_lightning.data import Digits
 from diffusion_lightning.loading import load
 from diffusion_lightning.samplers import DDIM, Heun, Sampler
 
-from .conftest import UNWATCHED, small_config
+from .conftest import BARE, UNWATCHED, small_config
 from .support.commands import fails
 from .support.exactness import ADVERSARIAL, EVERYTHING, STEPS, child, framed, powers, same, state
 from .support.rows import rows
@@ -327,3 +327,20 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, capsys: pytes
         assert [p.name for p in (small / "run/checkpoints").iterdir()] == ["last.ckpt"]
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_every_checkpoint_is_of_whole_steps(tmp_path: Path) -> None:
+    """Of accumulated batches the last makes the step, also after a validation: each goes on to the same end."""
+    steps = {"trainer.max_steps": 6, "model.init_args.lr_scheduler.init_args.total_steps": 6}
+    config = small_config(tmp_path, **{
+        **steps, "trainer.accumulate_grad_batches": 2, "trainer.val_check_interval": 4, "trainer.logger": False,
+        "checkpoint.every_n_train_steps": 1, "checkpoint.keep": None, "checkpoint.monitor": None,
+    })  # fmt: skip
+    whole = tmp_path / "whole"
+    main(["fit", "--config", str(config), "--trainer.default_root_dir", str(whole), *BARE])
+    for step in (2, 3, 4):  # a validation follows the second and the fourth
+        root = tmp_path / f"from{step}"
+        (root / "checkpoints").mkdir(parents=True)
+        shutil.copy(whole / f"checkpoints/step={step}.ckpt", root / "checkpoints/last.ckpt")
+        main(["fit", "--config", str(config), "--trainer.default_root_dir", str(root), "--ckpt_path", "last", *BARE])
+        same(state(whole), state(root))

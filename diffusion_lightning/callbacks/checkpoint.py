@@ -71,13 +71,15 @@ class Checkpoint(CheckpointBase):
         self._saved = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._before = trainer.global_step
         if module.automatic_optimization:
             internals.count_steps_as_done(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        due = trainer.global_step % self.every_n_train_steps == 0
+        # Of accumulated batches the last makes the step: a checkpoint after another would lose their gradients.
+        due = trainer.global_step != self._before and trainer.global_step % self.every_n_train_steps == 0
         if due and trainer.global_step != self._saved and not internals.validation_follows(trainer):
             self.save(trainer)
 
