@@ -141,3 +141,14 @@ def test_a_name_alone_is_this_packages_class(tmp_path: Path, spelling: str) -> N
     if changes:
         extractor = found["metrics"]["init_args"]["metrics"][0]["init_args"]["extractor"]
         assert extractor["class_path"] == "diffusion_lightning.extractors.InceptionV3"
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [("ema", "set ema.decay to 0"), ("checkpoint", "set checkpoint.keep to 0"), ("trainer", "leave the key out")],
+)
+def test_what_every_run_has_is_not_null(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, fix: str) -> None:
+    (tmp_path / "none.yaml").write_text(f"{key}: null\n", encoding="utf-8")
+    said = fails(capsys, "fit", "--config", str(CONFIG), "--config", str(tmp_path / "none.yaml"))
+    assert f"{key} is null" in said
+    assert fix in said
