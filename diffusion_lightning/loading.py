@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from . import checkpoints, frozen, known, records
 from .meta import made_on_meta
-from .modules import Diffusion
 from .modules.base.checks import image_shape
+from .modules.base.generative import Generative
 from .modules.base.merging import merged
+from .modules.base.trains_denoiser import TrainsDenoiser
 
 START = ("denoiser.", "conditioner.", "network.", "first_stage.")  # what a run takes over from another's
 PIXELS = 2**26  # numbers in one image, as many as a file's record may ask for
@@ -83,8 +84,10 @@ def _rename_weights(module: nn.Module, checkpoint: dict[str, Any]) -> None:
         known.rename_weights(module, tensors)
 
 
-def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
+def load(ckpt: str | Path, trust: Collection[str] = ()) -> Any:
     """The model of a checkpoint with the EMA's weights, in eval mode, ready to `generate`; nothing but the file.
+
+    It is a `Generative`: a `Diffusion`, a student of one, or a `GAN`.
 
     Args:
         ckpt: the file, or what `found` takes for one. It is data, and runs no code.
@@ -96,7 +99,7 @@ def load(ckpt: str | Path, trust: Collection[str] = ()) -> Diffusion:
             describes another model than the one whose weights it holds.
     """
     checkpoint = checkpoints.read(ckpt := checkpoints.found(ckpt))
-    return restored(checkpoint, checkpoints.config(checkpoint, ckpt), ckpt, trust)
+    return restored(checkpoint, checkpoints.config(checkpoint, ckpt), ckpt, trust, kind=Generative)
 
 
 def module(ckpt: str | Path, trust: Collection[str] = ()) -> LightningModule:
@@ -111,7 +114,7 @@ def restored(
     path: str | Path,
     trust: Collection[str],
     seed: int | None = None,
-    kind: Any = Diffusion,
+    kind: Any = TrainsDenoiser,
 ) -> Any:
     """Build the model that a configuration describes, with a checkpoint's averaged weights; raises as `load` does.
 
@@ -128,11 +131,10 @@ def restored(
     checkpoint, spec, adapters = merged(checkpoint, config, path, trust)
     spec, files = frozen.beside(spec, checkpoint.get(frozen.KEY), checkpoints.found(path), trust)
     part = records.read(spec, LightningModule, "model", {*trust, *files})
-    if not issubclass(part.kind, kind):
+    if not issubclass(part.kind, kind) or (kind is Generative and not getattr(part.kind, "drawn", True)):
         serves = getattr(part.kind, "serves", "use another checkpoint")
-        raise ValueError(
-            f"{path} holds {part.kind.__name__} weights, but those of a {kind.__name__} are needed: {serves}"
-        )
+        called = getattr(kind, "called", kind.__name__)
+        raise ValueError(f"{path} holds {part.kind.__name__} weights, but those of a {called} are needed: {serves}")
     if seed is not None and "seed" in known.parameters(part.kind):
         part.arguments.setdefault("seed", seed)
     _check_sizes(part, checkpoint, path)
@@ -164,8 +166,7 @@ def _check_sizes(part: records.Part, checkpoint: dict[str, Any], path: str | Pat
     for name in ("network", "conditioner", "timesteps", "discriminator"):
         if name not in described:
             continue
-        within = "denoiser." if name == "network" and issubclass(part.kind, Diffusion) else ""
-        prefix = f"{within}{name}."
+        prefix = getattr(part.kind, "places", {}).get(name, f"{name}.")
         stored = checkpoint["state_dict"].items()
         theirs = {key.removeprefix(prefix): x for key, x in stored if key.startswith(prefix)}
         made = made_on_meta(described[name].make, len(theirs), f"model.{name} in {path}")
@@ -203,18 +204,18 @@ def start_from(module: nn.Module, path: str) -> None:
     Raises:
         ValueError: if they are not those of a module like this one.
     """
-    checkpoint = checkpoints.read(path)
+    checkpoint, config = checkpoints.read(path), None
     if checkpoints.CONFIG in checkpoint:
-        checkpoint, _, _ = merged(checkpoint, checkpoints.config(checkpoint, path), path)
+        config = checkpoints.config(checkpoint, path)
+        checkpoint, _, _ = merged(checkpoint, config, path)
     _rename_weights(module, checkpoint)
     lora = getattr(module, "lora", None)
     state = module.state_dict() if lora is None else lora.unadapted(module)
     theirs = {**checkpoint["state_dict"], **checkpoints.averaged(checkpoint)}
     own, theirs = (_within(side, START) for side in (state, theirs))
     _compare(own, theirs, path)
-    if lora is not None:  # whose averages will be of the adapters
-        checkpoint = {**checkpoint, "state_dict": theirs, "callbacks": {}}
-    _check_weights(module, checkpoint, path, START)
+    # The averages are among them, and this run's may be of fewer weights: of adapters, or of a student alone.
+    _check_weights(module, {**checkpoint, "state_dict": theirs, "callbacks": {}}, path, START)
     for name in ("first_stage.scale", "first_stage.shift"):
         here, there = own.get(name), theirs.get(name)
         if here is not None and there is not None and here.isfinite().all() and not here.allclose(there.to(here)):
@@ -226,3 +227,5 @@ def start_from(module: nn.Module, path: str) -> None:
     module.load_state_dict(theirs, strict=False)
     if lora is not None:
         lora.start(str(path))
+    if (begin := getattr(module, "begin", None)) is not None:  # of a student, whose teacher this is
+        begin(config, path)

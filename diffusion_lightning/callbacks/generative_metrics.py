@@ -31,11 +31,12 @@ class GenerativeMetrics(Scoring):
             `val/<name>`, where the name is the metric's attribute `name` or made of its class's, or, where it computes
             a dict, the dict's keys.
         n: how many samples in validation.
-        sampler: the reverse loop in validation; None is `Ancestral()`.
+        sampler: the reverse loop in validation; None is the model's own: `Ancestral()`, or a student's.
         batch_size: samples made at once, per device.
         seed: of the samples.
         test_n: how many samples in `test`.
-        test_sampler: the reverse loop in `test`; None is `Ancestral()`, algorithm 2 at all times.
+        test_sampler: the reverse loop in `test`; None is the model's own: `Ancestral()`, algorithm 2 at all times, or a
+            student's.
         split: which of the data's splits the samples are compared with.
         cache: keep references between runs.
         guidance: of the samples in both: the scale of `ClassifierFree`, or a `Guidance`; None is none.
@@ -60,7 +61,6 @@ class GenerativeMetrics(Scoring):
         self._trained: tuple[int, float] | None = None  # the step and the moment at which training began
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self.protocol = {k: (n, x or generative(module, self).own_sampler()) for k, (n, x) in self.protocol.items()}
         n, sampler = self.protocol["test" if stage == "test" else "val"]
         prepare(self.guidance, loading.module)
         generative(module, self).check(sampler, self.guidance)
@@ -79,6 +79,7 @@ class GenerativeMetrics(Scoring):
     def _evaluate(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         began = time.monotonic()
         n, sampler = self.protocol[stage]
+        sampler = sampler or generative(module, self).own_sampler()  # a student's is another after each stage
         done = self.round(trainer, module, stage, n, sampler, stage == "test", self.guidance)
         for key, value in done.values.items():
             module.log(f"{stage}/{key}", value, sync_dist=True)

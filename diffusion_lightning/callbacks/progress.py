@@ -79,6 +79,11 @@ class Progress(Callback):
             self._bar.set_description_str("fit")
             self._images, self._since = 0, time.monotonic()
 
+    def on_predict_batch_end(self, trainer: Trainer, module: LightningModule, *of: Any) -> None:
+        batch_idx = of[2]
+        if self._bar is not None:  # of a model without a sampler no step has moved it
+            self._bar.update((batch_idx + 1) * self.sampled - self._bar.n)
+
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.on_train_end(trainer, module)
 

@@ -1,6 +1,7 @@
 """The way from noise to image after every validation: a few samples, each a strip of its x_t."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,7 +29,7 @@ class ReverseChain(SamplePicture):
     Args:
         n: how many samples, at least 1.
         frames: images in a row, at least 2.
-        sampler: the reverse loop; None is `Ancestral()`.
+        sampler: the reverse loop; None is the model's own: `Ancestral()`, or a student's.
         seed: of the samples.
         guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """
@@ -50,12 +51,18 @@ class ReverseChain(SamplePicture):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         super().setup(trainer, module, stage)
-        angles = generative(module, self).angles(self.sampler)
+        self._choose(generative(module, self))
+
+    def _choose(self, module: Generative) -> Any:
+        """The sampler, whose times are looked at anew: a student's has fewer after each stage."""
+        sampler = self.sampler or module.own_sampler()
+        angles = module.angles(sampler)
         times, angle = list(angles), torch.tensor(list(angles.values()), dtype=torch.float64)
         frames = min(self.frames, len(times))
         wanted = torch.linspace(0, float(angle[-1]), frames, dtype=torch.float64)
         self._shown = {times[i] for i in nearest(angle[1:], wanted[1:])}
         self.columns = frames
+        return sampler
 
     def make(self, module: Generative, n: int, first: int) -> Tensor:
         frames: list[Tensor] = []
@@ -64,6 +71,6 @@ class ReverseChain(SamplePicture):
             if t in self._shown:
                 frames.append(module.decoded(x_t))
 
-        watched = partial(self.sampler, watch=watch)
+        watched = partial(self._choose(module), watch=watch)
         module.generate(n, watched, guidance=self.guidance, seed=self.seed, first=first)
         return torch.stack(frames, 1)

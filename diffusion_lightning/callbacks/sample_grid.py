@@ -15,7 +15,7 @@ class SampleGrid(SamplePicture):
 
     Args:
         n: how many samples.
-        sampler: the reverse loop; None is `Ancestral()`.
+        sampler: the reverse loop; None is the model's own: `Ancestral()`, or a student's.
         seed: of the samples.
         guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """

@@ -17,6 +17,7 @@ from ..callbacks.progress import Watched
 from ..distributed import preemption, threads, timeouts
 from ..guidance import ClassifierFree, Guidance, Guided, prepare
 from ..images import ORIGIN, contents, origin
+from ..modules import Generative
 from . import run_folder
 from .commands import COMMANDS
 from .parser import Parser
@@ -87,17 +88,17 @@ def main(words: list[str]) -> None:
     path = run_folder.chosen(config.ckpt_path)
     checkpoint = checkpoints.read(path)
     record = checkpoints.config(checkpoint, path)
-    model = loading.restored(checkpoint, record, path, config.trust)
+    model: Any = loading.restored(checkpoint, record, path, config.trust, kind=Generative)
+    sampler, described = None, None
     if config.sampler is not None:
         sampler, described = parser.instantiate(config).sampler, _described(config.sampler.as_dict())
-    else:
-        part = _own_sampler(record, model, config.trust)
+    elif (part := _own_sampler(record, model, config.trust)) is not None:
         sampler, described = part.make(), part.spec()
-    steps = len(sampler.times(model.schedule)) - 1
     guidance = _away_from(parser.instantiate(config).guidance, config.negative_prompt)
     prepare(guidance, partial(loading.module, trust=config.trust))
     asked = wanted(model, guidance, config.y, texts)
     model.check(sampler, guidance)  # what is wrong is said before any sample is made
+    steps = 1 if sampler is None else len(sampler.times(model.schedule)) - 1
 
     out = Path(config.out)
     archive = out if out.suffix.lower() in (".npz", *GRIDS) else None
@@ -136,7 +137,7 @@ def main(words: list[str]) -> None:
         requests: list[Request] = [
             {
                 "n": n,
-                "sampler": Watched(sampler, bar),
+                "sampler": None if sampler is None else Watched(sampler, bar),
                 "y": asked.of(first, n),
                 "guidance": guidance,
                 "seed": config.seed,
@@ -160,11 +161,15 @@ def main(words: list[str]) -> None:
         if asked.y is not None and asked.y < len(names):  # no class at all has a number too, but no name
             of += f" ({names[asked.y]})"
         where = f"to {config.out}" + (f", where {kept} were already" if kept else "")
-        print(f"wrote {config.n - kept} samples{of} {where}; sampler {type(sampler).__name__}, {steps} steps")
+        how = "in one go" if sampler is None else f"sampler {type(sampler).__name__}, {steps} steps"
+        print(f"wrote {config.n - kept} samples{of} {where}; {how}")
 
 
-def _own_sampler(record: records.Spec, model: Any, trust: Collection[str]) -> records.Part:
-    """The sampler of the run's grid of samples, which is fast enough to be seen at every validation; else DDIM."""
+def _own_sampler(record: records.Spec, model: Any, trust: Collection[str]) -> records.Part | None:
+    """The sampler of the run's grid of samples, which is fast enough to be seen at every validation; else the model's.
+
+    None of a model that has none.
+    """
     trainer = record.get("trainer")
     listed = trainer.get("callbacks") if isinstance(trainer, dict) else None
     callbacks = [x for x in (listed if isinstance(listed, list) else []) if isinstance(x, dict)]
@@ -173,7 +178,8 @@ def _own_sampler(record: records.Spec, model: Any, trust: Collection[str]) -> re
         arguments = grid.get("init_args") if isinstance(grid, dict) else None
         if isinstance(arguments, dict) and arguments.get("sampler") is not None:
             return records.read(arguments["sampler"], samplers.Sampler, "the run's sampler", trust)
-    return records.Part(samplers.DDIM, {"steps": min(50, model.schedule.T), "clip": model.own_sampler().clip})
+    own = model.drawn_by()
+    return None if own is None else records.Part(*own)
 
 
 def _described(value: Any) -> Any:

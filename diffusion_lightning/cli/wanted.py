@@ -9,7 +9,7 @@ import torch
 from ..conditioning import Conditioner
 from ..conditioning.base import Asked, classes
 from ..guidance import Guided
-from ..modules import Diffusion
+from ..modules import Generative
 
 LARGEST = 100_000_000  # bytes of a file of prompts
 
@@ -64,7 +64,7 @@ def prompts(prompt: str | None, file: str | None) -> list[str] | None:
     return None if prompt is None else [prompt]
 
 
-def wanted(model: Diffusion, guidance: Guided, y: int | str | None, texts: list[str] | None) -> Wanted:
+def wanted(model: Generative, guidance: Guided, y: int | str | None, texts: list[str] | None) -> Wanted:
     """What the user asks for, by class or by prompts.
 
     Raises:

@@ -62,7 +62,7 @@ class Autoencoder(Generative):
         ValueError: if network, discriminator or features do not take images of this shape, or a weight is negative.
     """
 
-    uses_y = False
+    uses_y, drawn = False, False
     serves = "train a Diffusion on its latents, with first_stage Pretrained and this checkpoint as its model"
     keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
 

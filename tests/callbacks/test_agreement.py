@@ -224,7 +224,7 @@ def test_no_reference_is_kept_of_ranks_with_other_images(
             datamodule=held("a pixel" if differs and rank else None),
         )  # fmt: skip
         callback.check(one, 40)
-        values = callback.round(one, Noise(), "val", 40, None).values  # type: ignore[arg-type]
+        values = callback.round(one, Noise(), "val", 40, None).values
         return float(values["fd_digits"])
 
     (first, said), (second, said_too) = ranks(work)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,11 @@ from PIL import Image
 from diffusion_lightning import images, load
 from diffusion_lightning.cli import main, predict
 from diffusion_lightning.images import Folder, origin
-from diffusion_lightning.samplers import DDIM, Ancestral
+from diffusion_lightning.modules import Diffusion
+from diffusion_lightning.samplers import DDIM
+from diffusion_lightning.schedules import Cosine
 
+from ..conftest import tiny_unet
 from ..support.commands import fails
 
 
@@ -77,18 +79,19 @@ def test_the_sampler_of_a_record() -> None:
     }
 
     def of_steps(T: int) -> Any:
-        return SimpleNamespace(schedule=SimpleNamespace(T=T), own_sampler=Ancestral)
+        return Diffusion(tiny_unet(), Cosine(T))
 
     record: Any
     for record in ({"trainer": {"callbacks": [other, grid]}}, {"grid": grid, "trainer": {}}):
-        part = predict._own_sampler(record, of_steps(1000), ())
+        part: Any = predict._own_sampler(record, of_steps(1000), ())
         assert (part.kind, part.arguments["steps"]) == (DDIM, 7)
         given = {"class_path": "diffusion_lightning.samplers.DDIM", "init_args": part.spec()["init_args"]}
         given["init_args"]["spacing"] = {"class_path": "diffusion_lightning.samplers.UniformLogSNR"}
         assert predict._described(given) == part.spec()
     for record in ({}, {"trainer": {"callbacks": None}}, {"trainer": {"callbacks": [other]}}):
-        assert predict._own_sampler(record, of_steps(1000), ()).arguments == {"steps": 50, "clip": 1.0}
-        assert predict._own_sampler(record, of_steps(12), ()).arguments == {"steps": 12, "clip": 1.0}
+        for T, steps in ((1000, 50), (12, 12)):
+            part = predict._own_sampler(record, of_steps(T), ())
+            assert (part.kind, part.arguments) == (DDIM, {"steps": steps, "clip": 1.0})
     grid["init_args"]["sampler"] = {"class_path": "foreign.Sampler"}
     with pytest.raises(ValueError, match="--trust foreign"):
         predict._own_sampler({"trainer": {"callbacks": [grid]}}, of_steps(1000), ())

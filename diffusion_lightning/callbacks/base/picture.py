@@ -18,7 +18,7 @@ class SamplePicture(Callback, ABC):
 
     Args:
         n: how many samples.
-        sampler: the reverse loop; None is the model's own, `Ancestral()`.
+        sampler: the reverse loop; None is the model's own: `Ancestral()`, or a student's.
         seed: of the samples; the same noise each time, so that one watches them form.
         guidance: the scale of `ClassifierFree`, or a `Guidance`; None is none.
     """
@@ -40,7 +40,6 @@ class SamplePicture(Callback, ABC):
         """Samples number `first` … `first + n - 1`, (n, C, H, W), or a row of images each, (n, columns, C, H, W)."""
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self.sampler = self.sampler or generative(module, self).own_sampler()
         prepare(self.guidance, loading.module)
         generative(module, self).check(self.sampler, self.guidance)
 

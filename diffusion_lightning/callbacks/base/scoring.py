@@ -88,7 +88,7 @@ class Scoring(Callback, ABC):
         module: LightningModule,
         name: str,
         n: int,
-        sampler: Sampler,
+        sampler: Sampler | None,
         uncertainty: bool = False,
         guidance: Guided = None,
     ) -> Round:

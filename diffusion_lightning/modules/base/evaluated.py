@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...conditioning.base import Embedded
 from ...denoising import Denoiser
 from ...first_stages import FirstStage
 from ...likelihood import VLB
@@ -27,24 +26,28 @@ class Evaluated(Generative):
     vlb: VLB
     seed: int
     feed: batches.Feed
+    has_bound = True  # whether it is a denoiser at all times, so that `test` measures the variational bound
     bound: Tensor  # (T,) after a test of pixels: the terms L_0 … L_{T-1} of the bound in bits/dim
 
     @abstractmethod
-    def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, c: Embedded = None) -> Tensor:
-        """(B,) each example's loss at times t (B,) given c."""
+    def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, y: Any = None) -> Tensor:
+        """(B,) each example's loss at times t (B,) given its condition y."""
 
-    def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Embedded, Tensor, Draw]:
-        """x_0, c, t and the draw of a batch: the same in every round."""
+    def _evaluation_times(self, draw: Draw) -> Tensor:
+        """(B,) the times at which examples are evaluated: uniform."""
+        return Uniform()(self.denoiser.schedule, draw, len(draw.sample))[0]
+
+    def _evaluated(self, batch: Any, batch_idx: int, stage: str) -> tuple[Tensor, Any, Tensor, Draw]:
+        """x_0, y, t and the draw of a batch: the same in every round."""
         image, y = self.feed.take(self, batch, stage)
         sample = self.feed.numbers(self, stage, batch_idx, batches.size(batch))
         draw = Draw(self.seed, "evaluation", 0, sample)
         x_0 = self.first_stage.encode(image, draw)
-        t, _ = Uniform()(self.denoiser.schedule, draw, len(sample))
-        return x_0, self.conditioner(y), t, draw
+        return x_0, y, self._evaluation_times(draw), draw
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        x_0, c, t, draw = self._evaluated(batch, batch_idx, "validation")
-        losses = self._losses(x_0, t, draw, c)
+        x_0, y, t, draw = self._evaluated(batch, batch_idx, "validation")
+        losses = self._losses(x_0, t, draw, y)
         self.log_mean("val/loss", losses)
         return {"losses": losses, "t": t, "sample": draw.sample}
 
@@ -53,13 +56,14 @@ class Evaluated(Generative):
             self.log_step()
 
     def on_test_start(self) -> None:
-        self._bound = None if self.first_stage.latent else Bound(self.denoiser, self.vlb, self.levels)
+        measured = self.has_bound and not self.first_stage.latent
+        self._bound = Bound(self.denoiser, self.vlb, self.levels) if measured else None
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        x_0, c, t, draw = self._evaluated(batch, batch_idx, "test")
-        self.log_mean("test/loss", self._losses(x_0, t, draw, c))
+        x_0, y, t, draw = self._evaluated(batch, batch_idx, "test")
+        self.log_mean("test/loss", self._losses(x_0, t, draw, y))
         if self._bound is not None:
-            self._bound.add(x_0, c, draw._replace(purpose="bound"))
+            self._bound.add(x_0, self.conditioner(y), draw._replace(purpose="bound"))
 
     def on_test_epoch_end(self) -> None:
         self.log_step()

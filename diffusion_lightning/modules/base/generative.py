@@ -26,6 +26,7 @@ class Generative(LightningModule, ABC):
     time in 1 … T, if it has such times: then `T` is their number.
     """
 
+    called = "Diffusion"  # in an error message, of what is needed
     shape: tuple[int, ...]  # (C, H, W) of one image
     conditioner: Conditioner
     T: int | None = None
@@ -33,6 +34,8 @@ class Generative(LightningModule, ABC):
     uses_y = True  # whether it learns from what the data say of an image; else nothing warns that it is left unused
     adapters: Any = None  # of a loaded model, `merging.Adapters` that its weights hold already
     class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
+    places: dict[str, str] = {}  # noqa: RUF012 where the weights of an argument lie, if not under its own name
+    drawn = True  # whether its samples are what it is for
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,6 +120,10 @@ class Generative(LightningModule, ABC):
 
     def own_sampler(self) -> Any:
         """The sampler that is taken if none is given."""
+        return None
+
+    def drawn_by(self) -> tuple[type[Sampler], dict[str, Any]] | None:
+        """The class of the sampler that `predict` takes if none is given, and its arguments; None if it has none."""
         return None
 
     @abstractmethod
