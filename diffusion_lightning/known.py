@@ -16,7 +16,7 @@ from torch import nn
 # Where this package's classes are found by name, whatever folder or file an older record names.
 FAMILIES = (
     "modules", "networks", "schedules", "denoising", "conditioning", "objectives", "likelihood", "samplers", "metrics",
-    "extractors", "data", "callbacks", "loggers", "optim", "guidance", "first_stages",
+    "extractors", "data", "callbacks", "loggers", "optim", "guidance", "first_stages", "curricula",
 )  # fmt: skip
 # What earlier versions called things. Permanent: configurations and checkpoints of any version keep working.
 RENAMED = {"Inception": "InceptionV3", "Nothing": "ZeroWeight"}

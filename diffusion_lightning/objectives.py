@@ -90,6 +90,17 @@ class P2(Weighting):
         return snr / (self.k + snr) ** self.gamma / parameterization.x0_error_scale(schedule, t)
 
 
+class TruncatedSNR(Weighting):
+    """w = max(SNR, 1) for the error of x_0: that of ε where there is more signal than noise, and of x_0 elsewhere.
+
+    Paper: Progressive distillation for fast sampling of diffusion models. Salimans, Ho, 2022, arXiv 2202.00512,
+    equation 9.
+    """
+
+    def __call__(self, schedule: Schedule, parameterization: Parameterization, t: Tensor) -> Tensor:
+        return schedule.snr(t).clamp(min=1.0) / parameterization.x0_error_scale(schedule, t)
+
+
 class LossIn(Weighting):
     """The squared error of another output than the network's: w = min(e', 1/floor²)/e, e of the network's, e' of it.
 

@@ -37,6 +37,31 @@ class LinearWarmup(LRScheduler):
         return [rate * min(1.0, self.last_epoch / self.steps) for rate in self.base_lrs]
 
 
+class Sawtooth(LRScheduler):
+    """lr_k = lr·(1 - (k mod steps)/steps) in optimizer step k = 0, 1, …: down to nearly 0, and anew.
+
+    Paper: Progressive distillation for fast sampling of diffusion models. Salimans, Ho, 2022, arXiv 2202.00512,
+    appendix B: the rate of each of its stages.
+
+    Args:
+        optimizer: its learning rates are the highest.
+        steps: length of a tooth, at least 1: those of a stage.
+
+    Raises:
+        ValueError: if steps < 1.
+    """
+
+    def __init__(self, optimizer: Optimizer, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"the rate falls over {steps} steps, which is no way down: give at least 1")
+        self.steps = steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates of the coming optimizer step."""
+        return [rate * (1 - self.last_epoch % self.steps / self.steps) for rate in self.base_lrs]
+
+
 class OneCycle(OneCycleLR):
     """Up to the optimizer's learning rate over the first part of the run, then down to nearly zero, both by cosines.
 

@@ -191,6 +191,20 @@ def seed_generator(device: torch.device, seed: int) -> None:
         torch.manual_seed(seed)
 
 
+def generator_state(device: torch.device) -> Tensor:
+    """Where PyTorch's generator of a device stands, which draws dropout masks."""
+    return _generator(device).get_state()
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Takes PyTorch's generator of a device back to where it stood: the masks that follow are the same again."""
+    _generator(device).set_state(state)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+
+
 def permutation(n: int, seed: int, purpose: str, step: int) -> Tensor:
     """(n,) int64: the numbers 0 … n - 1 in an order that is a function of (seed, purpose, step)."""
     low, high = words(2, seed, purpose, step, torch.arange(n)).unbind(1)

@@ -16,7 +16,7 @@ PACKAGE = TESTS.parent / "diffusion_lightning"
 # three folders of the shell have no members of one kind, so each of their files has a place of its own.
 GROUND = [
     "random", "files", "images", "meta", "frozen", "conditioning", "schedules", "denoising",
-    "objectives", "likelihood", "guidance", "networks", "samplers", "known", "records",
+    "objectives", "curricula", "likelihood", "guidance", "networks", "samplers", "known", "records",
     "checkpoints", "first_stages",
 ]  # fmt: skip
 WITH_LIGHTNING = [

@@ -3,6 +3,7 @@
 from .ancestral import Ancestral as Ancestral
 from .base import Sampler as Sampler
 from .base import Step as Step
+from .consistency import Consistency as Consistency
 from .ddim import DDIM as DDIM
 from .dpm_solver import DPMSolver as DPMSolver
 from .heun import Heun as Heun
