@@ -11,4 +11,6 @@ from .half_unet import HalfUNet as HalfUNet
 from .kl_autoencoder import KLAutoencoder as KLAutoencoder
 from .patch_discriminator import PatchDiscriminator as PatchDiscriminator
 from .plain_autoencoder import PlainAutoencoder as PlainAutoencoder
+from .residual_gan import ResidualDiscriminator as ResidualDiscriminator
+from .residual_gan import ResidualGenerator as ResidualGenerator
 from .unet import UNet as UNet

@@ -10,8 +10,10 @@ image synthesis. Esser, Rombach, Ommer, 2020, arXiv 2012.09841, equation 7 (the 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -28,6 +30,40 @@ def fooled(discriminator: nn.Module, reconstruction: Tensor) -> Tensor:
     """(B,) g, the autoencoder's loss of its reconstructions; it gives the discriminator's weights no gradient."""
     fixed = {name: p.detach() for name, p in discriminator.named_parameters()}
     return -_mean(functional_call(discriminator, fixed, reconstruction))
+
+
+def relativistic(discriminator: nn.Module, image: Tensor, fake: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    """(B,) g and d: log(1 + e^-(D(x̂) - D(x))) with the weights of D fixed, and log(1 + e^-(D(x) - D(sg x̂))).
+
+    Each fake image has the real one beside which it stands to be better than, so that neither loss is small for all
+    images at one place.
+
+    Paper: The relativistic discriminator: a key element missing from standard GAN. Jolicoeur-Martineau, 2018, arXiv
+    1807.00734; in the form of The GAN is dead; long live the GAN! Huang et al., 2024, arXiv 2501.05441, equation 2.
+
+    Args:
+        discriminator: `forward(image, *given) -> (B,)`.
+        image: real ones (B, C, H, W).
+        fake: x̂, made by the generator.
+        given: what the discriminator is told beside.
+    """
+    fixed = {name: p.detach() for name, p in discriminator.named_parameters()}
+    with torch.no_grad():
+        real = discriminator(image, *given)
+    g = functional_call(discriminator, fixed, (fake, *given)) - real
+    d = discriminator(image, *given) - discriminator(fake.detach(), *given)
+    return F.softplus(-g), F.softplus(-d)
+
+
+def penalty(discriminator: nn.Module, image: Tensor, *given: Any) -> Tensor:
+    """(B,) ‖∇_x D(x)‖², whose gradient takes a second backward pass: R1 of real images, R2 of the generator's.
+
+    Paper: Which training methods for GANs do actually converge? Mescheder, Geiger, Nowozin, 2018, arXiv 1801.04406,
+    equations 9 and 10.
+    """
+    image = image.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(discriminator(image, *given).sum(), image, create_graph=True)
+    return slope.square().flatten(1).sum(1)
 
 
 def untouched(discriminator: nn.Module) -> Tensor:
