@@ -21,12 +21,14 @@ from .measure import complete
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Images whose bits/dim `test` measures, not of latents; of one's own pictures, which `folder` is for, any number.
-HELD_OUT = {"digits": 297, "digits_edm": 297, "digits_flow": 297, "celeba64_ddpm": 19_962, "imagenet64_iddpm": 50_000,
+HELD_OUT = {"digits": 297, "digits_edm": 297, "digits_flow": 297, "digits_v": 297, "celeba64_ddpm": 19_962,
+            "imagenet64_iddpm": 50_000,
             "imagenet256_dit_xl2": 0, "latent_scenes": 0, "scenes": 1000, "scenes_dit": 1000, "folder": 0,
             "folder_classes": 0, "folder_captions": 0, "folder_ldm": 0}  # fmt: skip
 OTHERS = 10_000
-# A text model, and so its network's tokens, lies outside of this repository; three are no diffusion.
-LEFT_OUT = ("stable_diffusion_lora", "digits_classifier", "latent_scenes_stage", "folder_ldm_stage")
+# A text model, and so its network's tokens, lies outside of this repository; the others are no diffusion, or students.
+LEFT_OUT = ("stable_diffusion_lora", "digits_classifier", "digits_progressive", "digits_consistency",
+            "latent_scenes_stage", "folder_ldm_stage")  # fmt: skip
 
 
 def evaluations(sampler: Sampler, schedule: Schedule) -> int:

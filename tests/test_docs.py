@@ -21,7 +21,7 @@ sys.path.remove(str(DOCS))
 ROOMS = (
     "schedules", "denoising", "objectives", "guidance", "likelihood", "conditioning", "networks", "samplers", "modules",
     "data", "metrics", "extractors", "callbacks", "loggers", "random", "checkpoints", "loading", "optim", "interop",
-    "first_stages",
+    "first_stages", "curricula",
 )  # fmt: skip
 MADE = {"01_forward_process", "02_reverse_process", "03_samplers", "04_conditions"}  # by conf.py, at every build
 

@@ -190,12 +190,14 @@ def scaled(command: Command, folder: Path) -> list[str]:
     words = shlex.split(text)
     if words[0] == "fit":
         words += ["--trainer.logger", "false"]
-        if "digits_classifier.yaml" in text:
+        if "/digits_" in text:
             words += ["--trainer.max_steps", "4", "--trainer.val_check_interval", "4"]
+            if "digits_classifier" not in text:
+                words += ["--checkpoint.monitor", "null", "--metrics", "null", "--grid", "null", "--chain", "null"]
         if "scenes.yaml" in text:
             words += SCENES
         if "--trainer.default_root_dir" not in words:
-            of = re.search(r"(folder\w*|digits_classifier|scenes)\.yaml", text)
+            of = re.search(r"(folder\w*|digits_\w+|scenes)\.yaml", text)
             words += ["--trainer.default_root_dir", f"runs/{of[1] if of else 'digits'}"]
     return words
 

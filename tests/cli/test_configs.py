@@ -170,6 +170,9 @@ def the(kind: type, trainer: Trainer) -> Any:
 def test_every_config_is_pinned() -> None:
     others = {
         "digits_classifier",
+        "digits_consistency",
+        "digits_progressive",
+        "digits_v",
         "folder_ldm",
         "folder_ldm_stage",
         "imagenet256_dit_xl2",
