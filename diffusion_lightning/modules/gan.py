@@ -44,6 +44,17 @@ class Judge(nn.Module):
         return scores if scores.dtype == torch.float64 else scores.float()
 
 
+class Untimed(nn.Module):
+    """A network that is given no time, as one that ignores it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, time: Tensor, c: Any) -> Tensor:
+        return self.network(x, c)
+
+
 class GAN(Generative):
     """A generator against a discriminator, on batches `(image, y)`, images (B, C, H, W) in [-1, 1].
 
@@ -223,8 +234,11 @@ class GAN(Generative):
         raise ValueError("a GAN makes an image in one go, and has no times on the way: leave the chain out")
 
     def operations(self) -> int:
-        """Of the discriminator on one image; the generator's are about as many."""
-        return operations(self.discriminator.network, self.shape, self.conditioner(example(self.conditioner)))
+        """Of both networks on one image."""
+        c = self.conditioner(example(self.conditioner))
+        return operations(Untimed(self.network), (self.latent,), c) + operations(
+            Untimed(self.discriminator.network), self.shape, c
+        )
 
     # Before training starts
 

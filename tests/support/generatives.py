@@ -7,8 +7,6 @@ import yaml
 
 from diffusion_lightning.cli import main
 
-from ..conftest import UNWATCHED
-
 STEPS = 16
 UNET = {
     "class_path": "UNet",
@@ -64,7 +62,6 @@ def config(kind: str, folder: Path, **trainer: Any) -> Path:
             "accumulate_grad_batches": 2, "check_val_every_n_epoch": None, "logger": False, "log_every_n_steps": 1,
             "gradient_clip_val": 1.0, "default_root_dir": str(folder / kind), **trainer,
         },
-        **UNWATCHED,
     }  # fmt: skip
     path = folder / f"{kind}.yaml"
     path.write_text(yaml.safe_dump(whole), encoding="utf-8")
