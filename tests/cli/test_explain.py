@@ -87,7 +87,7 @@ BOTH = [
     (SCHEDULE, "Cosinus", "there is no class Cosinus for model.schedule", "did you mean Cosine?"),
     ("model.init_args.weighting", "Simpler", "there is no class Simpler for model.weighting", "did you mean Simple?"),
     ("model", "NoSuchModel", "there is no class NoSuchModel for model", "my_package.my_file.MyClass"),
-    ("model", "Cosine", "model is Cosine", "it takes a LightningModule, such as Autoencoder, Diffusion"),
+    ("model", "Cosine", "model is Cosine", "it takes a LightningModule, such as Autoencoder, Consistency, Diffusion"),
     ("model.init_args.optimizer", "torch.optim.Adamm", "torch.optim.Adamm for model.optimizer", "did you mean Adam?"),
     (NETWORK, "faulty.Nett", "there is no class faulty.Nett for model.network", "did you mean Net?"),
     (NETWORK, "nowhere.at.Net", "nowhere.at.Net for model.network", "there is no module nowhere"),

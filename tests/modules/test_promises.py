@@ -23,6 +23,7 @@ from ..support.exactness import same, state
 from ..support.generatives import MODELS, STEPS, words
 
 KINDS = list(MODELS)
+pytestmark = pytest.mark.slow  # a run of each, and two teachers
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,6 @@ def test_export_is_right_or_refused(folder: Path, kind: str, tmp_path: Path, cap
         assert "holds GAN weights, but those of a Diffusion are needed" in fails(capsys, *given)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_and_draw_as_one(folder: Path, tmp_path: Path, kind: str) -> None:
     """Half the batch for each of two: the same losses to rounding, hence the same gradients of both networks."""

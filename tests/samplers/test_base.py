@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from diffusion_lightning.denoising import X0, Denoiser, Parameterization, Predic
 from diffusion_lightning.samplers import (
     DDIM,
     Ancestral,
+    Consistency,
     DPMSolver,
     Heun,
     Karras,
@@ -35,6 +37,9 @@ SAMPLERS: dict[str, Sampler] = {
     "Heun, tau": Heun(10, clip=None, variable="tau"),
     "Heun, churn": Heun(10, clip=None, churn=4),
 }
+
+# Those whose samples are the data's by a denoiser; `Consistency` asks a function that goes all the way.
+OF_A_DENOISER = [make for make in Sampler.__subclasses__() if make is not Consistency]
 
 
 class Exact(nn.Module):
@@ -72,7 +77,7 @@ def test_samplers_make_the_same_of_every_parameterization_on_every_schedule(name
     assert ran >= len(Parameterization.__subclasses__()) - 1
 
 
-@pytest.mark.parametrize("make", Sampler.__subclasses__())
+@pytest.mark.parametrize("make", OF_A_DENOISER)
 @pytest.mark.parametrize("schedule", [Linear, Cosine])
 @pytest.mark.parametrize("std", [0.25, 1.0])
 def test_samplers_converge_to_the_data(make: type[Sampler], schedule: type[Schedule], std: float) -> None:
@@ -85,7 +90,7 @@ def test_samplers_converge_to_the_data(make: type[Sampler], schedule: type[Sched
     assert errors[0] > errors[1] > errors[2] or max(errors) < 1e-3
 
 
-@pytest.mark.parametrize("make", Sampler.__subclasses__())
+@pytest.mark.parametrize("make", OF_A_DENOISER)
 def test_the_whole_loop_samples_the_data(make: type[Sampler]) -> None:
     """The public call with its own noise, on data N(0.3, 0.5²): mean and variance within three standard errors."""
     schedule, n = Cosine(500), 4000
@@ -96,6 +101,22 @@ def test_the_whole_loop_samples_the_data(make: type[Sampler]) -> None:
     assert abs(x_0.mean() - 0.3) < 3 * expected / math.sqrt(n)
     assert abs(x_0.var() - expected**2) < 3 * expected**2 * math.sqrt(2 / n)
     assert abs(expected - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_consistency_function_samples_the_data_in_any_number_of_calls(steps: int) -> None:
+    """On data N(0.3, 0.5²) it is f(x_t) = 0.3 + 0.5·(x_t - 0.3·√ᾱ_t)/√(0.25·ᾱ_t + 1 - ᾱ_t), x_t's own quantile."""
+    schedule, n = Cosine(500), 4000
+
+    def function(x_t: Tensor, t: int, c: Any) -> Prediction:
+        signal, noise = schedule.scales(t, x_t)
+        x_0 = 0.3 + 0.5 * (x_t - 0.3 * signal) / (0.25 * signal**2 + noise**2).sqrt()
+        return Prediction(x_0, (x_t - signal * x_0) / noise)
+
+    x_T = torch.randn(n, 1, 1, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    x_0 = Consistency(steps, clip=None)(function, schedule, x_T)
+    assert abs(x_0.mean() - 0.3) < 3 * 0.5 / math.sqrt(n)
+    assert abs(x_0.var() - 0.25) < 3 * 0.25 * math.sqrt(2 / n)
 
 
 def test_more_steps_than_times_are_refused() -> None:
@@ -153,7 +174,7 @@ def test_a_samples_noise_follows_its_seed_alone() -> None:
     torch.testing.assert_close(default, run(denoise, schedule, x_T, seeds=range(4)), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("make", Sampler.__subclasses__())
+@pytest.mark.parametrize("make", OF_A_DENOISER)
 @pytest.mark.parametrize("steps", [1, 4, 30])
 def test_who_watches_sees_x_t_at_every_time_and_changes_nothing(make: type[Sampler], steps: int) -> None:
     """At the start of each step and at the end; each x_t is where a run that begins there goes on from."""
@@ -236,7 +257,7 @@ def test_slerp_by_hand() -> None:
     torch.testing.assert_close(slerp(a, a, 0.3), a)
 
 
-@pytest.mark.parametrize("make", Sampler.__subclasses__())
+@pytest.mark.parametrize("make", OF_A_DENOISER)
 def test_inpainting_keeps_what_is_known_and_fills_what_follows(make: type[Sampler]) -> None:
     """Pairs that are equal or nearly so, N(0, 0.5²) each, correlation r: the unknown is N(r·known, 0.25·(1 - r²))."""
     schedule, r, n = Linear(T=200, beta_1=5e-4, beta_T=0.1), 0.9, 4000
@@ -286,7 +307,7 @@ def test_inpainting_takes_the_last_step_once_and_every_other_as_often_as_asked(s
 # Zero terminal SNR, thresholding, spacings
 
 
-@pytest.mark.parametrize("make", Sampler.__subclasses__())
+@pytest.mark.parametrize("make", OF_A_DENOISER)
 @pytest.mark.parametrize("parameterization", [X0(), Velocity()])
 @pytest.mark.parametrize("spacing", [Trailing(), Leading(), UniformLogSNR(), Karras()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("steps", [1, 2, 10, 40])
