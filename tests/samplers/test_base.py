@@ -79,7 +79,7 @@ def test_samplers_make_the_same_of_every_parameterization_on_every_schedule(name
 
 @pytest.mark.parametrize("make", OF_A_DENOISER)
 @pytest.mark.parametrize("schedule", [Linear, Cosine])
-@pytest.mark.parametrize("std", [0.25, 1.0])
+@pytest.mark.parametrize("std", [0.25, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_samplers_converge_to_the_data(make: type[Sampler], schedule: type[Schedule], std: float) -> None:
     """With ever finer chains (the same ᾱ curve, T = 125, 250, …, 4000) the error falls below 1%, and each time."""
     errors = []
