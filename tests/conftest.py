@@ -31,8 +31,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.getenv("P
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes for the whole of the default tests, and of the slow ones; one for a part."""
-    whole = config.args == config.getini("testpaths") and config.option.markexpr
-    return 2 if whole and not config.option.keyword else 0
+    kind = "not slow" in config.option.markexpr or config.option.markexpr == "slow"
+    return 2 if kind and config.args == config.getini("testpaths") and not config.option.keyword else 0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ Every draw is a function of (seed, purpose, step, number of the sample in the gl
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class GAN(Generative):
     """
 
     serves = "draw from it by predict, and use the checkpoint of a Diffusion here"
-    places = {"discriminator": "discriminator.network."}  # noqa: RUF012
+    places: ClassVar = {"discriminator": "discriminator.network."}
     keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
 
     def __init__(
@@ -96,17 +96,21 @@ class GAN(Generative):
         super().__init__()
         self.shape = checks.image_shape(shape, network)
         self.conditioner = conditioner or Unconditional()
-        for name, value in (("gamma", min(gamma)), ("discriminator_rate", discriminator_rate)):
-            if not 0 <= value < math.inf or (value == 0 and name != "gamma"):
-                raise ValueError(f"{name} is {value}, but it weighs a loss: give a number above 0")
+        if min(gamma) < 0 or max(gamma) == math.inf or gamma_steps < 1:
+            raise ValueError(
+                f"gamma is {list(gamma)} over {gamma_steps} steps, but it weighs a penalty: give two numbers of at "
+                "least 0, and gamma_steps ≥ 1"
+            )
+        if not 0 < discriminator_rate < math.inf:
+            raise ValueError(f"discriminator_rate is {discriminator_rate}, which is no rate: give a number above 0")
         self.network: Any = network
-        self.latent = check_generator(network, self.shape)
+        self.latent = check_generator(network)
         self.discriminator = Judge(discriminator, copy.deepcopy(self.conditioner))
         check_discriminator(discriminator)
-        for conditioned in (self.conditioner, self.discriminator.conditioner):
-            conditioned.join(network)
+        self.conditioner.join(network)
+        self.discriminator.conditioner.join(discriminator)
         self._check_networks()
-        self.gamma, self.gamma_steps = gamma, max(1, gamma_steps)
+        self.gamma, self.gamma_steps = gamma, gamma_steps
         self.optimizer, self.lr_scheduler, self.discriminator_rate = optimizer, lr_scheduler, discriminator_rate
         self.seed = random.check_seed(seed, "the model's seed")
         self.feed = batches.Feed()
@@ -143,32 +147,23 @@ class GAN(Generative):
         """The one loss of both networks, and beside it each example's own and its number in the global batch."""
         image, y = self.feed.take(self, batch, "training")
         step = self.feed.in_step(self, batch_idx, len(image))
-        terms = self._terms(image, self._labels(y, image), step.draw)
-        penalty = self._gamma() / 2 * (terms["r1"] + terms["r2"])
-        losses = terms["g"] + terms["d"] + penalty
+        duel = self._duel(image, y, step.draw)
+        losses = duel.g + duel.d + self._gamma() / 2 * (duel.r1 + duel.r2)
         loss = losses.mean()
         if self.logs:
-            for name, value in {**terms, "loss": losses}.items():
+            for name, value in {**duel._asdict(), "loss": losses}.items():
                 self.log(f"train/{name}", value.detach().mean(), batch_size=len(image), sync_dist=True)
         return {"loss": loss, "losses": losses.detach(), "sample": step.draw.sample}
-
-    def _labels(self, y: Any, image: Tensor) -> Tensor:
-        return torch.zeros(len(image), dtype=torch.long, device=image.device) if y is None else y
 
     def _gamma(self) -> float:
         """γ at this step."""
         part = (1 - math.cos(math.pi * min(1.0, self.global_step / self.gamma_steps))) / 2
         return self.gamma[0] + part * (self.gamma[1] - self.gamma[0])
 
-    def _terms(self, image: Tensor, y: Tensor, draw: Draw, penalties: bool = True) -> dict[str, Tensor]:
-        """(B,) g, d, and the penalties R1 and R2 of each example."""
+    def _duel(self, image: Tensor, y: Any, draw: Draw) -> adversarial.Duel:
+        """g, d and the slopes of each example, beside an image that is made for its condition."""
         z = draw.normal("z", image.new_empty(len(image), self.latent))
-        fake = self(z, y)
-        g, d = adversarial.relativistic(self.discriminator, image, fake, y)
-        if not penalties:
-            return {"g": g, "d": d}
-        r1, r2 = (adversarial.penalty(self.discriminator, x, y) for x in (image, fake))
-        return {"g": g, "d": d, "r1": r1, "r2": r2}
+        return adversarial.relativistic(self.discriminator, image, self(z, y), y)
 
     # Evaluation, sharded over the devices
 
@@ -176,11 +171,11 @@ class GAN(Generative):
         """Logs both losses; neither says how good samples are, so let a metric choose the best checkpoint."""
         image, y = self.feed.take(self, batch, stage)
         draw = Draw(self.seed, "evaluation", 0, self.feed.numbers(self, stage, batch_idx, len(image)))
-        terms = self._terms(image, self._labels(y, image), draw, penalties=False)
+        duel = self._duel(image, y, draw)
         prefix = {"validation": "val", "test": "test"}[stage]
-        for name, values in {**terms, "loss": terms["g"] + terms["d"]}.items():
+        for name, values in {"g": duel.g, "d": duel.d, "loss": duel.g + duel.d}.items():
             self.log_mean(f"{prefix}/{name}", values)
-        return {"losses": terms["g"] + terms["d"], "sample": draw.sample}
+        return {"losses": duel.g + duel.d, "sample": draw.sample}
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         return self.validation_step(batch, batch_idx, "test")
@@ -266,7 +261,7 @@ class GAN(Generative):
             device.prepare(network, self.trainer, False)
 
 
-def check_generator(network: nn.Module, shape: Sequence[int]) -> int:
+def check_generator(network: nn.Module) -> int:
     """The numbers of noise that a generator takes; raise ValueError if it does not state them."""
     latent = getattr(network, "latent", None)
     if not isinstance(latent, int) or latent < 1:

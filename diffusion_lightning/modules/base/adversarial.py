@@ -10,7 +10,7 @@ image synthesis. Esser, Rombach, Ommer, 2020, arXiv 2012.09841, equation 7 (the 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,37 +32,46 @@ def fooled(discriminator: nn.Module, reconstruction: Tensor) -> Tensor:
     return -_mean(functional_call(discriminator, fixed, reconstruction))
 
 
-def relativistic(discriminator: nn.Module, image: Tensor, fake: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-    """(B,) g and d: log(1 + e^-(D(x̂) - D(x))) with the weights of D fixed, and log(1 + e^-(D(x) - D(sg x̂))).
+class Duel(NamedTuple):
+    """(B,) of each example: g, d, and the squared slopes of the discriminator at its real and its fake image."""
+
+    g: Tensor
+    d: Tensor
+    r1: Tensor
+    r2: Tensor
+
+
+def relativistic(discriminator: nn.Module, image: Tensor, fake: Tensor, *given: Any) -> Duel:
+    """G = log(1 + e^-(D̄(x̂) - sg D(x))), d = log(1 + e^-(D(x) - D(sg x̂))), and ‖∇_x D‖² at x and at sg x̂.
 
     Each fake image has the real one beside which it stands to be better than, so that neither loss is small for all
-    images at one place.
+    images at one place. The gradient of the slopes, R1 and R2, takes a second backward pass; where no gradients are
+    wanted they are 0.
 
-    Paper: The relativistic discriminator: a key element missing from standard GAN. Jolicoeur-Martineau, 2018, arXiv
-    1807.00734; in the form of The GAN is dead; long live the GAN! Huang et al., 2024, arXiv 2501.05441, equation 2.
+    Papers: The GAN is dead; long live the GAN! A modern baseline GAN. Huang et al., 2024, arXiv 2501.05441, equation 2;
+    Which training methods for GANs do actually converge? Mescheder, Geiger, Nowozin, 2018, arXiv 1801.04406, equations
+    9 and 10.
 
     Args:
         discriminator: `forward(image, *given) -> (B,)`.
-        image: real ones (B, C, H, W).
+        image: x, real ones (B, C, H, W).
         fake: x̂, made by the generator.
         given: what the discriminator is told beside.
     """
+    sloped = torch.is_grad_enabled()
+    sides = [x.detach().requires_grad_(sloped) for x in (image, fake)]
+    real, made = (discriminator(x, *given) for x in sides)
     fixed = {name: p.detach() for name, p in discriminator.named_parameters()}
-    with torch.no_grad():
-        real = discriminator(image, *given)
-    g = functional_call(discriminator, fixed, (fake, *given)) - real
-    d = discriminator(image, *given) - discriminator(fake.detach(), *given)
-    return F.softplus(-g), F.softplus(-d)
+    g = functional_call(discriminator, fixed, (fake, *given)) - real.detach()
+    r1, r2 = (
+        _slope(scores, x) if sloped else torch.zeros_like(scores) for scores, x in zip((real, made), sides, strict=True)
+    )
+    return Duel(F.softplus(-g), F.softplus(made - real), r1, r2)
 
 
-def penalty(discriminator: nn.Module, image: Tensor, *given: Any) -> Tensor:
-    """(B,) ‖∇_x D(x)‖², whose gradient takes a second backward pass: R1 of real images, R2 of the generator's.
-
-    Paper: Which training methods for GANs do actually converge? Mescheder, Geiger, Nowozin, 2018, arXiv 1801.04406,
-    equations 9 and 10.
-    """
-    image = image.detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(discriminator(image, *given).sum(), image, create_graph=True)
+def _slope(scores: Tensor, image: Tensor) -> Tensor:
+    """(B,) ‖∇_x D(x)‖², which has a gradient of its own."""
+    (slope,) = torch.autograd.grad(scores.sum(), image, create_graph=True)
     return slope.square().flatten(1).sum(1)
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -34,7 +34,7 @@ class Generative(LightningModule, ABC):
     uses_y = True  # whether it learns from what the data say of an image; else nothing warns that it is left unused
     adapters: Any = None  # of a loaded model, `merging.Adapters` that its weights hold already
     class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
-    places: dict[str, str] = {}  # noqa: RUF012 where the weights of an argument lie, if not under its own name
+    places: ClassVar[dict[str, str]] = {}  # where the weights of an argument lie, if not under its own name
     drawn = True  # whether its samples are what it is for
 
     def __init__(self) -> None:

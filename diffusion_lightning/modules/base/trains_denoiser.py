@@ -6,7 +6,7 @@ different noise, and a run does not depend on how many devices share a global ba
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class TrainsDenoiser(Evaluated):
         compile: let torch.compile make code of the network when a trainer first calls it.
     """
 
-    places = {"network": "denoiser.network."}  # noqa: RUF012
+    places: ClassVar = {"network": "denoiser.network."}
     keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
 
     def __init__(
