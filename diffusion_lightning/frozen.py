@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,18 @@ def installed(what: str, package: str = "transformers", extra: str | None = None
         ) from error
 
 
+def check_place(what: str, source: str, other: str = "") -> None:
+    """Raise ValueError if a source can only be a place here, and there is nothing: no hub is asked for it.
+
+    A name on a hub is one word, or two with a slash between, of which the first is no folder here, nor `runs`.
+    """
+    path, (first, *more) = Path(source).expanduser(), source.split("/")
+    local = first in ("", ".", "..", "~", "runs") or Path(first).is_dir()
+    named = not more or (len(more) == 1 and not local)
+    if not path.exists() and not (named and path.suffix not in (".ckpt", ".safetensors")):
+        raise ValueError(f"{what} {source} does not exist: correct the path{other}")
+
+
 def pretrained(kind: str, source: str, dtype: torch.dtype) -> Any:
     """A model of transformers with its weights, of a folder or a name on the hub, in eval mode, without gradients."""
     transformers = installed(f"the model {source}")
@@ -252,11 +265,15 @@ def quiet(library: Any) -> Iterator[None]:
     logging = import_module(f"{library.__name__}.utils.logging")
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub = getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(ERROR)  # which counts its attempts to reach the network
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub.setLevel(level)
         if bars:
             logging.enable_progress_bar()
 

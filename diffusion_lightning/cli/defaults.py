@@ -9,6 +9,7 @@ from ..callbacks import GenerativeMetrics, LossByTimestep, Reconstructions, Reve
 from ..known import parameters
 from ..modules import Generative
 from . import run_folder
+from .errors import NEEDED, null
 
 # What a run is watched by, each a key of the configuration beside `trainer`, so that a list of callbacks of one's own
 # loses none of it. The two that cost next to nothing are there unless they are null.
@@ -24,12 +25,6 @@ UNASKED = ("loss_by_timestep", "throughput")
 LOGGER = {"class_path": "diffusion_lightning.loggers.WeightsAndBiases", "init_args": {"offline": True}}
 
 MODEL = "model.init_args"
-# What every run has, and what to do instead of setting it to null.
-WITHOUT = {
-    "ema": "for none, set ema.decay to 0",
-    "checkpoint": "for the last checkpoint alone, set checkpoint.keep to 0",
-    "trainer": "leave the key out for its defaults",
-}
 
 
 def has(model: Any, key: str) -> bool:
@@ -47,9 +42,9 @@ def settle(config: Namespace) -> None:
     | a logger's `name`                     | that of the run's folder                                            |
     | the model's `lora`                    | the key `lora` beside `model`                                       |
     """
-    for key, fix in WITHOUT.items():
+    for key in NEEDED:
         if config.get(key) is None:
-            raise ValueError(f"{key} is null, but every run has one: {fix}")
+            raise ValueError(null(key))
     if "lora" in config:  # given: null takes out what the configuration that a run saved has in both places
         if "lora" in parameters(run_folder.imported(config.model.class_path)):
             config[f"{MODEL}.lora"] = config.lora

@@ -11,6 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+# What every run has, and what to do instead of setting it to null.
+NEEDED = {
+    "ema": "for none, set ema.decay to 0",
+    "checkpoint": "for the last checkpoint alone, set checkpoint.keep to 0",
+    "trainer": "leave the key out for its defaults",
+}
+
+
+def null(key: str) -> str:
+    """What is wrong if one of `NEEDED` is null."""
+    return f"{key} is null, but every run has one: {NEEDED[key]}"
+
 
 def sentence(message: str, options: Iterable[str] = ()) -> str:
     """One sentence for a complaint of jsonargparse.
@@ -31,6 +43,8 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
     if found := re.search(r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)", text):
         name = found[1] or found[2]
         return f"there is no option {name}{meant(name, options)}: correct or remove it"
+    if key in NEEDED and "Unable to load config 'null'" in text:
+        return null(key)
     if found := re.search(r"Call to compute_fn of link .*? failed: (.*)", text):
         return found[1]
     if found := re.search(r"File does not exist: '?([^']+)'?", text):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..frozen import FOLDER, Frozen, installed, plain, pretrained
+from ..frozen import FOLDER, Frozen, check_place, installed, plain, pretrained
 
 # Types of models, as transformers names them, and the class that makes hidden states of token ids.
 KINDS = {
@@ -33,6 +33,7 @@ class TextModel(Frozen):
         return str(within) if within.is_dir() else self.source
 
     def described(self, precision: str | None) -> dict[str, Any]:
+        check_place("the text model", self.source)
         transformers = installed(f"the text model {self.source}")
         try:
             config = transformers.AutoConfig.from_pretrained(self._place("text_encoder"), trust_remote_code=False)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .. import checkpoints, records
-from ..frozen import FOLDER, Frozen, check_complete, installed, plain, quiet
+from ..frozen import FOLDER, Frozen, check_complete, check_place, installed, plain, quiet
 from ..known import parameters
 from ..meta import made_on_meta
 
@@ -85,11 +85,13 @@ class FrozenAutoencoder(Frozen):
     def _place(self) -> tuple[str, dict[str, Any]]:
         """The folder within the source that holds an autoencoder, and its config."""
         diffusers = installed(f"the first stage {self.source}", "diffusers")
+        check_place("the first stage", self.source, ", or train it there first")
         root = Path(self.source).expanduser()
         within = next((place for place in PLACES if (root / place / "config.json").is_file()), None)
         try:
             place = str(root) if root.exists() else self.source
-            config = dict(diffusers.AutoencoderKL.load_config(place, subfolder=within))
+            with quiet(diffusers):
+                config = dict(diffusers.AutoencoderKL.load_config(place, subfolder=within))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"the first stage {self.source} is neither a folder of an autoencoder here, nor a run or a checkpoint "

@@ -149,6 +149,7 @@ def test_a_name_alone_is_this_packages_class(tmp_path: Path, spelling: str) -> N
 )
 def test_what_every_run_has_is_not_null(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, fix: str) -> None:
     (tmp_path / "none.yaml").write_text(f"{key}: null\n", encoding="utf-8")
-    said = fails(capsys, "fit", "--config", str(CONFIG), "--config", str(tmp_path / "none.yaml"))
-    assert f"{key} is null" in said
-    assert fix in said
+    for words in (["--config", str(tmp_path / "none.yaml")], [f"--{key}", "null"]):
+        said = fails(capsys, "fit", "--config", str(CONFIG), *words)
+        assert f"{key} is null, but every run has one: " in said
+        assert fix in said

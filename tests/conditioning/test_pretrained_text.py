@@ -243,7 +243,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a length past the model's": (lambda s: encoder(s["clip"][0], length=25), "takes at most 24 tokens"),
     "a layer that is not there": (lambda s: encoder(s["clip"][0], layer=-4), "has 2 layers: give -1 … -3"),
     "a length of none": (lambda s: encoder(s["clip"][0], length=0), "length = 0"),
-    "no model": (lambda s: encoder(s["clip"][0] + "x"), "is neither a folder of model and tokenizer here"),
+    "no model": (lambda s: encoder(s["clip"][0] + "x"), "does not exist: correct the path"),
     "a number for a caption": (lambda s: encoder(s["clip"][0]).raw([3], 1), "a caption is 3, a int"),
     "ids past the table": (lambda s: encoder(s["clip"][0]).check(torch.full((1, 10), 99)), "token ids"),
     "padding alone": (lambda s: encoder(s["clip"][0]).check(torch.full((1, 10), -1)), "token ids"),

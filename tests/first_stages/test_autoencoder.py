@@ -89,9 +89,21 @@ def test_a_pickle_is_not_opened(source: Path, tmp_path: Path) -> None:
 def test_a_name_that_is_not_here_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name in ("stabilityai/sd-vae-ft-mse", "/no/such/folder", "no such name", ""):
+    for name in ("stabilityai/sd-vae-ft-mse", "no such name", ""):
         with pytest.raises(ValueError, match=r"is neither a folder of an autoencoder here"):
             Pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "runs/my_stage", "./stage", "~/stage", "a/b/c", "here/stage"])
+def test_a_path_at_which_there_is_nothing_asks_no_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As that of a stage which was not trained yet: a hub would be asked for half a minute."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("diffusers.AutoencoderKL.load_config", lambda *_, **__: pytest.fail("asks the hub"))
+    with pytest.raises(ValueError, match=f"the first stage {name} does not exist: correct the path, or train it"):
+        Pretrained(name)
 
 
 def test_a_missing_package_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
