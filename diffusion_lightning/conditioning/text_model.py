@@ -33,7 +33,7 @@ class TextModel(Frozen):
         return str(within) if within.is_dir() else self.source
 
     def described(self, precision: str | None) -> dict[str, Any]:
-        check_place("the text model", self.source)
+        check_place("the text model", self.source, f", or give a run's file in checkpoints/{FOLDER}")
         transformers = installed(f"the text model {self.source}")
         try:
             config = transformers.AutoConfig.from_pretrained(self._place("text_encoder"), trust_remote_code=False)

@@ -297,7 +297,7 @@ def test_a_run_needs_its_own_files_alone(tmp_path: Path, capsys: pytest.CaptureF
     average = tmp_path / "average/one.ckpt"
     main(["average", str(tmp_path / "run"), "--sigma_rel", "0.1", "--out", str(average)])
     main([*drawn[:2], str(average), *drawn[3:], "--n", "1", "--out", str(tmp_path / "of_average")])
-    assert "the file in checkpoints/frozen" in fails(capsys, *halves, "--ckpt_path", "last")
+    assert "a run's file in checkpoints/frozen" in fails(capsys, *halves, "--ckpt_path", "last")
     own = ["--model.init_args.conditioner.init_args.model", str(frozen[0])]
     main([*halves, "--ckpt_path", "last", *own, "--trainer.max_steps", "7",
           "--model.init_args.lr_scheduler.init_args.total_steps", "7"])  # fmt: skip
