@@ -1,6 +1,8 @@
 """What every module that makes images promises, whatever its objective: one suite for all of them."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,9 @@ from diffusion_lightning import images
 from diffusion_lightning.checkpoints import averaged, read
 from diffusion_lightning.cli import main
 
-from ..conftest import BARE
+from ..conftest import UNWATCHED
 from ..support.commands import fails
-from ..support.exactness import same, state
+from ..support.exactness import child, same, state
 from ..support.generatives import MODELS, STEPS, words
 
 KINDS = list(MODELS)
@@ -50,14 +52,27 @@ def test_a_sample_is_a_function_of_its_number(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_went_on_is_the_one_that_never_stopped(folder: Path, tmp_path: Path, kind: str) -> None:
-    """From a step within a stage or an accumulated one, from a stage's last, and from a curriculum's change."""
-    for at in (2, 8, 10):
-        root = tmp_path / f"at{at}"
-        given = words(kind, folder)
-        main([*given, "--trainer.default_root_dir", str(root), "--trainer.max_steps", str(at)])
-        main([*given[:3], "--trainer.default_root_dir", str(root), "--ckpt_path", "last"])
-        same(state(folder / kind), state(root))
+@pytest.mark.tried("Resuming")
+def test_killed_five_times_and_resumed_is_bitwise_the_undisturbed_run(folder: Path, tmp_path: Path, kind: str) -> None:
+    """SIGKILLed within a step, its gradients ready: at a stage's or curriculum's first step, last, and in between.
+
+    Stages are of 4 steps, curricula change at every 2nd or at the 5th and 10th, and there is a checkpoint at every 2nd.
+    A GAN's steps are of two updates: it dies before both, or with its generator updated and its discriminator not.
+    """
+    root, networks = tmp_path / "killed", 2 if kind == "GAN" else 1
+    given = [*words(kind, folder), "--trainer.default_root_dir", str(root), "--ckpt_path", "last"]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffusion_lightning.cli.fit"])
+    reached = 0
+    for number, at in enumerate((2, 4, 5, 8, 11, None)):
+        updates = None if at is None else (at - reached) * networks + number % networks
+        process = context.Process(target=child, args=(given, updates))
+        process.start()
+        process.join()
+        assert process.exitcode == (0 if at is None else -signal.SIGKILL)
+        reached = read(root / "checkpoints/last.ckpt")["global_step"]
+        assert reached == (STEPS if at is None else at // 2 * 2)
+    same(state(folder / kind), state(root))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,20 +129,24 @@ def test_export_is_right_or_refused(folder: Path, kind: str, tmp_path: Path, cap
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_and_draw_as_one(folder: Path, tmp_path: Path, kind: str) -> None:
-    """Half the batch for each of two: the same losses to rounding, hence the same gradients of both networks."""
-    weights: list[dict[str, Tensor]] = []
+    """Half the batch for each of two: the same losses to rounding, hence the same gradients, and the same images."""
+    weights, drawn = list[dict[str, Tensor]](), list[Tensor]()
     for devices in (1, 2):
         root = tmp_path / str(devices)
         given = [*words(kind, folder), "--trainer.default_root_dir", str(root), "--trainer.devices", str(devices),
                  "--data.init_args.batch_size", str(24 // devices), "--trainer.max_steps", "3",
-                 "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"]  # fmt: skip
+                 "--trainer.val_check_interval", "6", "--grid.n", "5"]  # fmt: skip
         if kind != "GAN":  # whose masks are drawn by each device
             given += ["--model.init_args.network.init_args.dropout", "0"]
-        subprocess.run([sys.executable, "-m", "diffusion_lightning", *given, *BARE], check=True, capture_output=True,
+        for key in UNWATCHED.keys() - {"grid"}:
+            given += [f"--{key}", "null"]
+        subprocess.run([sys.executable, "-m", "diffusion_lightning", *given], check=True, capture_output=True,
                        env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
         weights.append(read(root / "checkpoints/last.ckpt")["state_dict"])
+        (picture,) = (root / "samples").glob("*step=3*.png")
+        drawn.append(torch.from_numpy(np.array(Image.open(picture))).int())
+    torch.testing.assert_close(*drawn, rtol=0, atol=1)
     one, two = weights
     assert one.keys() == two.keys()
     for name, x in one.items():
         torch.testing.assert_close(two[name], x, rtol=1e-3, atol=2e-5)
-    assert STEPS > 3

@@ -5,6 +5,7 @@ import csv
 import io
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+from torch.optim import adam
 
 from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
@@ -118,15 +120,29 @@ def framed(folder: Path, frame: str, **changes: Any) -> Path:
     return path
 
 
-def child(arguments: list[str]) -> None:
-    """One `fit` in a process of its own, silent, whose disk is slow enough to be caught in the middle of writing."""
+def child(arguments: list[str], updates: int | None = None) -> None:
+    """One `fit` in a process of its own, silent, whose disk is slow enough to be caught in the middle of writing.
+
+    It kills itself where it has made so many of Adam's updates, of which an optimizer's step has one for each of its
+    groups of weights.
+    """
     fsync = os.fsync
 
     def slow(file: Any) -> None:
         time.sleep(0.05)
         fsync(file)
 
+    own, made = adam.adam, 0
+
+    def counted(*args: Any, **options: Any) -> None:
+        nonlocal made
+        if made == updates:
+            os.kill(os.getpid(), signal.SIGKILL)
+        made += 1
+        own(*args, **options)
+
     os.fsync = slow  # type: ignore[assignment]
+    adam.adam = counted
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # for the data's workers, as on a user's machine
     torch.set_num_threads(1)
