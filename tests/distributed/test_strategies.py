@@ -1,11 +1,6 @@
 """Several processes that share a batch: DDP, its static graph, and FSDP2, each against the others; what is refused."""
 
-import contextlib
-import io
-import multiprocessing
-import os
 import shutil
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +21,7 @@ from diffusion_lightning.modules.base.checks import check_strategy
 from diffusion_lightning.samplers import DDIM
 
 from ..conftest import ROOT, small_config
+from ..support import pair
 from ..support.exactness import framed, powers, snapshots
 from ..support.rows import rows
 
@@ -52,18 +48,13 @@ DIT: dict[str, Any] = {
 }
 
 
-def child(rank: int, port: int, words: list[str], counted: Path) -> None:
-    """One of two processes, as torchrun starts them; leaves how much of what is averaged it held in training."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def counting_rank(rank: int, port: int, words: list[str], folder: Path) -> None:
+    """One of two processes that leaves how much of what is averaged it held in training."""
     update, of_powers = EMA.update, PowerEMA.update
 
     def count(kind: str, tensors: list[torch.Tensor]) -> None:
         held = sum((x.to_local() if isinstance(x, DTensor) else x).numel() for x in tensors)
-        counted.with_name(f"{kind}{rank}").write_text(f"{held} {sum(x.numel() for x in tensors)}")
+        (folder / f"{kind}{rank}").write_text(f"{held} {sum(x.numel() for x in tensors)}")
 
     def counting(self: EMA, module: Any) -> float:
         count("weights", list(module.parameters()))
@@ -76,38 +67,15 @@ def child(rank: int, port: int, words: list[str], counted: Path) -> None:
 
     EMA.update = counting  # type: ignore[method-assign]
     PowerEMA.update = counting_powers  # type: ignore[method-assign]
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            main([*words, "--trainer.devices", "2"])
+        pair.run_rank(rank, port, words, folder)
     finally:
-        counted.with_name(f"said{rank}").write_text(said.getvalue())
-        counted.with_name(f"graphs{rank}").write_text(str(counters["stats"]["unique_graphs"]))
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        (folder / f"graphs{rank}").write_text(str(counters["stats"]["unique_graphs"]))
 
 
 def two(words: list[str], folder: Path) -> Path:
-    """Runs the command in two processes; gives the run's folder."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusion_lightning.cli.fit"])
-    folder.mkdir(parents=True, exist_ok=True)
-    words = [*words, "--trainer.default_root_dir", str(folder)]
-    processes = [context.Process(target=child, args=(rank, port, words, folder / "counted")) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    hung = [process for process in processes if process.is_alive()]
-    for process in hung:
-        process.kill()
-    said = "\n".join((folder / f"said{rank}").read_text() for rank in (0, 1) if (folder / f"said{rank}").exists())
-    assert not hung, said
-    assert [process.exitcode for process in processes] == [0, 0], said
-    return folder
+    """Runs the command in two processes that count; gives the run's folder."""
+    return pair.two(words, folder, counting_rank)
 
 
 class Inside(Callback):

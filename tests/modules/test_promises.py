@@ -1,10 +1,7 @@
 """What every module that makes images promises, whatever its objective: one suite for all of them."""
 
 import multiprocessing
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from ..conftest import UNWATCHED
 from ..support.commands import fails
 from ..support.exactness import child, same, state
 from ..support.generatives import MODELS, STEPS, words
+from ..support.pair import two
 
 KINDS = list(MODELS)
 pytestmark = pytest.mark.slow  # a run of each, and two teachers
@@ -133,20 +131,19 @@ def test_two_processes_train_and_draw_as_one(folder: Path, tmp_path: Path, kind:
     weights, drawn = list[dict[str, Tensor]](), list[Tensor]()
     for devices in (1, 2):
         root = tmp_path / str(devices)
-        given = [*words(kind, folder), "--trainer.default_root_dir", str(root), "--trainer.devices", str(devices),
+        given = [*words(kind, folder), "--trainer.default_root_dir", str(root),
                  "--data.init_args.batch_size", str(24 // devices), "--trainer.max_steps", "3",
                  "--trainer.val_check_interval", "6", "--grid.n", "5"]  # fmt: skip
         if kind != "GAN":  # whose masks are drawn by each device
             given += ["--model.init_args.network.init_args.dropout", "0"]
         for key in UNWATCHED.keys() - {"grid"}:
             given += [f"--{key}", "null"]
-        subprocess.run([sys.executable, "-m", "diffusion_lightning", *given], check=True, capture_output=True,
-                       env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        two(given, root) if devices == 2 else main(given)
         weights.append(read(root / "checkpoints/last.ckpt")["state_dict"])
         (picture,) = (root / "samples").glob("*step=3*.png")
         drawn.append(torch.from_numpy(np.array(Image.open(picture))).int())
     torch.testing.assert_close(*drawn, rtol=0, atol=1)
-    one, two = weights
-    assert one.keys() == two.keys()
-    for name, x in one.items():
-        torch.testing.assert_close(two[name], x, rtol=1e-3, atol=2e-5)
+    alone, shared = weights
+    assert alone.keys() == shared.keys()
+    for name, x in alone.items():
+        torch.testing.assert_close(shared[name], x, rtol=1e-3, atol=2e-5)
