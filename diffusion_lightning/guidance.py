@@ -256,6 +256,23 @@ def guided(denoiser: nn.Module, conditioner: Conditioner, y: Tensor, guidance: G
     return guidance(denoiser, conditioner, y)
 
 
+def at_scales(denoiser: nn.Module, conditioner: Conditioner, scale: Tensor) -> Denoise:
+    """What takes the denoiser's place for samples that are guided classifier-free at scales (B,) of their own."""
+    null = conditioner(conditioner.null(1))
+
+    def denoise(x_t: Tensor, t: Tensor, c: Embedded) -> Prediction:
+        found = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), joined(c, rows(null, len(x_t))))
+        weight = expand_like(scale, x_t).to(x_t)
+
+        def mixed(of_both: Tensor) -> Tensor:
+            with_c, without = of_both.chunk(2)
+            return torch.lerp(without, with_c, weight)
+
+        return Prediction(mixed(found.x_0), mixed(found.eps))
+
+    return denoise
+
+
 def check(scale: float, interval: Interval | None) -> None:
     """Raise ValueError if a scale or an interval is out of its range."""
     if not 0 <= scale < float("inf"):

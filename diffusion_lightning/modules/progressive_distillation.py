@@ -8,6 +8,7 @@ Every draw is a function of (seed, purpose, optimizer step, number of the sample
 stage is one of the optimizer step: a run that goes on within a stage or between two is the run that never stopped.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,12 +22,13 @@ from ..conditioning import Conditioner
 from ..conditioning.base import Embedded
 from ..denoising import Parameterization, Velocity
 from ..first_stages import FirstStage
-from ..guidance import Guided, guided
+from ..guidance import Denoise, Guided, at_scales, guided
 from ..objectives import TruncatedSNR, Weighting
 from ..random import Draw
 from ..samplers import DDIM, Sampler
 from ..schedules import Schedule, expand_like
 from .base.batches import Step
+from .base.scale_condition import ScaleCondition
 from .base.taught import Taught
 
 LEAST = 0.01  # of x_0's error that the output's is at t = T, both squared
@@ -76,7 +78,9 @@ class ProgressiveDistillation(Taught):
         first: N, the steps of the first student; its teacher takes twice as many.
         last: the steps of the last student, which halving `first` leads to.
         stage_steps: optimizer steps of each stage.
-        guidance: the scale, or the `Guidance`, of the first teacher; the students then need none. None is none.
+        guidance: the scale, or the `Guidance`, of the first teacher; the students then need none. Of a range (low,
+            high) of scales each example has one, and the students take it as a condition: they are drawn from with
+            `guidance` in the range, which costs them nothing; without it, at low. None is none.
         shape: see `Diffusion`.
         parameterization: what the network outputs; None is `Velocity()`. ε is refused: at t = T it says little of x_0,
             whose squared error is 1/SNR of its own.
@@ -101,7 +105,7 @@ class ProgressiveDistillation(Taught):
         first: int,
         last: int = 1,
         stage_steps: int = 50_000,
-        guidance: Guided = None,
+        guidance: tuple[float, float] | Guided = None,
         shape: Sequence[int] | None = None,
         parameterization: Parameterization | None = None,
         rescale_timesteps: bool = False,
@@ -125,9 +129,14 @@ class ProgressiveDistillation(Taught):
             network, schedule, shape, parameterization, rescale_timesteps, first_stage, conditioner, optimizer,
             lr_scheduler, seed, compile,
         )  # fmt: skip
-        self.first, self.last, self.stage_steps, self.guidance = first, last, stage_steps, guidance
+        self.first, self.last, self.stage_steps = first, last, stage_steps
+        self.guidance: Any = guidance
         self.weighting = weighting or TruncatedSNR()
+        self.scale = ScaleCondition(guidance, self.conditioner) if isinstance(guidance, Sequence) else None
+        self.teacher_scale = copy.deepcopy(self.scale)
         self.keep_teacher(network)
+        if self.teacher_scale is not None:
+            self.teacher_scale.requires_grad_(False)
 
     # Stages
 
@@ -150,6 +159,16 @@ class ProgressiveDistillation(Taught):
     def drawn_by(self) -> tuple[type[Sampler], dict[str, Any]]:
         """DDIM in as many steps as the student is made for."""
         return DDIM, {"steps": self.steps, "clip": None}
+
+    def teach(self) -> None:
+        super().teach()
+        if self.scale is not None and self.teacher_scale is not None:
+            self.teacher_scale.load_state_dict(self.scale.state_dict())
+
+    def _guided(self, y: Tensor, guidance: Guided) -> tuple[Denoise, Embedded]:
+        if self.scale is None:
+            return super()._guided(y, guidance)
+        return self.denoiser, self.scale(self.conditioner(y), self.scale.asked(guidance).expand(len(y)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Between two stages: the student becomes the teacher, and the optimizer starts anew."""
@@ -175,17 +194,30 @@ class ProgressiveDistillation(Taught):
     def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, y: Any = None) -> Tensor:
         schedule, parameterization, c = self.schedule, self.denoiser.parameterization, self.conditioner(y)
         x_t = schedule.q_sample(x_0, t, draw.normal("eps", x_0))
-        teacher: Any = self.teacher
-        if self.stage == 0 and self.guidance is not None:
-            teacher = guided(teacher, self.conditioner, y, self.guidance)
         with torch.no_grad():
-            x_0 = two_steps(teacher, schedule, x_t, t, schedule.T // (2 * self.steps), c)
+            teacher, c_teacher = self._teacher(y, draw)
+            x_0 = two_steps(teacher, schedule, x_t, t, schedule.T // (2 * self.steps), c_teacher)
+        if self.scale is not None:
+            c = self.scale(c, self.scale.drawn(draw))
         signal, noise = schedule.scales(t, x_t)
         target = parameterization.target(schedule, x_0, (x_t - signal * x_0) / noise, t)
         output = self.denoiser(x_t, t, c).output
         assert output is not None
         error = (output - target).square().flatten(1).mean(1)
         return self.weighting(schedule, parameterization, t).to(error) * error
+
+    def _teacher(self, y: Any, draw: Draw) -> tuple[Denoise, Embedded]:
+        """The stage's teacher, guided if it does not know its guidance itself, and what it is given beside x_t."""
+        teacher: Any = self.teacher
+        c = self.conditioner(y)
+        if self.teacher_scale is not None:
+            scale = self.teacher_scale.drawn(draw)
+            if self.stage == 0:
+                return at_scales(teacher, self.conditioner, scale), c
+            return teacher, self.teacher_scale(c, scale)
+        if self.stage == 0:
+            return guided(teacher, self.conditioner, y, self.guidance), c
+        return teacher, c
 
     # Before training starts
 

@@ -14,7 +14,7 @@ from diffusion_lightning.checkpoints import read
 from diffusion_lightning.cli import main
 from diffusion_lightning.conditioning import ClassLabels
 from diffusion_lightning.denoising import X0, Epsilon, Prediction
-from diffusion_lightning.guidance import guided
+from diffusion_lightning.guidance import ClassifierFree, guided
 from diffusion_lightning.modules import ProgressiveDistillation
 from diffusion_lightning.modules.progressive_distillation import two_steps
 from diffusion_lightning.objectives import TruncatedSNR
@@ -187,6 +187,66 @@ def test_a_student_of_a_guided_teacher_needs_no_guidance() -> None:
         weight = module.schedule.snr(t).clamp(min=1)
         wanted = weight * (made.x_0 - target).square().flatten(1).mean(1)
         torch.testing.assert_close(module._losses(x_0, t, draw, y), wanted.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_students_scale_of_guidance_is_a_condition() -> None:
+    """Of the same weights as its teacher it starts where no scale matters, and learns each example's own."""
+    conditioner = ClassLabels(10, 32, dropout=0.1)
+    module = small(guidance=(1.0, 5.0), conditioner=conditioner, weighting=TruncatedSNR(), stage_steps=2).eval()
+    assert module.scale is not None
+    draw, y = Draw(0, "training", 0, torch.arange(6)), torch.arange(6)
+    scales = module.scale.drawn(draw)
+    assert float(scales.min()) >= 1
+    assert float(scales.max()) <= 5
+    assert len(set(scales.tolist())) == 6
+    x_0, own = torch.rand(6, 1, 8, 8) * 2 - 1, module.denoiser
+    assert torch.equal(module.generate(3, guidance=1.0), module.generate(3, guidance=4.0))
+    nn.init.normal_(module.scale.leave.weight, std=0.3)
+    assert not torch.equal(module.generate(3, guidance=1.0), module.generate(3, guidance=4.0))
+    assert torch.equal(module.generate(3), module.generate(3, guidance=1.0))
+    for done in (1, 3):
+        module._steps = done
+        if done == 3:
+            module.teach()
+        t = module._evaluation_times(draw)
+        x_t = module.schedule.q_sample(x_0, t, draw.normal("eps", x_0))
+        c, half = module.scale(conditioner(y), scales), 32 // (2 * module.steps)
+        wanted = []
+        with torch.no_grad():
+            for k in range(6):
+                one = slice(k, k + 1)
+                teacher: Any = (
+                    guided(module.teacher, conditioner, y[one], float(scales[k])) if done == 1 else own  # type: ignore[arg-type]
+                )
+                of_teacher = conditioner(y[one]) if done == 1 else c[one]
+                target = two_steps(teacher, module.schedule, x_t[one], t[one], half, of_teacher)
+                made = own(x_t[one], t[one], c[one])
+                weight = module.schedule.snr(t[one]).clamp(min=1)
+                wanted.append(weight * (made.x_0 - target).square().flatten(1).mean(1))
+        torch.testing.assert_close(module._losses(x_0, t, draw, y), torch.cat(wanted).float(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"guidance": (3.0, 1.0)}, "guidance is [3.0, 1.0], but a range of scales rises"),
+        ({"guidance": (-1.0, 1.0)}, "guidance is [-1.0, 1.0], but a range of scales rises"),
+        ({"guidance": (1.0, 3.0), "conditioner": None}, "needs the null condition, but Unconditional has none"),
+        ({"guidance": (1.0, 3.0), "conditioner": ClassLabels(10, 32, dropout=0.0)}, "training never"),
+    ],
+)
+def test_scales_that_cannot_be_conditions_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        small(**{"conditioner": ClassLabels(10, 32, dropout=0.1), **changes})
+
+
+@pytest.mark.parametrize("asked", [0.5, 6.0, ClassifierFree(3.0)])
+def test_a_student_is_asked_for_scales_that_it_knows(asked: Any) -> None:
+    module = small(guidance=(1.0, 5.0), conditioner=ClassLabels(10, 32, dropout=0.1))
+    with pytest.raises(ValueError, match=r"the student knows the scales in \[1, 5\]: give one of them"):
+        module.generate(1, guidance=asked)
+    with pytest.raises(ValueError, match=r"the student knows the scales in"):
+        module.check(None, asked)
 
 
 # What is refused

@@ -27,7 +27,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "ProgressiveDistillation": {
         "schedule": {"class_path": "Cosine", "init_args": {"T": 16}}, "parameterization": {"class_path": "Velocity"},
-        "first": 8, "last": 1, "stage_steps": 4, "lr_scheduler": {"class_path": "Sawtooth", "init_args": {"steps": 4}},
+        "first": 8, "last": 1, "stage_steps": 4, "guidance": [1.0, 3.0],
+        "lr_scheduler": {"class_path": "Sawtooth", "init_args": {"steps": 4}},
     },
     "Consistency": {
         "schedule": FINE, "parameterization": EDM, "curriculum": {"class_path": "ECT", "init_args": {"stage_steps": 2}},

@@ -19,7 +19,7 @@ from ...conditioning.base import Embedded, example
 from ...denoising import Denoiser, Epsilon, Parameterization
 from ...distributed import fsdp
 from ...first_stages import FirstStage, PixelSpace
-from ...guidance import Guided, guided
+from ...guidance import Denoise, Guided, guided
 from ...random import Draw
 from ...samplers import DDIM, Sampler
 from ...schedules import Schedule
@@ -132,10 +132,14 @@ class TrainsDenoiser(Evaluated):
 
     def draw(self, seeds: Tensor, y: Tensor, sampler: Callable[..., Tensor] | None, guidance: Guided) -> Tensor:
         sampler = self._sampler(sampler)
-        denoise = guided(self.denoiser, self.conditioner, y, guidance)
+        denoise, c = self._guided(y, guidance)
         x_T = random.normal(self.latent_shape, seeds, "x_T", self.schedule.T, torch.zeros_like(seeds))
         x_T = x_T.to(self.denoiser.dtype)
-        return self.decoded(sampler(denoise, self.schedule, x_T, c=self.conditioner(y), seeds=seeds))
+        return self.decoded(sampler(denoise, self.schedule, x_T, c=c, seeds=seeds))
+
+    def _guided(self, y: Tensor, guidance: Guided) -> tuple[Denoise, Embedded]:
+        """What is asked for conditions y (B,), and with which embedding of them."""
+        return guided(self.denoiser, self.conditioner, y, guidance), self.conditioner(y)
 
     def decoded(self, x: Tensor) -> Tensor:
         return self.first_stage.decode(x)
@@ -144,7 +148,7 @@ class TrainsDenoiser(Evaluated):
         self._sampler(sampler).times(self.schedule)
         checks.check_guidance(guidance, self)
         first = self.labels(guidance).default(torch.zeros(1, dtype=torch.long, device=self.device))
-        guided(self.denoiser, self.conditioner, first, guidance)
+        self._guided(first, guidance)
 
     def own_sampler(self) -> Sampler:
         return latents.sampler_of(self.first_stage, None)
