@@ -62,6 +62,35 @@ class Sawtooth(LRScheduler):
         return [rate * (1 - self.last_epoch % self.steps / self.steps) for rate in self.base_lrs]
 
 
+class CosineDecay(LRScheduler):
+    """lr_k = lr·(end + (1 - end)·(1 + cos(π·min(1, k/steps)))/2) in optimizer step k = 0, 1, …: down, then constant.
+
+    Paper: SGDR: stochastic gradient descent with warm restarts. Loshchilov, Hutter, 2016, arXiv 1608.03983, equation 5,
+    without a restart; PyTorch's `CosineAnnealingLR` rises again after its steps.
+
+    Args:
+        optimizer: its learning rates are the highest.
+        steps: length of the way down, at least 1.
+        end: the last rate as a part of the first, in [0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(self, optimizer: Optimizer, steps: int, end: float = 0.0) -> None:
+        if steps < 1 or not 0 <= end <= 1:
+            raise ValueError(
+                f"the rate falls over {steps} steps to {end} of what it is: give at least 1 step and an end in [0, 1]"
+            )
+        self.steps, self.end = steps, end
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates of the coming optimizer step."""
+        down = (1 + math.cos(math.pi * min(1.0, self.last_epoch / self.steps))) / 2
+        return [rate * (self.end + (1 - self.end) * down) for rate in self.base_lrs]
+
+
 class OneCycle(OneCycleLR):
     """Up to the optimizer's learning rate over the first part of the run, then down to nearly zero, both by cosines.
 

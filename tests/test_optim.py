@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
-from diffusion_lightning.optim import LinearWarmup, OneCycle
+from diffusion_lightning.optim import CosineDecay, LinearWarmup, OneCycle, Sawtooth
 
 
 def optimizer() -> torch.optim.Adam:
@@ -48,6 +48,38 @@ def test_goes_on_where_it_was() -> None:
 def test_no_way_up_is_refused() -> None:
     with pytest.raises(ValueError, match="the warm-up has 0 steps"):
         LinearWarmup(optimizer(), 0)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_sawtooth_falls_and_begins_anew(steps: int) -> None:
+    ours, theirs = optimizer(), optimizer()
+    found = rates(ours, Sawtooth(ours, steps), 9)
+    assert found == rates(theirs, LambdaLR(theirs, lambda k: 1 - k % steps / steps), 9)
+    assert found[0] == found[2 * steps] == [2e-4, 1e-2]
+
+
+@pytest.mark.parametrize(("steps", "end"), [(5, 0.25), (1, 0.0), (8, 1.0)])
+def test_a_cosine_falls_and_stays(steps: int, end: float) -> None:
+    """As PyTorch's while that falls; it would rise again."""
+    ours, theirs = optimizer(), optimizer()
+    found = rates(ours, CosineDecay(ours, steps, end), 12)
+    for group in range(2):
+        rate = theirs.param_groups[group]["lr"]
+        alone = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+        wanted = rates(alone, CosineAnnealingLR(alone, steps, rate * end), steps + 1)
+        assert [pair[group] for pair in found[: steps + 1]] == pytest.approx([own for (own,) in wanted], abs=1e-12)
+        assert [pair[group] for pair in found[steps:]] == pytest.approx([rate * end] * (12 - steps), abs=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "end"), [(0, 0.0), (3, -0.1), (3, 1.5)])
+def test_a_cosine_to_nowhere_is_refused(steps: int, end: float) -> None:
+    with pytest.raises(ValueError, match=f"falls over {steps} steps to {end} of"):
+        CosineDecay(optimizer(), steps, end)
+
+
+def test_a_tooth_of_no_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="the rate falls over 0 steps"):
+        Sawtooth(optimizer(), 0)
 
 
 @pytest.mark.parametrize(("steps", "pct_start"), [(10, 0.3), (40, 0.05)])

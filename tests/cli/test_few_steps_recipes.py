@@ -1,14 +1,17 @@
-"""The recipes of few steps on the digits: what they are made of, and some steps of each from its teacher."""
+"""The recipes of few steps: what they are made of, and on the digits some steps of each from its teacher."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import diffusion_lightning
 from diffusion_lightning.cli import fit, main
 from diffusion_lightning.curricula import ECT
+from diffusion_lightning.modules import GAN
+from diffusion_lightning.networks.residual_gan import Residual
 from diffusion_lightning.records import read
 from diffusion_lightning.schedules import Schedule
 
@@ -56,6 +59,75 @@ def test_consistency_is_ects_on_a_table_that_is_fine_enough() -> None:
     assert curriculum.stages * curriculum.stage_steps == config["trainer"]["max_steps"]
     assert model["optimizer"]["class_path"].endswith("RAdam")
     assert (model["huber"], model["solver"]) == (0.0, None)
+
+
+# The recipes of CIFAR-10: what their papers set
+
+
+def test_cifar10_progressive_is_salimans_and_hos() -> None:
+    """8192 steps of the teacher halved 13 times, 50,000 steps each; the loss, no average, no dropout."""
+    config = described("cifar10_progressive")
+    model, trainer = config["model"]["init_args"], config["trainer"]
+    teacher = described("cifar10_v_min_snr")["model"]["init_args"]
+    assert (2 * model["first"], model["last"], model["stage_steps"]) == (8192, 1, 50_000)
+    assert trainer["max_steps"] == 13 * 50_000
+    assert model["optimizer"]["init_args"]["lr"] == 5e-5
+    assert model["lr_scheduler"]["init_args"] == {"steps": 50_000}
+    assert model["weighting"]["class_path"].endswith("TruncatedSNR")
+    assert (config["ema"]["decay"], trainer["gradient_clip_val"]) == (0.0, 1.0)
+    assert config["data"]["init_args"]["batch_size"] == 128
+    assert {**model["network"]["init_args"], "dropout": 0.1} == teacher["network"]["init_args"]
+    assert model["network"]["init_args"]["dropout"] == 0
+    assert model["parameterization"] == teacher["parameterization"]
+    T = model["schedule"]["init_args"].pop("T"), teacher["schedule"]["init_args"].pop("T")
+    assert T == (8192, 1000)  # the teacher's command says 8192 too
+    assert model["schedule"] == teacher["schedule"]
+    head = (ROOT / "configs/cifar10_progressive.yaml").read_text(encoding="utf-8")
+    assert "--config cifar10_v_min_snr --model.init_args.schedule.init_args.T 8192" in head
+
+
+def test_cifar10_ect_is_gengs() -> None:
+    config = described("cifar10_ect")
+    model = config["model"]["init_args"]
+    curriculum: Any = read(model["curriculum"], ECT, "curriculum").make()
+    curriculum.prepare(read(model["schedule"], Schedule, "schedule").make())
+    assert (curriculum.q, curriculum.k, curriculum.b) == (2.0, 8.0, 1.0)
+    assert (curriculum.times.mean, curriculum.times.std) == (-1.1, 2.0)
+    assert (curriculum.stages, curriculum.stage_steps, config["trainer"]["max_steps"]) == (8, 25_000, 200_000)
+    assert model["optimizer"]["class_path"].endswith("RAdam")
+    assert model["optimizer"]["init_args"]["lr"] == 1e-4
+    assert (model["huber"], model["solver"], config["ema"]["decay"]) == (0.0, None, 0.9999)
+    assert (config["data"]["init_args"]["batch_size"], config["data"]["init_args"]["flip"]) == (128, False)
+    sampler = config["grid"]["init_args"]["sampler"]["init_args"]
+    assert (sampler["steps"], sampler["between"], sampler["clip"]) == (2, [0.821], None)
+    teacher = described("cifar10_edm")["model"]["init_args"]
+    assert {**model["network"]["init_args"], "dropout": 0.13} == teacher["network"]["init_args"]
+    assert (model["network"]["init_args"]["dropout"], model["parameterization"]) == (0.2, teacher["parameterization"])
+
+
+def test_cifar10_r3gan_is_huangs() -> None:
+    config = described("cifar10_r3gan")
+    model, batch = config["model"]["init_args"], config["data"]["init_args"]["batch_size"]
+    assert batch == 512
+    decayed = 20_000_000 // batch  # optimizer steps
+    assert (model["gamma"], model["gamma_steps"]) == ([0.05, 0.005], decayed)
+    assert model["optimizer"]["init_args"]["lr"] == 2e-4
+    assert model["optimizer"]["init_args"]["betas"] == [0.0, 0.99]
+    assert model["lr_scheduler"]["init_args"] == {"steps": decayed, "end": 5e-5 / 2e-4}
+    assert 0.5 ** (batch / 5e6) == pytest.approx(config["ema"]["decay"], abs=1e-6)
+    with torch.device("meta"):
+        made: Any = read(config["model"], GAN, "model").make()
+    G, D = (sum(p.numel() for p in net.parameters()) for net in (made.network, made.discriminator.network))
+    head = (ROOT / "configs/cifar10_r3gan.yaml").read_text(encoding="utf-8")
+    assert f"# {G:,} parameters" in head
+    assert f"# {D:,} parameters" in head
+    for net in (made.network, made.discriminator.network):
+        own = [module for module in net.modules() if isinstance(module, Residual)]
+        assert len(own) == 4 * 2
+        assert {(block.conv_in.in_channels, block.conv.in_channels, block.conv.groups) for block in own} == {
+            (768, 1536, 96)
+        }
+    assert made.network.latent == 64
 
 
 @pytest.mark.slow
