@@ -36,7 +36,7 @@ CALLS = (1, 2, 4, 8, 50, 1000)
 STUDENTS = (1, 2, 4, 8, 16, 32, 64)  # steps of digits_progressive's
 EVERY = tuple(sorted({*CALLS, *STUDENTS}))
 STAGE = 500  # optimizer steps of digits_progressive's stages
-BETWEEN = {1: None, 2: [1.0], 4: [8.0, 2.0, 0.5], 8: [40.0, 20.0, 8.0, 4.0, 2.0, 1.0, 0.5]}
+BETWEEN = {1: None, 2: [1.2], 4: [10.0, 3.0, 1.5], 8: [40.0, 20.0, 10.0, 6.0, 4.0, 2.5, 1.5]}
 KEYS = ("fd_digits", "precision", "recall")
 
 # What a method is drawn by in so many calls: its checkpoint, and the samplers of which the best counts.

@@ -25,6 +25,7 @@ from diffusion_lightning.samplers import DDIM, Heun, Sampler
 from .conftest import BARE, UNWATCHED, small_config
 from .support.commands import fails
 from .support.exactness import ADVERSARIAL, EVERYTHING, STEPS, child, framed, powers, same, state
+from .support.pair import run_in
 from .support.rows import rows
 
 
@@ -166,22 +167,20 @@ def test_another_number_of_processes_gives_the_same_trajectory(tmp_path: Path) -
         "trainer.callbacks": [powers(every=100, keep=3)],
     }
     config = framed(tmp_path, "EDM", **settings)
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "32"]
-    one = ["--data.init_args.batch_size", "64"]
 
-    def losses(name: str, *arguments: str) -> list[float]:
-        root = tmp_path / name
-        words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), *arguments]
-        subprocess.run(
-            [sys.executable, "-m", "diffusion_lightning", *words], check=True, capture_output=True, cwd=Path.cwd(),
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        return [float(row["train/loss"]) for row in rows(root / "metrics.csv")]
+    def losses(name: str, processes: int, *arguments: str) -> list[float]:
+        share = [
+            "--data.init_args.batch_size",
+            str(64 // processes),
+            "--trainer.strategy",
+            ("auto", "ddp")[processes - 1],
+        ]
+        run_in(processes, ["fit", "--config", str(config), *share, *arguments], tmp_path / name)
+        return [float(row["train/loss"]) for row in rows(tmp_path / name / "metrics.csv")]
 
-    alone, together = losses("one", *one), losses("two", *two)
-    middle = str(tmp_path / "one/checkpoints/step=100.ckpt")
-    moved = losses("moved", *two, "--ckpt_path", middle)
-    back = losses("back", *one, "--ckpt_path", str(tmp_path / "two/checkpoints/step=200.ckpt"))
+    alone, together = losses("one", 1), losses("two", 2)
+    moved = losses("moved", 2, "--ckpt_path", str(tmp_path / "one/checkpoints/step=100.ckpt"))
+    back = losses("back", 1, "--ckpt_path", str(tmp_path / "two/checkpoints/step=200.ckpt"))
     assert len(alone) == len(together) == steps
     for found, expected in ((together, alone), (moved, alone[100:]), (back, alone[200:])):
         assert len(found) == len(expected)
@@ -204,20 +203,11 @@ def test_two_processes_share_the_history_of_losses_and_the_bound(tmp_path: Path)
         "model.init_args.timesteps": {"class_path": "LossAware"}, "model.init_args.lr_scheduler": None,
     })  # fmt: skip
     found = []
-    for name, *words in (
-        ("one", "--data.init_args.batch_size", "64"),
-        ("two", "--data.init_args.batch_size", "32", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
-    ):
-        root = tmp_path / name
-        for command in (
-            ["fit", "--config", str(config), "--trainer.default_root_dir", str(root), *words],
-            ["test", "--ckpt_path", str(tmp_path / "one/checkpoints/last.ckpt"), "--trainer.callbacks", "[]",
-             "--trainer.default_root_dir", str(root), *words],
-        ):  # fmt: skip
-            subprocess.run(
-                [sys.executable, "-m", "diffusion_lightning", *command, "--trainer.logger", "false"], check=True,
-                capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+    for name, processes in (("one", 1), ("two", 2)):
+        root, last = tmp_path / name, str(tmp_path / "one/checkpoints/last.ckpt")
+        share = ["--data.init_args.batch_size", str(64 // processes), "--trainer.logger", "false"]
+        run_in(processes, ["fit", "--config", str(config), *share], root)
+        run_in(processes, ["test", "--ckpt_path", last, "--trainer.callbacks", "[]", *share], root)
         weights = read(root / "checkpoints/last.ckpt")["state_dict"]
         found.append(
             (weights, rows(root / "metrics.csv"), rows(root / "test.csv")[-1], (root / "bound.csv").read_text())

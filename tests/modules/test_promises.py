@@ -20,7 +20,7 @@ from ..conftest import UNWATCHED
 from ..support.commands import fails
 from ..support.exactness import child, same, state
 from ..support.generatives import MODELS, STEPS, words
-from ..support.pair import two
+from ..support.pair import run_in
 
 KINDS = list(MODELS)
 pytestmark = pytest.mark.slow  # a run of each, and two teachers
@@ -131,14 +131,14 @@ def test_two_processes_train_and_draw_as_one(folder: Path, tmp_path: Path, kind:
     weights, drawn = list[dict[str, Tensor]](), list[Tensor]()
     for devices in (1, 2):
         root = tmp_path / str(devices)
-        given = [*words(kind, folder), "--trainer.default_root_dir", str(root),
+        given = [*words(kind, folder),
                  "--data.init_args.batch_size", str(24 // devices), "--trainer.max_steps", "3",
                  "--trainer.val_check_interval", "6", "--grid.n", "5"]  # fmt: skip
         if kind != "GAN":  # whose masks are drawn by each device
             given += ["--model.init_args.network.init_args.dropout", "0"]
         for key in UNWATCHED.keys() - {"grid"}:
             given += [f"--{key}", "null"]
-        two(given, root) if devices == 2 else main(given)
+        run_in(devices, given, root)
         weights.append(read(root / "checkpoints/last.ckpt")["state_dict"])
         (picture,) = (root / "samples").glob("*step=3*.png")
         drawn.append(torch.from_numpy(np.array(Image.open(picture))).int())

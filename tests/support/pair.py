@@ -51,3 +51,12 @@ def two(words: list[str], folder: Path, rank: Callable[[int, int, list[str], Pat
     assert not hung, said
     assert [process.exitcode for process in processes] == [0, 0], said
     return folder
+
+
+def run_in(processes: int, words: list[str], folder: Path) -> None:
+    """Runs the command in one process, this one, or in two; of one thread each."""
+    if processes == 2:
+        two(words, folder)
+    else:
+        torch.set_num_threads(1)
+        main([*words, "--trainer.default_root_dir", str(folder)])
