@@ -20,18 +20,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from .. import random
 from ..conditioning import Unconditional
 from ..denoising import weights_dtype
-from ..distributed import fsdp
 from ..guidance import Guided
 from ..networks.base.moments import Moments
 from ..random import Draw
-from ..samplers import Sampler
-from .base import adversarial, autoencoders, batches, checks, device, optimizers
+from .base import adversarial, autoencoders, checks
 from .base.features import FeatureDistance
-from .base.generative import Generative
 from .base.shapes import operations
+from .base.trains_pair import TrainsPair
 
 
-class Autoencoder(Generative):
+class Autoencoder(TrainsPair):
     """An autoencoder and its training on batches `(image, y)`, images (B, C, H, W) in [-1, 1]; y is left unused.
 
     A model of latents takes its weights by `first_stages.Pretrained(model=RUN)`. As what makes images it decodes
@@ -63,8 +61,9 @@ class Autoencoder(Generative):
     """
 
     uses_y, drawn = False, False
+    makes = "an Autoencoder decodes a latent"
+    overflow = "sums over an image's pixels pass the largest"
     serves = "train a Diffusion on its latents, with first_stage Pretrained and this checkpoint as its model"
-    keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
 
     def __init__(
         self,
@@ -82,7 +81,7 @@ class Autoencoder(Generative):
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, discriminator_rate, lr_scheduler, seed)
         self.shape = checks.image_shape(shape, network)
         self.latent_shape = autoencoders.latent_shape(network, self.shape)
         autoencoders.check_discriminator(discriminator, network, self.shape)
@@ -92,18 +91,13 @@ class Autoencoder(Generative):
             adversarial_weight=adversarial_weight,
             adversarial_from=adversarial_from,
         )
-        if not 0 < discriminator_rate < float("inf"):
-            raise ValueError(f"discriminator_rate is {discriminator_rate}, which is no rate: give a number above 0")
         self.network: Any = network
         self.discriminator = discriminator
         self.distance = None if features is None else FeatureDistance(features, self.shape)
         self.log_var = nn.Parameter(torch.zeros(())) if learn_log_var else None
         self.feature_weight, self.kl_weight = feature_weight, kl_weight
         self.adversarial_weight, self.adversarial_from = adversarial_weight, adversarial_from
-        self.optimizer, self.lr_scheduler, self.discriminator_rate = optimizer, lr_scheduler, discriminator_rate
         self.conditioner = Unconditional()
-        self.seed = random.check_seed(seed, "the model's seed")
-        self.feed = batches.Feed()
 
     # What it does with images, and latents
 
@@ -201,52 +195,28 @@ class Autoencoder(Generative):
         made = {"image": image, "reconstruction": reconstruction.clamp(-1, 1), "latent": encoded.mean}
         return {"losses": losses, "sample": draw.sample, **made}
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        return self.validation_step(batch, batch_idx, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self.log_step()
-
-    def on_test_epoch_end(self) -> None:
-        self.log_step()
-
     # The optimizer: one, of two groups
 
     def configure_optimizers(self) -> Any:
         if self.discriminator is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             autoencoders.check_start(self.adversarial_from, self.trainer.max_steps)
-        optimizer = self.optimizer([{"params": parameters} for parameters in self._sides().values()])
-        for group in optimizer.param_groups[1:]:
-            group["lr"] = group["lr"] * self.discriminator_rate
-        return optimizers.configured(self, optimizer)
+        return super().configure_optimizers()
 
-    def _sides(self) -> dict[str, list[nn.Parameter]]:
+    def sides(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of each network, by what is put behind the name of their gradients' norm."""
         theirs = [] if self.discriminator is None else list(self.discriminator.parameters())
         known = {id(p) for p in theirs}
         own = [p for p in self.parameters() if id(p) not in known]
         return {"": own, **({"_discriminator": theirs} if theirs else {})}
 
+    def networks(self) -> list[nn.Module]:
+        return [network for network in (self.network, self.discriminator) if network is not None]
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Until the discriminator takes part no optimizer touches it: no decay of its weights, no empty averages."""
         if self.discriminator is not None and not self._plays:
             for parameter in self.discriminator.parameters():
                 parameter.grad = None
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        optimizers.clipped(self, optimizer, gradient_clip_val, gradient_clip_algorithm, self._sides())
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore; a resumed run keeps the learning-rate schedule that it began with, unless `keeps_rate` is false."""
-        super().on_load_checkpoint(checkpoint)
-        if self.fits and self.keeps_rate:
-            optimizers.check_resumed(self, checkpoint)
 
     # Images out of N(0, I)
 
@@ -257,42 +227,9 @@ class Autoencoder(Generative):
     def decoded(self, x: Tensor) -> Tensor:
         return self.decode(x).clamp(-1, 1)
 
-    def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
-        for name, given in (("sampler", sampler), ("guidance", guidance)):
-            if given is not None:
-                raise ValueError(f"a {name} is given, but an Autoencoder decodes a latent in one go: leave {name} out")
-
-    def angles(self, sampler: Sampler) -> dict[int, float]:
-        raise ValueError("an Autoencoder decodes a latent in one go, and has no times on the way: leave the chain out")
-
     def operations(self) -> int:
         """Of the autoencoder alone; the discriminator's and the features' are not counted."""
         return operations(autoencoders.ThereAndBack(self.network), self.shape)
-
-    # Before training starts
-
-    def configure_callbacks(self) -> list:
-        """Check the strategy: of Lightning's hooks the only one before the process group is set up.
-
-        Raises:
-            ValueError: if the strategy shards the parameters, or the precision is float16.
-        """
-        checks.check_strategy(self.trainer)
-        if fsdp.shards(self.trainer):
-            raise ValueError(
-                "the strategy shards the parameters, but an Autoencoder is trained whole: set trainer.strategy to ddp"
-            )
-        if str(self.trainer.precision).startswith("16"):
-            raise ValueError(
-                f"trainer.precision is {self.trainer.precision}, but sums over an image's pixels pass the largest "
-                "number of float16: set it to bf16-mixed or 32-true"
-            )
-        return [self.feed]
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        for network in filter(None, (self.network, self.discriminator)):
-            device.prepare(network, self.trainer, False)
 
 
 def _wide(x: Tensor) -> Tensor:

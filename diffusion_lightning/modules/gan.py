@@ -23,13 +23,11 @@ from .. import random
 from ..conditioning import Conditioner, Unconditional
 from ..conditioning.base import example
 from ..denoising import weights_dtype
-from ..distributed import fsdp
 from ..guidance import Guided
 from ..random import Draw
-from ..samplers import Sampler
-from .base import adversarial, batches, checks, device, optimizers
-from .base.generative import Generative
+from .base import adversarial, checks
 from .base.shapes import operations
+from .base.trains_pair import TrainsPair
 
 
 class Judge(nn.Module):
@@ -55,7 +53,7 @@ class Untimed(nn.Module):
         return self.network(x, c)
 
 
-class GAN(Generative):
+class GAN(TrainsPair):
     """A generator against a discriminator, on batches `(image, y)`, images (B, C, H, W) in [-1, 1].
 
     Paper: The GAN is dead; long live the GAN! A modern baseline GAN. Huang et al., 2024, arXiv 2501.05441.
@@ -78,7 +76,8 @@ class GAN(Generative):
 
     serves = "draw from it by predict, and use the checkpoint of a Diffusion here"
     places: ClassVar = {"discriminator": "discriminator.network."}
-    keeps_rate = True  # a resumed run goes on with the checkpoint's schedule of the learning rate
+    makes = "a GAN makes an image"
+    overflow = "the penalties' slopes are below the smallest"
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class GAN(Generative):
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, discriminator_rate, lr_scheduler, seed)
         self.shape = checks.image_shape(shape, network)
         self.conditioner = conditioner or Unconditional()
         if min(gamma) < 0 or max(gamma) == math.inf or gamma_steps < 1:
@@ -101,8 +100,6 @@ class GAN(Generative):
                 f"gamma is {list(gamma)} over {gamma_steps} steps, but it weighs a penalty: give two numbers of at "
                 "least 0, and gamma_steps ≥ 1"
             )
-        if not 0 < discriminator_rate < math.inf:
-            raise ValueError(f"discriminator_rate is {discriminator_rate}, which is no rate: give a number above 0")
         self.network: Any = network
         self.latent = check_generator(network)
         self.discriminator = Judge(discriminator, copy.deepcopy(self.conditioner))
@@ -111,9 +108,6 @@ class GAN(Generative):
         self.discriminator.conditioner.join(discriminator)
         self._check_networks()
         self.gamma, self.gamma_steps = gamma, gamma_steps
-        self.optimizer, self.lr_scheduler, self.discriminator_rate = optimizer, lr_scheduler, discriminator_rate
-        self.seed = random.check_seed(seed, "the model's seed")
-        self.feed = batches.Feed()
 
     @torch.no_grad()
     def _check_networks(self) -> None:
@@ -177,41 +171,15 @@ class GAN(Generative):
             self.log_mean(f"{prefix}/{name}", values)
         return {"losses": duel.g + duel.d, "sample": draw.sample}
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        return self.validation_step(batch, batch_idx, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self.log_step()
-
-    def on_test_epoch_end(self) -> None:
-        self.log_step()
-
     # The optimizer: one, of two groups
 
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([{"params": parameters} for parameters in self._sides().values()])
-        optimizer.param_groups[1]["lr"] = optimizer.param_groups[1]["lr"] * self.discriminator_rate
-        return optimizers.configured(self, optimizer)
-
-    def _sides(self) -> dict[str, list[nn.Parameter]]:
+    def sides(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of each network, by what is put behind the name of their gradients' norm."""
         own = [*self.network.parameters(), *self.conditioner.parameters()]
         return {"": own, "_discriminator": list(self.discriminator.parameters())}
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        optimizers.clipped(self, optimizer, gradient_clip_val, gradient_clip_algorithm, self._sides())
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore; a resumed run keeps the learning-rate schedule that it began with, unless `keeps_rate` is false."""
-        super().on_load_checkpoint(checkpoint)
-        if self.fits and self.keeps_rate:
-            optimizers.check_resumed(self, checkpoint)
+    def networks(self) -> list[nn.Module]:
+        return [self.network, self.discriminator.network]
 
     # Images
 
@@ -220,45 +188,12 @@ class GAN(Generative):
         z = random.normal((self.latent,), seeds, "z", 0, torch.zeros_like(seeds))
         return self.decoded(self(z.to(weights_dtype(self.network) or z.dtype), y))
 
-    def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
-        for name, given in (("sampler", sampler), ("guidance", guidance)):
-            if given is not None:
-                raise ValueError(f"a {name} is given, but a GAN makes an image in one go: leave {name} out")
-
-    def angles(self, sampler: Sampler) -> dict[int, float]:
-        raise ValueError("a GAN makes an image in one go, and has no times on the way: leave the chain out")
-
     def operations(self) -> int:
         """Of both networks on one image."""
         c = self.conditioner(example(self.conditioner))
         return operations(Untimed(self.network), (self.latent,), c) + operations(
             Untimed(self.discriminator.network), self.shape, c
         )
-
-    # Before training starts
-
-    def configure_callbacks(self) -> list:
-        """Check the strategy: of Lightning's hooks the only one before the process group is set up.
-
-        Raises:
-            ValueError: if the strategy shards the parameters, or the precision is float16.
-        """
-        checks.check_strategy(self.trainer)
-        if fsdp.shards(self.trainer):
-            raise ValueError(
-                "the strategy shards the parameters, but a GAN is trained whole: set trainer.strategy to ddp"
-            )
-        if str(self.trainer.precision).startswith("16"):
-            raise ValueError(
-                f"trainer.precision is {self.trainer.precision}, but the penalties' slopes are below the smallest "
-                "number of float16: set it to bf16-mixed or 32-true"
-            )
-        return [self.feed]
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        for network in (self.network, self.discriminator.network):
-            device.prepare(network, self.trainer, False)
 
 
 def check_generator(network: nn.Module) -> int:
