@@ -84,6 +84,9 @@ def _work(file: str, given: Any) -> None:
     # After the imports: Lightning's sets the levels of its loggers, and a user's file must not pass for a library.
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    # A compiler's error is the sentence that ends the command, and no hundred lines on the code that it was given.
+    if "TORCH_LOGS" not in os.environ:
+        logging.getLogger("torch._inductor.scheduler").setLevel(logging.CRITICAL + 1)
     # Lightning's advice to use srun is for jobs, not for whoever sits before a cluster.
     for harmless in (*NOISE, *([] if preemption.name() else [".*`srun` command is available.*"])):
         warnings.filterwarnings("ignore", harmless)

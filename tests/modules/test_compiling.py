@@ -11,6 +11,7 @@ import torch._inductor.config
 import yaml
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import cpu_vec_isa
 
 from diffusion_lightning import random
 from diffusion_lightning.checkpoints import read
@@ -114,7 +115,9 @@ def test_a_missing_compiler_is_said_before_training(
 def test_a_compiler_that_fails_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It fails within the making of code, where PyTorch logs what it was to be given."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    cpu_vec_isa.pick_vec_isa()  # the first look for a compiler, once a process: it works
     with torch._inductor.config.patch({"cpp.cxx": (None, "false")}):
         says = fails(capsys, "fit", "--config", str(config(tmp_path)), "--model.init_args.compile", "true")
     assert "torch.compile could make no code of the network" in says
