@@ -51,6 +51,11 @@ def export(ckpt: str, folder: Path, formats: Collection[str], trust: Collection[
         checkpoint = checkpoints.read(ckpt)
         config = checkpoints.config(checkpoint, ckpt)
         model = loading.restored(checkpoint, config, ckpt, trust)
+        if (lost := [name for name in formats if name != "weights"]) and getattr(model, "scale", None) is not None:
+            raise ValueError(
+                f"the model takes the scale of guidance as a condition, but the format {lost[0]} has none: export its "
+                "weights, by --format weights"
+            )
         if "pipeline" in formats:
             check_pipeline(model)
         if "lora" in formats:

@@ -194,11 +194,12 @@ class ProgressiveDistillation(Taught):
     def _losses(self, x_0: Tensor, t: Tensor, draw: Draw, y: Any = None) -> Tensor:
         schedule, parameterization, c = self.schedule, self.denoiser.parameterization, self.conditioner(y)
         x_t = schedule.q_sample(x_0, t, draw.normal("eps", x_0))
+        scale = None if self.scale is None else self.scale.drawn(draw)
         with torch.no_grad():
-            teacher, c_teacher = self._teacher(y, draw)
+            teacher, c_teacher = self._teacher(y, c, scale)
             x_0 = two_steps(teacher, schedule, x_t, t, schedule.T // (2 * self.steps), c_teacher)
         if self.scale is not None:
-            c = self.scale(c, self.scale.drawn(draw))
+            c = self.scale(c, scale)
         signal, noise = schedule.scales(t, x_t)
         target = parameterization.target(schedule, x_0, (x_t - signal * x_0) / noise, t)
         output = self.denoiser(x_t, t, c).output
@@ -206,18 +207,14 @@ class ProgressiveDistillation(Taught):
         error = (output - target).square().flatten(1).mean(1)
         return self.weighting(schedule, parameterization, t).to(error) * error
 
-    def _teacher(self, y: Any, draw: Draw) -> tuple[Denoise, Embedded]:
+    def _teacher(self, y: Any, c: Embedded, scale: Tensor | None) -> tuple[Denoise, Embedded]:
         """The stage's teacher, guided if it does not know its guidance itself, and what it is given beside x_t."""
         teacher: Any = self.teacher
-        c = self.conditioner(y)
-        if self.teacher_scale is not None:
-            scale = self.teacher_scale.drawn(draw)
-            if self.stage == 0:
-                return at_scales(teacher, self.conditioner, scale), c
-            return teacher, self.teacher_scale(c, scale)
-        if self.stage == 0:
-            return guided(teacher, self.conditioner, y, self.guidance), c
-        return teacher, c
+        if self.stage > 0:
+            return teacher, c if self.teacher_scale is None else self.teacher_scale(c, scale)
+        if scale is not None:
+            return at_scales(teacher, self.conditioner, scale), c
+        return guided(teacher, self.conditioner, y, self.guidance), c
 
     # Before training starts
 

@@ -153,3 +153,53 @@ def test_some_steps_of_each(student: str, teacher: str, tmp_path: Path) -> None:
     model = diffusion_lightning.load(tmp_path / student)
     assert model.drawn_by()[1]["steps"] == {"digits_progressive": 64, "digits_consistency": 1}[student]
     assert model.generate(3).shape == (3, 1, 8, 8)
+
+
+NARROW = {"channels": 8, "groups": 4, "blocks": 1}
+NARROW_PAIR = {"channels": 16, "most": 16, "blocks": 1, "condition_width": 8}
+
+
+def narrow(name: str, folder: Path, changes: dict[str, Any]) -> list[str]:
+    """Two steps of a recipe of CIFAR-10, narrow, on the few images that are served."""
+    config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
+    model = config["model"]["init_args"]
+    model.pop("compile", None)
+    for part in ("network", "discriminator"):
+        if part in model:
+            model[part]["init_args"].update(NARROW_PAIR if "discriminator" in model else NARROW)
+    model.update(changes)
+    config["data"]["init_args"].update(batch_size=4, root=str(folder / "root"))
+    config["checkpoint"].update(monitor=None)
+    config["grid"].update(n=4)
+    config["trainer"].update(accelerator="cpu", max_steps=2, val_check_interval=2, logger=False, limit_val_batches=1,
+                             num_sanity_val_steps=0, default_root_dir=str(folder / name))  # fmt: skip
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**config, "metrics": None, "chain": None}), encoding="utf-8")
+    return ["fit", "--config", str(path)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cifar")
+@pytest.mark.parametrize(
+    ("name", "teacher", "of_teacher", "changes"),
+    [
+        ("cifar10_ect", "cifar10_edm", {}, {}),
+        (
+            "cifar10_progressive",
+            "cifar10_v_min_snr",
+            {"schedule": {"class_path": "Cosine", "init_args": {"T": 8192, "s": 0.008}}},
+            {"first": 4, "stage_steps": 2},
+        ),
+        ("cifar10_r3gan", None, {}, {}),
+    ],
+)
+def test_two_steps_of_cifar10(
+    name: str, teacher: str | None, of_teacher: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    start: list[str] = []
+    if teacher is not None:
+        main([*narrow(teacher, tmp_path, of_teacher), "--grid", "null"])
+        start = ["--init_from", str(tmp_path / teacher)]
+    main([*narrow(name, tmp_path, changes), *start])
+    assert (tmp_path / name / "samples/step=2.png").exists()
+    assert diffusion_lightning.load(tmp_path / name).generate(3).shape == (3, 3, 32, 32)

@@ -121,6 +121,10 @@ def test_export_is_right_or_refused(folder: Path, kind: str, tmp_path: Path, cap
         found = load_file(next((tmp_path / "out").glob("*.safetensors")))
         network = dict(diffusion_lightning.load(folder / kind).denoiser.network.state_dict())
         assert any(torch.equal(x, y) for x in found.values() for y in network.values() if x.shape == y.shape)
+        if kind == "ProgressiveDistillation":  # whose scale of guidance is a condition
+            for form in ("pipeline", "program"):
+                says = fails(capsys, "export", str(folder / kind), str(tmp_path / form), "--format", form)
+                assert f"takes the scale of guidance as a condition, but the format {form} has none" in says
     else:
         assert "holds GAN weights, but those of a Diffusion are needed" in fails(capsys, *given)
 
