@@ -1,6 +1,6 @@
 """Is the number of classes that a GAN draws limited? GAN and diffusion on 1, 2, 5 and 10 classes, in equal time.
 
-    python -m benchmarks classes --out DIR [--data FILE.npz] [--seeds 3] [--seconds 480] [--classes 1 2 5 10]
+    python -m benchmarks classes --out DIR [--data FILE.npz] [--seeds 3] [--seconds 420] [--classes 1 2 5 10]
 
 Two models without conditions, of as many parameters: the recipe `digits_gan` (both networks together), and `digits_edm`
 with 16 features in the place of 32. Each trains on the images of the first k classes for the optimizer steps that take
@@ -191,7 +191,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="what has been measured, and the pictures")
     parser.add_argument("--data", type=Path, help="an .npz with images and labels; the digits")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each; 3")
-    parser.add_argument("--seconds", type=float, default=480, help="of training; 480")
+    parser.add_argument("--seconds", type=float, default=420, help="of training; 420")
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 2, 5, 10])
     parser.add_argument("--at_once", type=int, default=os.cpu_count(), help="trainings side by side; as many as cores")
     given = parser.parse_args(args)
