@@ -52,7 +52,7 @@ METHODS = {"gan": ("GAN", "digits_gan"), "diffusion": ("diffusion", "digits_edm"
 COLORS = {"gan": "#D55E00", "diffusion": "#0072B2"}
 N, PARTS, WARM, POINTS = 1000, 4, 40, 12
 KEYS = {"coverage": "class_coverage_digits", "rarest": "class_rarest_digits", "precision": "precision_digits",
-        "recall": "recall_digits", "fd": "fd_digits", "copies": "copies_features"}  # fmt: skip
+        "recall": "recall_digits", "fd": "fd_digits", "copies": "copies_features_digits"}  # fmt: skip
 
 
 def data_of(path: Path | None) -> tuple[Tensor, Tensor]:
@@ -125,8 +125,8 @@ def score(x: Tensor, real: Tensor) -> dict[str, float]:
     net = DigitsNet()
     found: dict[str, float] = {}
     for metric in (FrechetDistance(net), PrecisionRecall(net), ClassCoverage(net), NearestNeighbours(net)):
-        metric.update(real, real=True)
         metric.update(x, real=False)
+        metric.update(real, real=True)
         value = metric.compute()
         found |= {metric.name: float(value)} if isinstance(value, Tensor) else {k: float(v) for k, v in value.items()}
     return {key: found[name] for key, name in KEYS.items()}
@@ -199,7 +199,7 @@ def main(args: Sequence[str]) -> None:
     x, y = data_of(given.data)
     data = {k: given.out / f"classes{k}.npz" for k in given.classes}
     for k, place in data.items():
-        np.savez(place, images=x[y < k].numpy(), labels=y[y < k].numpy())
+        np.savez(place, images=x[y < k].numpy())  # without labels, which no model here looks at
     path = given.out / "cells.jsonl"
     cells = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     done = {(c["method"], c["classes"], c["seed"]) for c in cells}
