@@ -27,7 +27,7 @@ HELD_OUT = {"digits": 297, "digits_edm": 297, "digits_flow": 297, "digits_v": 29
             "folder_classes": 0, "folder_captions": 0, "folder_ldm": 0}  # fmt: skip
 OTHERS = 10_000
 # A text model, and so its network's tokens, lies outside of this repository; the others are no diffusion, or students.
-LEFT_OUT = ("stable_diffusion_lora", "digits_classifier", "digits_progressive", "digits_consistency",
+LEFT_OUT = ("stable_diffusion_lora", "digits_classifier", "digits_progressive", "digits_consistency", "digits_gan",
             "cifar10_progressive", "cifar10_ect", "cifar10_r3gan", "latent_scenes_stage",
             "folder_ldm_stage")  # fmt: skip
 

@@ -23,7 +23,8 @@ ROOMS = (
     "data", "metrics", "extractors", "callbacks", "loggers", "random", "checkpoints", "loading", "optim", "interop",
     "first_stages", "curricula",
 )  # fmt: skip
-MADE = {"01_forward_process", "02_reverse_process", "03_samplers", "04_conditions"}  # by conf.py, at every build
+# By conf.py, at every build.
+MADE = {"01_forward_process", "02_reverse_process", "03_samplers", "04_conditions", "05_few_steps_and_gans"}
 
 
 def shown(room: str) -> list[str]:

@@ -11,8 +11,8 @@ from .conftest import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_four() -> None:
-    names = ["01_forward_process", "02_reverse_process", "03_samplers", "04_conditions"]
+def test_there_are_five() -> None:
+    names = ["01_forward_process", "02_reverse_process", "03_samplers", "04_conditions", "05_few_steps_and_gans"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 

@@ -174,6 +174,7 @@ def test_every_config_is_pinned() -> None:
         "cifar10_r3gan",
         "digits_classifier",
         "digits_consistency",
+        "digits_gan",
         "digits_progressive",
         "digits_v",
         "folder_ldm",

@@ -61,6 +61,16 @@ def test_consistency_is_ects_on_a_table_that_is_fine_enough() -> None:
     assert (model["huber"], model["solver"]) == (0.1, None)
 
 
+def test_the_gan_is_as_large_as_half_a_diffusion_model_and_ends_with_its_rate() -> None:
+    """The rate and the penalties fall until the last step; both networks count."""
+    config = described("digits_gan")
+    model, trainer = config["model"]["init_args"], config["trainer"]
+    assert trainer["max_steps"] == model["gamma_steps"] == model["lr_scheduler"]["init_args"]["steps"]
+    assert model["gamma"] == [5.0, 2.0]
+    made: Any = read(config["model"], GAN, "model").make()
+    assert sum(p.numel() for p in made.parameters()) == 273_997
+
+
 # The recipes of CIFAR-10: what their papers set
 
 
@@ -130,25 +140,28 @@ def test_cifar10_r3gan_is_huangs() -> None:
     assert made.network.latent == 64
 
 
+FEW = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.logger", "false", "--grid.n", "4"]
+METRICS = ["--metrics.n", "66", "--metrics.batch_size", "33"]
+
+
+@pytest.mark.slow
+def test_some_steps_of_the_gan(tmp_path: Path) -> None:
+    place = ["--trainer.default_root_dir", str(tmp_path)]
+    main(["fit", "--config", str(ROOT / "configs/digits_gan.yaml"), *place, *FEW, *METRICS])
+    assert (tmp_path / "samples/step=2.png").exists()
+    assert (tmp_path / "checkpoints/best.ckpt").exists()
+    assert diffusion_lightning.load(tmp_path).generate(3).shape == (3, 1, 8, 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("student", "teacher"), STUDENTS.items())
 def test_some_steps_of_each(student: str, teacher: str, tmp_path: Path) -> None:
     """With the recipe's own pictures and metrics, which are drawn by the student's own sampler."""
-    few = [
-        "--trainer.max_steps",
-        "2",
-        "--trainer.val_check_interval",
-        "2",
-        "--trainer.logger",
-        "false",
-        "--grid.n",
-        "4",
-    ]
     alone = ["--chain.n", "1", "--metrics", "null", "--checkpoint.monitor", "null"]
-    taught = ["--init_from", str(tmp_path / teacher), "--metrics.n", "66", "--metrics.batch_size", "33"]
+    taught = ["--init_from", str(tmp_path / teacher), *METRICS]
     for name, more in ((teacher, alone), (student, taught)):
         config = str(ROOT / f"configs/{name}.yaml")
-        main(["fit", "--config", config, "--trainer.default_root_dir", str(tmp_path / name), *few, *more])
+        main(["fit", "--config", config, "--trainer.default_root_dir", str(tmp_path / name), *FEW, *more])
         assert (tmp_path / name / "samples/step=2.png").exists()
     model = diffusion_lightning.load(tmp_path / student)
     assert model.drawn_by()[1]["steps"] == {"digits_progressive": 64, "digits_consistency": 1}[student]
