@@ -291,6 +291,19 @@ def test_a_teacher_that_is_none_of_this_student_is_refused(
     assert re.search(said, fails(capsys, *given, *options))
 
 
+def test_a_teacher_with_a_prediction_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's configuration names its class, so that the teacher's may."""
+    (tmp_path / "my_prediction.py").write_text(
+        "from diffusion_lightning.denoising import Velocity\n\n\nclass Mine(Velocity):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["--model.init_args.parameterization", "my_prediction.Mine"]
+    main([*words("Diffusion", tmp_path), *own])
+    line = words("ProgressiveDistillation", tmp_path)
+    main([*line, *own])
+    assert (tmp_path / "ProgressiveDistillation/checkpoints/last.ckpt").exists()
+
+
 _SHARED: list[Path] = []
 
 

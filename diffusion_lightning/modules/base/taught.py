@@ -112,12 +112,14 @@ class Taught(TrainsDenoiser):
 def check_start(spec: Any, student: Denoiser, path: str | Path) -> None:
     """Raise ValueError if a checkpoint's model predicts something else than the student, or is fed other times.
 
-    `EDM` and `Flow` feed the noise's level itself, so they may go on over another table of levels.
+    `EDM` and `Flow` feed the noise's level itself, so they may go on over another table of levels. Classes of the
+    user's own are read where the student's are of the same modules.
     """
     given, own = spec.get("parameterization"), student.parameterization
+    trust = {type(own).__module__, type(student.schedule).__module__}
     if not isinstance(spec.get("schedule"), dict | str):
         return  # of a module of another kind, or of the user's own
-    theirs = Epsilon() if given is None else records.read(given, Parameterization, f"model in {path}").make()
+    theirs = Epsilon() if given is None else records.read(given, Parameterization, f"model in {path}", trust).make()
     if (type(theirs), vars(theirs)) != (type(own), vars(own)):
         raise ValueError(
             f"the model of {path} predicts {_named(theirs)}, but the student {_named(own)}: they start from the same "
@@ -125,7 +127,7 @@ def check_start(spec: Any, student: Denoiser, path: str | Path) -> None:
         )
     if type(own).time is not Parameterization.time:
         return
-    schedule = records.read(spec["schedule"], Schedule, f"model.schedule in {path}").make()
+    schedule = records.read(spec["schedule"], Schedule, f"model.schedule in {path}", trust).make()
     if not torch.equal(schedule.alpha_bar.cpu(), student.schedule.alpha_bar.cpu()):
         raise ValueError(
             f"the model of {path} was trained on {_named(schedule)} with T = {schedule.T}, but the student's schedule "
