@@ -12,7 +12,7 @@ Printed are, of 1,000 samples against the training images of the same classes: c
 rarest class's share times k, precision, recall, `fd` and the share of copies; a mean over seeds, with its deviation.
 DIR/cells.jsonl gets a line for each training, and DIR/rates.json the steps a second; what is there is not made again,
 so that a run that is stopped goes on.
-DIR/classes.png has recall and coverage against k, DIR/curves.png the distance over the time of training.
+DIR/classes.png has recall, coverage and the rarest class against k, DIR/curves.png the distance over the time.
 """
 
 import argparse
@@ -156,14 +156,15 @@ def pictures(cells: list[dict[str, Any]], counts: Sequence[int], out: Path) -> N
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), dpi=120, sharex=True)
-    for axis, key in zip(axes, ("recall", "coverage"), strict=True):
-        for method, (label, _) in METHODS.items():
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.2), dpi=120, sharex=True)
+    for axis, key in zip(axes, ("recall", "coverage", "rarest"), strict=True):
+        for size, (method, (label, _)) in zip((9, 5), METHODS.items(), strict=True):  # both seen where they are equal
             of = [[c[key] for c in cells if (c["method"], c["classes"]) == (method, k)] for k in counts]
             spreads = [stdev(values) if len(values) > 1 else 0 for values in of]
-            axis.errorbar(counts, [mean(values) for values in of], spreads, marker="o", capsize=3, color=COLORS[method],
-                          label=label)  # fmt: skip
-        axis.set(xlabel="classes", ylabel=key, ylim=(0, 1.05))
+            axis.errorbar(counts, [mean(values) for values in of], spreads, marker="o", markersize=size, capsize=3,
+                          color=COLORS[method], label=label)  # fmt: skip
+        words = {"coverage": "classes drawn, of k", "rarest": "rarest class's share, times k"}
+        axis.set(xlabel="classes k", ylabel=words.get(key, key), ylim=(0, 1.08))
         axis.set_xticks(list(counts))
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)

@@ -61,8 +61,8 @@ def test_consistency_is_ects_on_a_table_that_is_fine_enough() -> None:
     assert (model["huber"], model["solver"]) == (0.1, None)
 
 
-def test_the_gan_is_as_large_as_half_a_diffusion_model_and_ends_with_its_rate() -> None:
-    """The rate and the penalties fall until the last step; both networks count."""
+def test_the_gans_rate_and_penalties_fall_until_its_last_step() -> None:
+    """And it is as large as the pages say."""
     config = described("digits_gan")
     model, trainer = config["model"]["init_args"], config["trainer"]
     assert trainer["max_steps"] == model["gamma_steps"] == model["lr_scheduler"]["init_args"]["steps"]

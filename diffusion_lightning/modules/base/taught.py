@@ -116,7 +116,7 @@ def check_start(spec: Any, student: Denoiser, path: str | Path) -> None:
     user's own are read where the student's are of the same modules.
     """
     given, own = spec.get("parameterization"), student.parameterization
-    trust = {type(own).__module__, type(student.schedule).__module__}
+    trust = {type(part).__module__ for part in (own, student.schedule) if not records.ours(type(part))}
     if not isinstance(spec.get("schedule"), dict | str):
         return  # of a module of another kind, or of the user's own
     theirs = Epsilon() if given is None else records.read(given, Parameterization, f"model in {path}", trust).make()
