@@ -60,6 +60,9 @@ def data_of(path: Path | None) -> tuple[Tensor, Tensor]:
     if path is None:
         x, y = Digits().read("train")
         return images.to_uint8(Digits().scaled(x)), y
+    names = images.contents(path) if path.is_file() else {}
+    if not {"images", "labels"} <= names.keys():
+        raise ValueError(f"{path} is no .npz with images and labels, which tell the classes apart: give one of both")
     held = np.load(path, allow_pickle=False)
     return torch.from_numpy(held["images"]), torch.from_numpy(held["labels"])
 
