@@ -2,8 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,15 @@ import numpy as np
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from .. import checkpoints, files, loading, random, records, samplers
+from .. import files, random
 from ..callbacks import Preemption, Progress, SampleWriter
 from ..callbacks.progress import Watched
 from ..distributed import preemption, threads, timeouts
-from ..guidance import ClassifierFree, Guidance, Guided, prepare
 from ..images import ORIGIN, contents, origin
-from ..modules import Generative
-from . import run_folder
+from . import drawing
 from .commands import COMMANDS
 from .parser import Parser
-from .wanted import Wanted, prompts, wanted
+from .wanted import Wanted, prompts
 
 Request = dict[str, Any]
 TEXTS = ("prompt", "prompts", "negative_prompt")  # of a sample's record, which has them where they were given
@@ -35,82 +32,31 @@ def main(words: list[str]) -> None:
     what lies in the folder already is kept.
     """
     parser = Parser(prog="diffusion-lightning predict", description=COMMANDS["predict"].does)
-    parser.add_argument("--ckpt_path", type=str, required=True, help="the checkpoint")
-    parser.add_argument(
-        "--trust", nargs="+", default=[], help="modules of your own classes that the checkpoint may name"
-    )
+    drawing.add_options(parser)
     parser.add_argument(
         "--out", type=str, required=True, help="a folder of pictures, one .npz file of all, or one picture of all"
     )
     parser.add_argument("--n", type=int | None, default=None, help="how many; none is 64, or one of each of --prompts")
-    parser.add_argument("--seed", type=int, default=0, help="sample number i is a function of the seed and i")
     parser.add_argument("--first", type=int, default=0, help="the first sample's number")
-    parser.add_argument(
-        "--y",
-        type=int | str | None,
-        default=None,
-        help="the class of all samples: its number, or its name if it has one that is no number; none is each in turn, "
-        "by the samples' numbers",
-    )
-    parser.add_argument("--prompt", type=str | None, default=None, help="the caption of all samples")
     parser.add_argument(
         "--prompts", type=str | None, default=None, help="a file of captions, one a line, for the samples in turn"
     )
-    parser.add_argument(
-        "--negative_prompt",
-        type=str | None,
-        default=None,
-        help="the caption that guidance leads away from; none is the null condition",
-    )
     parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
-    parser.add_argument(
-        "--sampler",
-        type=samplers.Sampler | None,
-        default=None,
-        help="the reverse loop; none is the run's own for its grid of samples, else DDIM of 50 steps",
-    )
-    parser.add_argument(
-        "--guidance",
-        type=Guidance | float | None,
-        default=None,
-        help="scale of classifier-free guidance, 1 or none being without; or a guidance with its own options: "
-        "ClassifierFree, AutoGuidance (--guidance.guide CKPT), ClassifierGuided (--guidance.classifier CKPT)",
-    )
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
     config = parser.parse_args(words[1:])
-    random.check_seed(config.seed, "--seed")
     texts = prompts(config.prompt, config.prompts)
     if config.n is None:
         config.n = 64 if config.prompts is None else len(texts or [])
     random.check_numbers(config.first, config.n)
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
-    path = run_folder.chosen(config.ckpt_path)
-    checkpoint = checkpoints.read(path)
-    record = checkpoints.config(checkpoint, path)
-    model: Any = loading.restored(checkpoint, record, path, config.trust, kind=Generative)
-    sampler, described = None, None
-    if config.sampler is not None:
-        sampler, described = parser.instantiate(config).sampler, _described(config.sampler.as_dict())
-    elif (part := _own_sampler(record, model, config.trust)) is not None:
-        sampler, described = part.make(), part.spec()
-    guidance = _away_from(parser.instantiate(config).guidance, config.negative_prompt)
-    prepare(guidance, partial(loading.module, trust=config.trust))
-    asked = wanted(model, guidance, config.y, texts)
-    model.check(sampler, guidance)  # what is wrong is said before any sample is made
+    drawn = drawing.read(parser, config, texts)
+    model, sampler, asked = drawn.model, drawn.sampler, drawn.asked
     steps = 1 if sampler is None else len(sampler.times(model.schedule)) - 1
 
     out = Path(config.out)
     archive = out if out.suffix.lower() in (".npz", *GRIDS) else None
-    made = {
-        "checkpoint": files.digest(path),
-        "seed": config.seed,
-        "sampler": described,
-        "y": asked.y,
-        "guidance": _stated(config.guidance),
-    }
-    if config.negative_prompt is not None:
-        made["negative_prompt"] = config.negative_prompt
+    made = {**drawn.made}
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
         made |= asked.stated()
@@ -139,7 +85,7 @@ def main(words: list[str]) -> None:
                 "n": n,
                 "sampler": None if sampler is None else Watched(sampler, bar),
                 "y": asked.of(first, n),
-                "guidance": guidance,
+                "guidance": drawn.guidance,
                 "seed": config.seed,
                 "first": first,
                 "batch_size": size,
@@ -165,31 +111,6 @@ def main(words: list[str]) -> None:
         print(f"wrote {config.n - kept} samples{of} {where}; {how}")
 
 
-def _own_sampler(record: records.Spec, model: Any, trust: Collection[str]) -> records.Part | None:
-    """The sampler of the run's grid of samples, which is fast enough to be seen at every validation; else the model's.
-
-    None of a model that has none.
-    """
-    trainer = record.get("trainer")
-    listed = trainer.get("callbacks") if isinstance(trainer, dict) else None
-    callbacks = [x for x in (listed if isinstance(listed, list) else []) if isinstance(x, dict)]
-    grids = [x for x in callbacks if str(x.get("class_path")).rpartition(".")[2] == "SampleGrid"]
-    for grid in (record.get("grid"), *grids):
-        arguments = grid.get("init_args") if isinstance(grid, dict) else None
-        if isinstance(arguments, dict) and arguments.get("sampler") is not None:
-            return records.read(arguments["sampler"], samplers.Sampler, "the run's sampler", trust)
-    own = model.drawn_by()
-    return None if own is None else records.Part(*own)
-
-
-def _described(value: Any) -> Any:
-    """A class and its arguments as records describe them, whose `init_args` may be left out elsewhere."""
-    if isinstance(value, dict) and "class_path" in value:
-        arguments = value.get("init_args") or {}
-        return {"class_path": value["class_path"], "init_args": {k: _described(x) for k, x in arguments.items()}}
-    return value
-
-
 @contextlib.contextmanager
 def _alone(trainer: Trainer, out: Path) -> Iterator[None]:
     """Holds the folder's lock, the first process for all of its job."""
@@ -208,35 +129,6 @@ def _kept(given: str, out: Path, archive: Path | None) -> str:
         return f"all samples are kept in {given}"
     n = len(list(out.glob("*.png")))
     return f"{n} sample{' is' if n == 1 else 's are'} kept in {out}, and the same command goes on"
-
-
-def _stated(guidance: Any) -> Any:
-    """A guidance as records describe it, with the digests of the checkpoints that it names; a number as it is."""
-    if guidance is None or isinstance(guidance, int | float):
-        return guidance
-    found = _described(guidance.as_dict())
-    for name in ("guide", "classifier"):
-        if name in found["init_args"]:
-            found["init_args"][name] = files.digest(checkpoints.found(found["init_args"][name]))
-    return found
-
-
-def _away_from(guidance: Guided, negative: str | None) -> Guided:
-    """The guidance, with the user's prompt in place of the null condition.
-
-    Raises:
-        ValueError: if no guidance goes away from the null condition.
-    """
-    if negative is None:
-        return guidance
-    if isinstance(guidance, int | float) and guidance != 1:
-        return ClassifierFree(guidance, negative=negative)
-    if isinstance(guidance, ClassifierFree):
-        guidance.negative = negative
-        return guidance
-    raise ValueError(
-        f"--negative_prompt is {negative}, but no guidance leads away from it: give --guidance a scale, such as 3"
-    )
 
 
 class Requests(LightningDataModule):

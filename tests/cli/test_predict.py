@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diffusion_lightning import images, load
-from diffusion_lightning.cli import main, predict
+from diffusion_lightning.cli import drawing, main
 from diffusion_lightning.images import Folder, origin
 from diffusion_lightning.modules import Diffusion
 from diffusion_lightning.samplers import DDIM
@@ -83,18 +83,18 @@ def test_the_sampler_of_a_record() -> None:
 
     record: Any
     for record in ({"trainer": {"callbacks": [other, grid]}}, {"grid": grid, "trainer": {}}):
-        part: Any = predict._own_sampler(record, of_steps(1000), ())
+        part: Any = drawing.own_sampler(record, of_steps(1000), ())
         assert (part.kind, part.arguments["steps"]) == (DDIM, 7)
         given = {"class_path": "diffusion_lightning.samplers.DDIM", "init_args": part.spec()["init_args"]}
         given["init_args"]["spacing"] = {"class_path": "diffusion_lightning.samplers.UniformLogSNR"}
-        assert predict._described(given) == part.spec()
+        assert drawing._described(given) == part.spec()
     for record in ({}, {"trainer": {"callbacks": None}}, {"trainer": {"callbacks": [other]}}):
         for T, steps in ((1000, 50), (12, 12)):
-            part = predict._own_sampler(record, of_steps(T), ())
+            part = drawing.own_sampler(record, of_steps(T), ())
             assert (part.kind, part.arguments) == (DDIM, {"steps": steps, "clip": 1.0})
     grid["init_args"]["sampler"] = {"class_path": "foreign.Sampler"}
     with pytest.raises(ValueError, match="--trust foreign"):
-        predict._own_sampler({"trainer": {"callbacks": [grid]}}, of_steps(1000), ())
+        drawing.own_sampler({"trainer": {"callbacks": [grid]}}, of_steps(1000), ())
 
 
 def test_a_bar_counts_the_samplers_steps(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
