@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import shutil
+import struct
 import sys
 import threading
 import time
@@ -209,6 +210,24 @@ def _taken(path: Path, folder: Path, fix: str) -> IO[bytes] | None:
             file.write(json.dumps(me).encode())
         return file
     return None
+
+
+def holder(folder: str | Path, name: str = LOCK) -> str | None:
+    """Who holds a folder's lock; None if nobody does. It takes no lock, so that it never is in another's way."""
+    path = Path(folder) / name
+    if Path(folder).resolve() / name in _held:  # the system would end the lock at the close of a second file
+        return "this process"
+    if fcntl is None:
+        return None
+    # Struct flock, whose order of fields is the system's.
+    form, kind = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi", 0)
+    fields = [0, 0, 0, fcntl.F_WRLCK, 0] if kind else [fcntl.F_WRLCK, 0, 0, 0, 0]
+    try:
+        with path.open("rb") as file:
+            found = struct.unpack(form, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(form, *fields)))
+            return None if found[kind] == fcntl.F_UNLCK else _owner(file.read(10_000))
+    except OSError:  # there is no such file, or it may not be read
+        return None
 
 
 def _same(file: IO[bytes], path: Path) -> bool:

@@ -13,11 +13,12 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "diffusion_lightning"
 
 # From the ground up: a file or a family's folder imports what stands before it, and nothing else of the package. The
-# three folders of the shell have no members of one kind, so each of their files has a place of its own.
+# shell's folders and the report's have no members of one kind, so each of their files has a place of its own.
 GROUND = [
     "random", "files", "images", "meta", "frozen", "conditioning", "schedules", "denoising",
     "objectives", "curricula", "likelihood", "guidance", "networks", "samplers", "known", "records",
-    "checkpoints", "first_stages",
+    "checkpoints", "first_stages", "report.words", "report.table", "report.run", "report.chart", "report.charts",
+    "report.strip", "report.page",
 ]  # fmt: skip
 WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
@@ -27,13 +28,13 @@ WITH_LIGHTNING = [
     "interop.dit_pipeline", "interop.stable_diffusion", "interop.latent_diffusion", "interop.pipelines",
     "interop.lora", "interop.model_card", "interop.convert", "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
-    "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
-    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing", "cli.predict", "cli.score",
-    "cli.export", "cli.import_", "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.selftest", "cli.entry",
-    "__main__",
+    "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.report", "cli.run_folder",
+    "cli.defaults", "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing",
+    "cli.predict", "cli.score", "cli.export", "cli.import_", "cli.snapshots", "cli.sweep", "cli.average", "cli.cache",
+    "cli.runs", "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
-SHELL = ("cli", "distributed", "interop")
+SHELL = ("cli", "distributed", "interop", "report")
 MEETING = (
     "autoencoder",
     "base",

@@ -24,6 +24,9 @@ class GenerativeMetrics(Scoring):
     the same on any number of devices. The real images are a whole split, unaugmented; what the metrics make of them
     is kept in the user's cache (`$DIFFUSION_LIGHTNING_CACHE`) for later runs on the same images.
 
+    In `test`, the data's own held-out images are scored first, as if they were samples, and logged as `floor/<name>`,
+    their number as `floor/images`: what a perfect model would have, at that number.
+
     Training can be watched by few samples of a fast sampler; `test` is what is published.
 
     Args:
@@ -80,6 +83,9 @@ class GenerativeMetrics(Scoring):
         began = time.monotonic()
         n, sampler = self.protocol[stage]
         sampler = sampler or generative(module, self).own_sampler()  # a student's is another after each stage
+        floor = self.floor(trainer, "real, held out", "test") if stage == "test" else {}
+        for key, value in floor.items():
+            module.log(f"floor/{key}", value, sync_dist=True)
         done = self.round(trainer, module, stage, n, sampler, stage == "test", self.guidance)
         for key, value in done.values.items():
             module.log(f"{stage}/{key}", value, sync_dist=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import cache_folder
+from ..report.words import age, columns, size
 
 
 class Entry(NamedTuple):
@@ -28,16 +29,15 @@ def main(given: Namespace) -> None:
     """Lists the entries, largest first, or removes them."""
     folder = cache_folder()
     found = sorted(entries(folder), key=lambda entry: -entry.size)
-    total = f"{_size(sum(entry.size for entry in found))} in {folder}"
+    total = f"{size(sum(entry.size for entry in found))} in {folder}"
     if given.clear:
         for file in (file for entry in found for file in entry.files):
             file.unlink(missing_ok=True)
         print(f"removed {len(found)} entries, {total}")
         return
-    rows = [(e.kind, e.about, _size(e.size), _age(e.age), str(e.files[0].relative_to(folder))) for e in found]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    rows = [(e.kind, e.about, size(e.size), f"{age(e.age)} old", str(e.files[0].relative_to(folder))) for e in found]
+    for line in columns(rows):
+        print(line)
     print(f"{len(found)} entries, {total}" + (": --clear removes them" if found else ""))
 
 
@@ -85,19 +85,3 @@ def _about_rows(notes: Path) -> str:
         return f"{kept['rows']} of {channels}x{height}x{width} in {kept['dtype']}{both}"
     except (OSError, ValueError, KeyError, TypeError):
         return "without their notes"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            number = int(seconds // length)
-            return f"{number} {unit}{'s' if number > 1 else ''} old"
-    return "new"

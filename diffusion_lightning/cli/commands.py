@@ -15,6 +15,8 @@ EXTRACTORS = {
     "digits": "diffusion_lightning.extractors.DigitsNet",
     "mnist": "diffusion_lightning.extractors.MNISTNet",
 }
+ORDERS = ("name", "state", "steps", "last", "best", "age", "size")  # of `runs --sort`: those of runs.py
+STATES = ("training", "finished", "stopped", "killed")  # of `runs --state`: those of report/run.py
 FORMATS = ("pipeline", "weights", "lora", "program")  # of `export --format`: those of interop/export.py
 
 
@@ -110,6 +112,27 @@ def _cache(parser: Arguments, words: list[str]) -> Namespace:
     return parser.parse_args(words)
 
 
+def _report(parser: Arguments, words: list[str]) -> Namespace:
+    parser.epilog = """The page needs no network and no script. It can be made of a run that is still training, or that
+        was killed; fit and test write it too, into the run's folder, unless --report false is given."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder; several are compared")
+    parser.add_argument("--out", metavar="FILE", help="the page; RUN/report.html, or report.html here of several")
+    parser.add_argument("--png", metavar="DIR", help="write the charts there as pictures; without --out, these alone")
+    return parser.parse_args(words)
+
+
+def _runs(parser: Arguments, words: list[str]) -> Namespace:
+    parser.epilog = """A run is training, finished, stopped or killed. Its figure is the one by which its best
+        checkpoint is chosen, else its first metric."""
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where they lie; runs")
+    parser.add_argument("--sort", choices=ORDERS, default="age", help="by what, the newest or best first; age")
+    parser.add_argument("--reverse", action="store_true", help="in the other direction")
+    parser.add_argument("--state", choices=STATES, nargs="+", help="those in one of these states alone")
+    parser.add_argument("--name", metavar="PATTERN", help="those of such a path alone, such as 'digits*'")
+    parser.add_argument("--metric", metavar="KEY", help="the figure to show, such as val/loss")
+    return parser.parse_args(words)
+
+
 class Command(NamedTuple):
     """A subcommand: what it does, the file whose `main` does it, and who reads its words; None is that file."""
 
@@ -132,6 +155,8 @@ COMMANDS = {
     ),
     "average": Command("Make an average of a run's weights of any length.", "average", _average),
     "recipes": Command("List the configs that come with the package, or print one.", "recipes", _recipes),
+    "report": Command("Write a page of a run's figures and pictures, or of several runs.", "report", _report),
+    "runs": Command("List the runs below a folder.", "runs", _runs),
     "cache": Command("List what is kept for later runs, or remove it.", "cache", _cache),
     "selftest": Command(
         "Work out figures whose answer is known on this machine, in under a minute.", "selftest", _selftest

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from ..report.words import printable
+
 # What every run has, and what to do instead of setting it to null.
 NEEDED = {
     "ema": "for none, set ema.decay to 0",
@@ -110,11 +112,6 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """One line on standard error, and the end."""
     print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(status)
-
-
-def printable(text: str) -> str:
-    """The text with escapes in the place of what a terminal would obey; it may hold words of a file."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
 
 
 def raised_in(error: BaseException) -> str:

@@ -20,9 +20,9 @@ from ..callbacks import BoundCurve, Preemption
 from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
 from ..records import Spec
-from . import defaults, fit, run_folder
+from ..report.words import printable
+from . import defaults, fit, report, run_folder
 from .commands import COMMANDS
-from .errors import printable
 from .parser import Parser
 
 # Of the callbacks that a run had, those that say what its samples and losses are worth.
@@ -48,6 +48,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--trust", nargs="+", default=[], help="modules of your own classes, hub names or files of "
                         "weights that the checkpoint may name")  # fmt: skip
     parser.add_argument("--seed_everything", type=int | None, default=None, help="the run's own if none is given")
+    if command == "test":
+        parser.add_argument("--report", type=bool, default=True, help="write the run's report.html anew at the end")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.epilog = "--model.KEY and --data.KEY change the checkpoint's own model and data, as in fit."
     config = parser.parse_args(rest)
@@ -76,6 +78,8 @@ def main(words: list[str]) -> None:
         run_folder.check_evaluated(trainer, command)
     if trainer.is_global_zero:
         print(f"figures     {root / f'{command}.csv'}")
+        if command == "test" and config.report and not config.trainer.fast_dev_run:
+            report.at_the_end(root)
 
 
 def _trainer(parser: Parser, config: Any, root: Path, command: str, callbacks: list[Callback] | None) -> Trainer:

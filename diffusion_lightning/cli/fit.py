@@ -21,7 +21,7 @@ from ..callbacks import EMA, Agreement, BoundCurve, Checkpoint, FiniteLoss, Pree
 from ..distributed import threads, timeouts
 from ..loggers import MetricsFile
 from ..modules import Generative, LoRA
-from . import run_folder
+from . import report, run_folder
 from .defaults import LOGGER, UNASKED, WATCHES, has, settle
 from .errors import first_cause
 from .parser import Parser
@@ -56,6 +56,9 @@ class CLI(Shell):
             default=None,
             help="fit --ckpt_path: a key, with all below it, that may differ from the checkpoint's configuration, "
             "though the weights or the draws then mean something else; may be given several times",
+        )
+        parser.add_argument(
+            "--report", type=bool, default=True, help="write report.html into the run's folder at the end"
         )
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
@@ -144,6 +147,9 @@ class CLI(Shell):
                 if subcommand == "fit":  # what another run may have written since it was looked at
                     run_folder.start(self.root, self.value("ckpt_path"))
                 super().work(subcommand)
+            writes = subcommand in ("fit", "test") and self.value("report") and self.trainer.is_global_zero
+            if writes and not self.value("trainer").fast_dev_run:
+                report.at_the_end(self.root)
             return
         loading.check_fits(self.model, self.resumed.checkpoint, self.resumed.path)
         if self.trainer.is_global_zero:

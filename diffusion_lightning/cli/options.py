@@ -56,6 +56,7 @@ FIT = (
     Option("chain", "", "some samples on their way from noise to image; --chain.KEY sets its arguments"),
     Option("reconstructions", "", "an autoencoder's of held-out images; --reconstructions.KEY sets its arguments"),
     Option("loss_by_timestep", "", "the loss in 10 bins of t; null is without, --loss_by_timestep.bins sets others"),
+    Option("report", "true", "write report.html, the run's figures and pictures, at the end"),
     Option("throughput", "", "images a second, the fraction of the device's peak; null is without"),
 )  # fmt: skip
 EVALUATE = (
@@ -82,10 +83,12 @@ PREDICT = (
     TRUST,
 )
 
+REPORT = Option("report", "true", "write report.html anew, the run's figures and pictures, at the end")
+
 PAGES: dict[str, tuple[tuple[Option, ...], tuple[Option, ...]]] = {  # its own, and of the trainer's
     "fit": (FIT, TRAINER),
     "validate": (EVALUATE, OF_EVALUATION),
-    "test": (EVALUATE, OF_EVALUATION),
+    "test": ((*EVALUATE, REPORT), OF_EVALUATION),
     "predict": (PREDICT, tuple(option for option in OF_EVALUATION if option.name != "trainer.logger")),
 }
 

@@ -1,10 +1,19 @@
-"""Where a run comes from: the commit of the code and the images themselves."""
+"""Where a run comes from: the commit of the code, the images themselves, the model and the machine."""
 
 import hashlib
+import json
+import platform
 import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
 from ..metrics.evaluation import digest
+from ..modules import Generative
 
 
 def git_commit() -> str | None:
@@ -23,6 +32,32 @@ def git_commit() -> str | None:
 def fingerprint(data: Any) -> str | None:
     """A hash of the training images of a data module, None for one that cannot show them."""
     return digest(data.reference("train")) if hasattr(data, "reference") else None
+
+
+def about(trainer: Trainer, module: LightningModule, origin: dict[str, str | None]) -> str:
+    """What a run's report says of its model, machine and code, beside the configuration: JSON."""
+    found = {
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "operations": module.operations() if isinstance(module, Generative) else None,
+        "device": device(trainer.strategy.root_device),
+        "world_size": trainer.world_size,
+        "precision": str(trainer.precision),
+        **origin,
+        "versions": {name: version(name) for name in ("diffusion_lightning", "torch", "lightning")},
+        "started": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    return json.dumps({key: value for key, value in found.items() if value is not None}, indent=1) + "\n"
+
+
+def device(of: torch.device) -> str:
+    """A device as its maker calls it."""
+    if of.type == "cuda":
+        return torch.cuda.get_device_name(of)
+    name = platform.processor()
+    if of.type == "cpu" and (known := Path("/proc/cpuinfo")).exists():
+        lines = known.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{of.type}, {name}" if name else of.type
 
 
 def contents(data: Any) -> dict[str, str]:

@@ -20,9 +20,10 @@ from .. import checkpoints, files, records
 from ..callbacks import SampleGrid
 from ..callbacks.base import check_same
 from ..distributed import preemption, threads
+from ..report.run import ABOUT, flat
 from . import provenance
 
-NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed")
+NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed", "report")
 # Each machine may have its own copy of the data, or of their source.
 PLACES = tuple(f"data.init_args.{of}{name}" for of in ("", "source.init_args.") for name in ("path", "root", "name"))
 JOB = "job"  # the file in a run's folder that names the job which trains there
@@ -56,6 +57,7 @@ class Record(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / "config.yaml"
         files.write_text(path, self.text)
+        files.write_text(path.with_name(ABOUT), provenance.about(trainer, pl_module, self.origin))
         if preemption.name():
             files.write_text(path.with_name(JOB), preemption.name() or "")
         for logger in trainer.loggers:
@@ -94,17 +96,9 @@ class SameStart(Callback):
 def check_ranks(text: str, data: Any) -> None:
     """Raise ValueError, on every rank, if ranks have other configurations (YAML) or other data; a collective call."""
     held = provenance.contents(data)
-    own = {key: value for key, value in _flat(yaml.safe_load(text)).items() if not _place(key, bool(held))}
+    own = {key: value for key, value in flat(yaml.safe_load(text)).items() if not _place(key, bool(held))}
     check_same("configurations", own, "start all ranks with the same words and the same files")
     check_same("data", held, "give all ranks the same images and labels, in the same order")
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a configuration by their dotted keys."""
-    if isinstance(config, dict | list) and config:
-        parts = config.items() if isinstance(config, dict) else enumerate(config)
-        return {key: x for name, value in parts for key, x in _flat(value, f"{prefix}.{name}").items()}
-    return {prefix.lstrip("."): config}
 
 
 def _place(key: str, compared: bool) -> bool:

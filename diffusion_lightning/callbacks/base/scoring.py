@@ -117,6 +117,25 @@ class Scoring(Callback, ABC):
         made = sum(count for _, count in blocks)
         return Round(values, made, sampling, now(module.device) - began - sampling, reading)
 
+    def floor(self, trainer: Trainer, name: str, split: str) -> dict[str, Any]:
+        """What all real images of a split, which no model was trained on, are worth: what samples are measured against.
+
+        Empty if the data have no such split, or too few of it for the metrics; a collective call.
+        """
+        data: Any = getattr(trainer, "datamodule", None)
+        evaluation = self._evaluation
+        if evaluation is None or not self.compares or evaluation.takes_captions:
+            return {}
+        if split == self.split or split not in getattr(data, "splits", {}) or not len(data.reference(split)):
+            return {}
+        held_out = data.reference(split)
+        evaluation.batch_size = min(self.batch_size, len(held_out))
+        try:
+            values = evaluation.score(held_out, watch=lambda kind, blocks: _bar(trainer, f"{name}: {kind}", blocks))
+        except ValueError:  # fewer than features
+            return {}
+        return {**values, "images": float(len(held_out))}
+
     def _prepared(self, trainer: Trainer) -> Evaluation:
         # Sums are float64, which Apple's devices lack: there the metrics stay on the CPU.
         device: torch.device = trainer.strategy.root_device
