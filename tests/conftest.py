@@ -131,6 +131,7 @@ SMALL: dict[str, Any] = {
     "data.init_args.batch_size": 32,
     "ema.decay": 0.5,
     "checkpoint.every_n_train_steps": 2,
+    "report": False,  # a second for each of hundreds of runs
 }
 
 

@@ -123,7 +123,7 @@ def _scale(share: float) -> str:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return to_hex(colormaps["viridis"](0.05 + 0.8 * share))
+    return to_hex(colormaps["viridis"](0.1 + 0.72 * share))
 
 
 def _pace(runs: Sequence[Run], of: _Names) -> list[Chart]:
@@ -231,7 +231,9 @@ def _samplers(runs: Sequence[Run], several: bool) -> list[Chart]:
             title = "Samplers" + (f": {run.name}" if several else "")
             words, log = meaning(names[0])
             log = log and min(y for line in drawn for y in line.y) > 0
-            found.append(Chart(title, "steps of the sampler", names[0], drawn, log_x=True, log_y=log, text=words))
+            found.append(
+                Chart(title, "steps of the sampler", one_line(names[0]), drawn, log_x=True, log_y=log, text=words)
+            )
     return found
 
 

@@ -19,6 +19,7 @@ from .words import number, one_line, printable, shown, since, size
 
 LARGEST = 5_000_000  # bytes of a page
 SHARES = (1.0, 0.5, 0.2, 0.05)  # of points and pictures, tried one after another until the page is small enough
+SILENT = ("trainer.default_root_dir", "trainer.logger")  # keys that change no figure of a run
 TABLE = 40  # values of a line that a chart's table has
 GENERATOR = "diffusion-lightning report"  # by which a page is known as one of these
 LOCKED_DOWN = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -231,7 +232,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     for key in keys:
         values = [one.get(key, missing) for one in every]
         texts = ["not given" if value is missing else shown(value) for value in values]
-        if key != "trainer.default_root_dir" and len(set(texts)) > 1:
+        if not key.startswith(SILENT) and len(set(texts)) > 1:
             found.append((key, texts))
     return found[:200]
 

@@ -54,7 +54,7 @@ def read(path: Path, x: str = "step", watch: Watch = lambda size: None) -> Table
         watch: for a bar.
     """
     found = Table()
-    for row in _rows(path, found.notes, watch):
+    for row in _rows(path, found.notes, watch, x):
         place = _number(row.pop(x, ""))
         if place is None or not math.isfinite(place):
             continue
@@ -86,7 +86,7 @@ def rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     return found, notes
 
 
-def _rows(path: Path, notes: list[str], watch: Watch) -> Iterator[dict[str, str]]:
+def _rows(path: Path, notes: list[str], watch: Watch, x: str | None = None) -> Iterator[dict[str, str]]:
     try:
         about = path.stat()
     except OSError:
@@ -98,6 +98,12 @@ def _rows(path: Path, notes: list[str], watch: Watch) -> Iterator[dict[str, str]
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             lines = csv.reader(_whole_lines(iter(file), watch))
             names = next(lines, [])
+            if x is not None and names and x not in names:
+                notes.append(f"{path.name} is left out: it has no column {x}")
+                return
+            if x is not None and names and x not in names:
+                notes.append(f"{path.name} is left out: it has no column {x}")
+                return
             if len(names) > COLUMNS:
                 notes.append(f"{path.name} has {len(names):,} columns, of which the first {COLUMNS:,} are read")
             taken = {name: names.index(name) for name in names[:COLUMNS]}  # of equal names the first
