@@ -36,9 +36,13 @@ def fingerprint(data: Any) -> str | None:
 
 def about(trainer: Trainer, module: LightningModule, origin: dict[str, str | None]) -> str:
     """What a run's report says of its model, machine and code, beside the configuration: JSON."""
+    try:
+        operations = module.operations() if isinstance(module, Generative) else None
+    except Exception:  # whatever a user's network makes of being run without memory: the run needs no such figure
+        operations = None
     found = {
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "operations": module.operations() if isinstance(module, Generative) else None,
+        "operations": operations,
         "device": device(trainer.strategy.root_device),
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),

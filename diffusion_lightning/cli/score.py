@@ -58,7 +58,9 @@ class _Side:
         self.path, self.images, self.statistics = Path(path), None, None
         channels = getattr(extractor, "channels", 3)
         if self.path.is_dir():
-            self.images = Folder(self.path, channels)
+            self.images = Folder(
+                self.path, channels, lambda does, files: tqdm(files, f"{does} {path}", unit=" pictures", delay=2)
+            )
         elif self.path.is_file():
             names = contents(self.path)
             if "mu" in names:

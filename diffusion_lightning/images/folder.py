@@ -9,6 +9,7 @@ import os
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ OTHERS = {  # suffixes of pictures that are not read, so that a person hears of 
 }  # fmt: skip
 PLAIN = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB")  # modes that were read as now ever since
 TURNING = (b"eXIf", b"Exif", b"EXIF", b"profile type exif", b"tiff:Orientation", b"profile type APP1")
+
+
+Watch = Callable[[str, list[Path]], Iterable[Path]]
 
 
 class Found(NamedTuple):
@@ -102,17 +106,18 @@ class Folder:
     Args:
         path: the folder.
         channels: 3, where grey pictures get three equal channels, or 1, where coloured ones become grey.
+        watch: given what is done and the files, gives these one by one: a bar.
 
     Raises:
         ValueError: if there are none, their sizes differ, or one cannot be read.
     """
 
-    def __init__(self, path: str | Path, channels: int = 3) -> None:
-        self.path, self.channels = Path(path), channels
+    def __init__(self, path: str | Path, channels: int = 3, watch: Watch = lambda does, files: files) -> None:
+        self.path, self.channels, self._watch = Path(path), channels, watch
         self.files, others = walk(self.path)
         if not self.files:
             raise no_pictures(self.path, others)
-        first, *rest = [self._head(file, quick=i > 0) for i, file in enumerate(self.files)]
+        first, *rest = [self._head(file, quick=i > 0) for i, file in enumerate(watch("look at", self.files))]
         self.shape = (channels, first.height, first.width)
         for file, found in zip(self.files[1:], rest, strict=True):
             self._check(file, found.height, found.width)
@@ -128,7 +133,7 @@ class Folder:
         """A hash of the files and their names, and of how they are read if that was ever different."""
         found = hashlib.blake2b(str(self.channels).encode())
         plain = True
-        for file in self.files:
+        for file in self._watch("hash", self.files):
             data = file.read_bytes()
             found.update(file.relative_to(self.path).as_posix().encode(errors="surrogateescape"))
             found.update(data)
