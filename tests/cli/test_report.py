@@ -179,7 +179,7 @@ def test_a_run_at_the_root_and_none_at_all(tmp_path: Path, capsys: pytest.Captur
     assert "invalid choice" in fails(capsys, "runs", str(tmp_path), "--sort", "luck")
 
 
-@pytest.mark.tried("A run's folder has a name that a terminal would obey, or that is no text")
+@pytest.mark.tried("Paths")
 def test_a_hostile_name_is_shown_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = os.fsencode(tmp_path) + b"/\x1b[31mred\xff\n$x"
     os.mkdir(hostile)

@@ -198,7 +198,7 @@ KINDS = ("cut", "binary", "infinite", "empty files", "folders in the place of fi
          "steps", "gone")  # fmt: skip
 
 
-@pytest.mark.tried("A run's folder is damaged, and its report is made")
+@pytest.mark.tried("Full disks and broken folders")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_folder_has_a_page_that_says_what_is_left_out(tmp_path: Path, kind: str) -> None:
     folder = write_run(tmp_path / "one")
