@@ -28,8 +28,9 @@ WITH_LIGHTNING = [
     "interop.lora", "interop.model_card", "interop.convert", "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
-    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing", "cli.predict", "cli.score",
-    "cli.export", "cli.import_", "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.selftest", "cli.entry",
+    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing", "cli.predict",
+    "cli.pictures", "cli.edited", "cli.edit", "cli.score", "cli.export", "cli.import_",
+    "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.selftest", "cli.entry",
     "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
