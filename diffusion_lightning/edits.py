@@ -12,7 +12,7 @@ samples that are drawn.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,23 @@ GREY = 127.5  # grey levels in one unit of [-1, 1]
 def rms(a: Tensor, b: Tensor) -> float:
     """The root mean square of the difference of images in [-1, 1], in grey levels of 0 … 255."""
     return float(((a.double() - b.double()) * GREY).square().mean().sqrt())
+
+
+def check_known(known: Tensor, size: Sequence[int]) -> None:
+    """Raise ValueError if a mask (1, H, W) of what is known is not of 0 and 1, of this size, and of both."""
+    if known.shape != (1, *size) or not ((known == 0) | (known == 1)).all():
+        raise ValueError(
+            f"known has shape {list(known.shape)}, but it is a 0 or 1 for each pixel of the image: give "
+            f"{[1, *size]} of these"
+        )
+    if known.all():
+        raise ValueError(
+            "the mask keeps every pixel, so that there is none to draw: paint white what is to be drawn anew"
+        )
+    if not known.any():
+        raise ValueError(
+            "the mask keeps no pixel, so that there is nothing to fit to: leave black what is to stay, or use predict"
+        )
 
 
 class Edits:
@@ -164,15 +181,7 @@ class Edits:
         """
         image = self._image(image)
         known = torch.as_tensor(known, device=image.device).to(image)
-        if known.shape != (1, *image.shape[1:]) or not ((known == 0) | (known == 1)).all():
-            raise ValueError(
-                f"known has shape {list(known.shape)}, but it is a 0 or 1 for each pixel of the image: give "
-                f"{[1, *image.shape[1:]]} of these"
-            )
-        if known.all() or not known.any():
-            what = "keeps every pixel, so that there is none to draw" if known.all() else "keeps no pixel"
-            fix = "paint white what is to be drawn anew" if known.all() else "leave black what is to stay, or predict"
-            raise ValueError(f"the mask {what}: {fix}")
+        check_known(known, image.shape[1:])
         self.check("inpaint")
         self.sampler.times_again(self._schedule, resample)
         x_0 = self._encoded(image[None])
