@@ -188,7 +188,7 @@ class Edits:
         of_latent = 1 - F.adaptive_max_pool2d(1 - known[None], x_0.shape[2:])
 
         def loop(denoise: Any, schedule: Any, x_T: Tensor, c: Any, seeds: Any) -> Tensor:
-            given = x_0.to(x_T).expand_as(x_T)
+            given = x_0.expand_as(x_T)
             return self.sampler.inpaint(
                 denoise, schedule, x_T, given, of_latent, c, seeds, resample=resample, watch=self.watch
             )
@@ -254,7 +254,7 @@ class Edits:
             return image.clone()
 
         def loop(denoise: Any, schedule: Any, x_T: Tensor, c: Any, seeds: Any) -> Tensor:
-            x_t = schedule.scales(t, x_T)[0] * image[None].to(x_T)
+            x_t = schedule.scales(t, image[None])[0] * image[None]
             x_0 = denoise(x_t, t, c).x_0
             if self.watch is not None:
                 self.watch(t, x_t)
@@ -351,7 +351,7 @@ class Edits:
         found = list[Tensor]()
 
         def loop(denoise: Any, schedule: Any, x_T: Tensor, c: Any, seeds: Any) -> Tensor:
-            found.append(self.sampler.invert(denoise, schedule, x_0.to(x_T), c, self.watch))
+            found.append(self.sampler.invert(denoise, schedule, x_0, c, self.watch))
             return found[-1]
 
         self._made(len(x_0), loop)

@@ -245,6 +245,21 @@ def test_a_picture_alone_says_what_it_shows(image: Tensor) -> None:
         Edits(model, y=7).vary(image, 0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_that_is_cast_edits_in_whole_precision(dtype: torch.dtype, image: Tensor) -> None:
+    """Its network computes in that type; a picture is not rounded to it."""
+    edits, cast = Edits(unconditional(), DDIM(8)), Edits(unconditional().to(dtype), DDIM(8))
+    assert torch.equal(cast.vary(image, 0, 1)[0].float(), image)
+    assert torch.equal(to_uint8(cast.inpaint(image, HALF, 1, 1))[0, ..., :4], to_uint8(image)[..., :4])
+    for a, b in (
+        (edits.invert(image)[1], cast.invert(image)[1]),
+        (edits.denoise(image, 0.5), cast.denoise(image, 0.5)),
+        (edits.vary(image, 0.5, 2), cast.vary(image, 0.5, 2)),
+        (edits.interpolate(image, -image, 3), cast.interpolate(image, -image, 3)),
+    ):
+        torch.testing.assert_close(a, b.float(), rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-3)
+
+
 # Refusals
 
 
