@@ -231,9 +231,10 @@ BAD: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.tried("Pictures and archives")
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("place", ["picture", "mask"])
-def test_a_file_that_is_no_whole_picture(
+def test_a_picture_to_edit_that_is_not_whole(
     name: str, place: str, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     BAD[name](here / name)
@@ -243,7 +244,8 @@ def test_a_file_that_is_no_whole_picture(
     assert not Path("out.png").exists()
 
 
-def test_words_that_are_wrong(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.tried("Numbers, precision and words")
+def test_words_of_edit_that_are_wrong(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence each, and nothing is written."""
     there = set(here.iterdir())
     (here / "black.png").write_bytes((here / "a.png").read_bytes())
