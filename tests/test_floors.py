@@ -22,16 +22,16 @@ GROUND = [
 ]  # fmt: skip
 WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
-    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "loading", "extractors",
-    "metrics", "data", "callbacks",
+    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "loading", "edits",
+    "extractors", "metrics", "data", "callbacks",
     "interop.layout", "interop.source", "interop.diffusers", "interop.openai", "interop.dit", "interop.components",
     "interop.dit_pipeline", "interop.stable_diffusion", "interop.latent_diffusion", "interop.pipelines",
     "interop.lora", "interop.model_card", "interop.convert", "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.report", "cli.run_folder",
     "cli.defaults", "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing",
-    "cli.predict", "cli.score", "cli.export", "cli.import_", "cli.snapshots", "cli.sweep", "cli.average", "cli.cache",
-    "cli.runs", "cli.selftest", "cli.entry", "__main__",
+    "cli.predict", "cli.pictures", "cli.edited", "cli.edit", "cli.score", "cli.export", "cli.import_",
+    "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.runs", "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
 SHELL = ("cli", "distributed", "interop", "report")
