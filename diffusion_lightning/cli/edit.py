@@ -86,7 +86,7 @@ def main(words: list[str]) -> None:
         print(f"{config.out} holds this already")
         return
     if action == "film":
-        images.check_film(config.out, *images.grid(torch.zeros(given["n"], *drawn.model.shape).byte()).shape[:2])
+        images.check_film(config.out, *images.grid_size(given["n"], drawn.model.shape))
     with of_steps(f"edit {action}", edit.calls(action, **given)) as bar:
 
         def watch(t: int, x_t: Tensor) -> None:
