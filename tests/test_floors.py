@@ -28,7 +28,8 @@ WITH_LIGHTNING = [
     "interop.lora", "interop.model_card", "interop.convert", "interop.export",
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.run_folder", "cli.defaults",
-    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing", "cli.predict", "cli.score",
+    "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing", "cli.predict",
+    "cli.app_words", "cli.app_work", "cli.app_looks", "cli.app_server", "cli.app_page", "cli.app", "cli.score",
     "cli.export", "cli.import_", "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.selftest", "cli.entry",
     "__main__",
 ]  # fmt: skip
