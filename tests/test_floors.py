@@ -21,8 +21,8 @@ GROUND = [
 ]  # fmt: skip
 WITH_LIGHTNING = [
     "distributed.internals", "distributed.preemption", "distributed.threads", "distributed.timeouts",
-    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "loading", "extractors",
-    "metrics", "data", "callbacks",
+    "distributed.ranks", "distributed.fsdp", "optim", "loggers", "modules", "loading", "edits",
+    "extractors", "metrics", "data", "callbacks",
     "interop.layout", "interop.source", "interop.diffusers", "interop.openai", "interop.dit", "interop.components",
     "interop.dit_pipeline", "interop.stable_diffusion", "interop.latent_diffusion", "interop.pipelines",
     "interop.lora", "interop.model_card", "interop.convert", "interop.export",

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..guidance import Guidance
 from ..modules.base.generative import Generative, generative
 from ..samplers import Sampler
-from ..samplers.spacing import nearest
+from ..samplers.spacing import even
 from .base import SamplePicture
 
 
@@ -56,12 +56,8 @@ class ReverseChain(SamplePicture):
     def _choose(self, module: Generative) -> Any:
         """The sampler, whose times are looked at anew: a student's has fewer after each stage."""
         sampler = self.sampler or module.own_sampler()
-        angles = module.angles(sampler)
-        times, angle = list(angles), torch.tensor(list(angles.values()), dtype=torch.float64)
-        frames = min(self.frames, len(times))
-        wanted = torch.linspace(0, float(angle[-1]), frames, dtype=torch.float64)
-        self._shown = {times[i] for i in nearest(angle[1:], wanted[1:])}
-        self.columns = frames
+        self._shown = set(even(module.angles(sampler), self.frames))
+        self.columns = len(self._shown)
         return sampler
 
     def make(self, module: Generative, n: int, first: int) -> Tensor:

@@ -129,7 +129,9 @@ class Sampler(ABC):
         """
         return self._run(denoise, schedule, x_T, self.times(schedule), c, seeds, watch=watch)
 
-    def invert(self, denoise: Denoise, schedule: Schedule, x_0: Tensor, c: Embedded = None) -> Tensor:
+    def invert(
+        self, denoise: Denoise, schedule: Schedule, x_0: Tensor, c: Embedded = None, watch: Watch | None = None
+    ) -> Tensor:
         """The noise x_T (B, C, H, W) from which this sampler makes the images x_0, to its own order of accuracy.
 
         The same steps, taken from clean to noise.
@@ -144,7 +146,7 @@ class Sampler(ABC):
                 f"{type(self).__name__} adds noise of its own, so that no one x_T belongs to an image: invert by a "
                 "sampler without, such as DDIM(eta=0)"
             )
-        return self._run(denoise, schedule, x_0, self.times(schedule)[::-1], c)
+        return self._run(denoise, schedule, x_0, self.times(schedule)[::-1], c, watch=watch)
 
     def interpolate(
         self,
@@ -154,6 +156,7 @@ class Sampler(ABC):
         other: Tensor,
         weights: Sequence[float],
         c: Embedded = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Images between each pair of images x_0, other (B, C, H, W), (len(weights), B, C, H, W).
 
@@ -162,8 +165,69 @@ class Sampler(ABC):
 
         Paper: Denoising diffusion implicit models. Song, Meng, Ermon, 2020, arXiv 2010.02502, appendix D.5.
         """
-        start, end = self.invert(denoise, schedule, x_0, c), self.invert(denoise, schedule, other, c)
-        return torch.stack([self(denoise, schedule, slerp(start, end, weight), c) for weight in weights])
+        start, end = (self.invert(denoise, schedule, x, c, watch) for x in (x_0, other))
+        return torch.stack([self(denoise, schedule, slerp(start, end, weight), c, watch=watch) for weight in weights])
+
+    def times_from(self, schedule: Schedule, strength: float) -> list[int]:
+        """The times that `vary` visits: the last of `times`, from the one whose angle φ is nearest to strength·φ_T.
+
+        The angle (see `angles`) is that of the noise in x_t, whose share of the variance is sin²φ, so that a strength
+        means about the same on every schedule, spacing and number of steps; the start never falls as it rises.
+
+        Raises:
+            ValueError: if the strength is not in [0, 1].
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(
+                f"the strength is {strength}, but it runs from 0, the image itself, to 1, a new sample: give a number "
+                "in [0, 1]"
+            )
+        times, angles = self.times(schedule), self.angles(schedule)
+        if strength in (0, 1):
+            return times[-1:] if strength == 0 else times
+        wanted = strength * angles[times[0]]
+        start = min(angles, key=lambda t: abs(angles[t] - wanted))
+        return [t for t in times if t <= start]
+
+    def vary(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x_0: Tensor,
+        noise: Tensor,
+        strength: float,
+        c: Embedded = None,
+        seeds: Sequence[int] | Tensor | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Images like x_0: it gets the noise of a time t, x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·noise, and loses it again.
+
+        The steps from t on are those of `times_from`. At strength 0 none is taken and x_0 is returned; strength 1 has
+        nothing of x_0 and is the sampler's own call on the noise.
+
+        Paper: SDEdit: guided image synthesis and editing with stochastic differential equations. Meng et al., 2021,
+        arXiv 2108.01073, algorithm 2.
+
+        Args:
+            denoise: see `__call__`.
+            schedule: see `__call__`.
+            x_0: clean images (B, C, H, W), or one that broadcasts against the noise.
+            noise: (B, C, H, W), standard normal.
+            strength: in [0, 1].
+            c: see `__call__`.
+            seeds: see `__call__`.
+            watch: see `__call__`.
+
+        Raises:
+            ValueError: if the strength is not in [0, 1], or the seeds are not one for each sample.
+        """
+        noise, times = _precise(noise), self.times_from(schedule, strength)
+        if strength == 1:
+            return self._run(denoise, schedule, noise, times, c, seeds, watch=watch)
+        x_t = x_0.to(noise).expand_as(noise)
+        if len(times) > 1:
+            x_t = schedule.q_sample(x_t, times[0], noise)
+        return self._run(denoise, schedule, x_t, times, c, seeds, watch=watch)
 
     def inpaint(
         self,
@@ -175,6 +239,7 @@ class Sampler(ABC):
         c: Embedded = None,
         seeds: Sequence[int] | Tensor | None = None,
         resample: int = 10,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Images that equal `image` (B, C, H, W) where the mask `known` (broadcast against it) is 1.
 
@@ -189,8 +254,7 @@ class Sampler(ABC):
         Raises:
             ValueError: if resample is below 1.
         """
-        if resample < 1:
-            raise ValueError(f"resample is {resample}, but each step is taken at least once: give 1 or more")
+        path = self.times_again(schedule, resample)
         x_T = _precise(x_T)
         image, known = image.to(x_T), known.to(x_T)
         signal, noise = schedule.scales(schedule.T, x_T)
@@ -200,12 +264,22 @@ class Sampler(ABC):
             return _with_x_0(schedule, x_t, t, prediction, torch.lerp(prediction.x_0, image, known))
 
         start = torch.lerp(x_T, signal * image + noise * x_T, known)
+        made = self._run(informed, schedule, start, path, c, seeds, undo=True, watch=watch)
+        return torch.lerp(made, image, known) if path[-1] else made
+
+    def times_again(self, schedule: Schedule, resample: int) -> list[int]:
+        """The times that `inpaint` visits: each step but the last there and back, `resample` times there in all.
+
+        Raises:
+            ValueError: if resample is below 1.
+        """
+        if resample < 1:
+            raise ValueError(f"resample is {resample}, but each step is taken at least once: give 1 or more")
         times = self.times(schedule)
         path = times[:1]
         for t, s in pairwise(times):
             path += [s, t] * (resample - 1 if s > times[-1] else 0) + [s]  # the paper's "if u < U and t > 1"
-        made = self._run(informed, schedule, start, path, c, seeds, undo=True)
-        return torch.lerp(made, image, known) if times[-1] else made
+        return path
 
     def _run(
         self,

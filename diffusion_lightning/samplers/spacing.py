@@ -119,3 +119,17 @@ def nearest(curve: Tensor, wanted: Tensor) -> list[int]:
         times.append(min(max(t, times[-1] + 1 if times else 1), T - (steps - 1 - k)))
     times[-1] = T
     return [*reversed(times), 0]
+
+
+def even(angles: dict[int, float], n: int) -> list[int]:
+    """Some n of a sampler's times, from the last to the first: those whose angles φ are nearest to evenly spaced ones.
+
+    Even steps of a sampler would show little but noise, or little but the image, of all schedules and spacings but one.
+
+    Args:
+        angles: φ at each time that is visited, rising, as `Sampler.angles` gives them.
+        n: how many; all times where there are fewer.
+    """
+    times, angle = list(angles), torch.tensor(list(angles.values()), dtype=torch.float64)
+    wanted = torch.linspace(0, float(angle[-1]), min(n, len(times)), dtype=torch.float64)
+    return [times[i] for i in nearest(angle[1:], wanted[1:])]

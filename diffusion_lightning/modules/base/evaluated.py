@@ -26,7 +26,7 @@ class Evaluated(Generative):
     vlb: VLB
     seed: int
     feed: batches.Feed
-    has_bound = True  # whether it is a denoiser at all times, so that `test` measures the variational bound
+    has_bound = True
     bound: Tensor  # (T,) after a test of pixels: the terms L_0 … L_{T-1} of the bound in bits/dim
 
     @abstractmethod

@@ -36,6 +36,7 @@ class Generative(LightningModule, ABC):
     class_names: list[str] | None = None  # of class 0, 1, …, if the data have names of them
     places: ClassVar[dict[str, str]] = {}  # where the weights of an argument lie, if not under its own name
     drawn = True  # whether its samples are what it is for
+    has_bound = False  # whether it is a denoiser at all times: of a bound on the likelihood, and of edits
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,6 +104,10 @@ class Generative(LightningModule, ABC):
     def decoded(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of what a sampler's loop goes through; pixels are images already."""
         return x.clamp(-1, 1)
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """What a sampler's loop goes through, of images (B, C, H, W) in [-1, 1]: the inverse of `decoded`."""
+        return images
 
     def captions(self, first: int, n: int, guidance: Guided = None) -> list[str] | None:
         """The captions of samples number `first` … `first + n - 1` for which none is asked; None if they have none."""

@@ -144,6 +144,10 @@ class TrainsDenoiser(Evaluated):
     def decoded(self, x: Tensor) -> Tensor:
         return self.first_stage.decode(x)
 
+    def encoded(self, images: Tensor) -> Tensor:
+        """Latents of images, the means of their distributions; pixels are what they are."""
+        return self.first_stage.scaled(self.first_stage.moments(images).mean)
+
     def check(self, sampler: Sampler | None, guidance: Guided = None) -> None:
         self._sampler(sampler).times(self.schedule)
         checks.check_guidance(guidance, self)
