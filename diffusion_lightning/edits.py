@@ -205,7 +205,7 @@ class Edits:
         image = self._image(image)
         random.check_numbers(0, n)
         self.check("vary")
-        if len(self.sampler.times_from(self._schedule, strength)) == 1:
+        if len(self.times(strength)) == 1:
             return image.expand(n, *image.shape).clone()
         x_0 = self._encoded(image[None])
 
@@ -267,6 +267,10 @@ class Edits:
         levels = self._schedule.log_sigma(torch.arange(self._schedule.T + 1)).exp()
         t = int((levels - sigma).abs().argmin())
         return t, float(levels[t])
+
+    def times(self, strength: float) -> list[int]:
+        """The times that `vary` visits, from the one that its noise belongs to: see `Sampler.times_from`."""
+        return self.sampler.times_from(self._schedule, strength)
 
     def film(self, n: int, frames: int) -> list[Tensor]:
         """The way of samples number 0 … n - 1 from noise to image: each frame is (n, C, H, W), decoded.

@@ -184,6 +184,8 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
     "load": lambda ckpt, at: load(ckpt),
     "predict": lambda ckpt, at: main(["predict", "--ckpt_path", ckpt, "--n", "1", "--out", str(at / "out"),
                                       "--sampler", "DDIM", "--sampler.steps", "1"]),
+    "edit": lambda ckpt, at: main(["edit", "film", "--ckpt_path", ckpt, "--n", "1", "--frames", "2", "--out",
+                                   str(at / "out.webp"), "--sampler", "DDIM", "--sampler.steps", "2"]),
     "validate": evaluates("validate"),
     "test": evaluates("test"),
     "export": lambda ckpt, at: main(["export", ckpt, str(at / "exported")]),

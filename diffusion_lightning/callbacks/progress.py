@@ -12,6 +12,25 @@ from tqdm import tqdm
 from ..modules.base import batches
 
 
+def of_steps(name: str, total: int | None, done: int = 0, refresh: float | None = None) -> tqdm:
+    """A bar of steps with the time left; `refresh` is as `Progress` has it."""
+    seconds = _seconds() if refresh is None else refresh
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=done,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=seconds,
+        maxinterval=seconds,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+    )
+
+
+def _seconds() -> float:
+    return 0.5 if sys.stderr.isatty() else 10.0
+
+
 class Progress(Callback):
     """A bar over the optimizer's steps of `fit`, with the loss and images a second, or the sampler's of `predict`.
 
@@ -24,7 +43,7 @@ class Progress(Callback):
     """
 
     def __init__(self, refresh: float | None = None, sampled: int = 0) -> None:
-        self.refresh = refresh if refresh is not None else (0.5 if sys.stderr.isatty() else 10.0)
+        self.refresh = _seconds() if refresh is None else refresh
         self.sampled = sampled
         self._bar: tqdm | None = None
 
@@ -45,16 +64,7 @@ class Progress(Callback):
             self._bar.update()
 
     def _open(self, name: str, total: int | None, done: int = 0) -> None:
-        self._bar = tqdm(
-            desc=name,
-            total=total,
-            initial=done,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=self.refresh,
-            maxinterval=self.refresh,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-        )
+        self._bar = of_steps(name, total, done, self.refresh)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int

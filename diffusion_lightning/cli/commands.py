@@ -133,6 +133,7 @@ COMMANDS = {
     "validate": Command("Work out a checkpoint's loss and metrics on the validation images.", "evaluate"),
     "test": Command("Work out a checkpoint's bits/dim and metrics on the test images.", "evaluate"),
     "predict": Command("Draw samples from a checkpoint's averaged model.", "predict"),
+    "edit": Command("Change pictures with a checkpoint's model, or explain how it makes them.", "edit"),
     "score": Command("Score generated images against real ones, without a model.", "score", _score),
     "export": Command("Write a checkpoint's averaged model for others.", "export", _export),
     "import": Command(

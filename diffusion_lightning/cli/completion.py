@@ -1,4 +1,4 @@
-"""`--print_completion bash|zsh`: a script that completes the subcommands and their options in a shell.
+"""`--print_completion bash|zsh`: a script that completes the subcommands, their actions and options in a shell.
 
 Files are completed as the shell itself does. Nothing here needs torch.
 """
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from .commands import COMMANDS
 from .errors import Arguments
-from .options import PAGES
+from .options import PAGES, WORDS
 
 SHELLS = ("bash", "zsh")
 GENERAL = ("--help", "--version", "--print_completion")
@@ -16,6 +16,10 @@ BASH = """_diffusion_lightning() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" words=""
     if (( COMP_CWORD == 1 )); then
         words="{first}"
+    elif (( COMP_CWORD == 2 )) && [[ $word != -* ]]; then
+        case "${{COMP_WORDS[1]}}" in
+{seconds}
+        esac
     elif [[ $word == -* ]]; then
         case "${{COMP_WORDS[1]}}" in
 {cases}
@@ -33,6 +37,11 @@ ZSH = """#compdef diffusion-lightning
 _diffusion_lightning() {{
     if (( CURRENT == 2 )); then
         compadd -- {first}
+    elif (( CURRENT == 3 )) && [[ $PREFIX != -* ]]; then
+        case $words[2] in
+{seconds}
+            *) _files ;;
+        esac
     elif [[ $PREFIX == -* ]]; then
         case $words[2] in
 {cases}
@@ -54,7 +63,8 @@ def script(shell: str) -> str:
         raise ValueError(f"--print_completion is {shell or 'without a shell'}, but it takes {' or '.join(SHELLS)}")
     line, text = ('words="{}"', BASH) if shell == "bash" else ("compadd -- {}", ZSH)
     cases = "\n".join(f"            {name}) {line.format(' '.join(options(name)))} ;;" for name in COMMANDS)
-    return text.format(first=" ".join([*COMMANDS, *GENERAL]), cases=cases)
+    seconds = "\n".join(f"            {name}) {line.format(' '.join(words))} ;;" for name, words in WORDS.items())
+    return text.format(first=" ".join([*COMMANDS, *GENERAL]), seconds=seconds, cases=cases)
 
 
 def options(command: str) -> list[str]:

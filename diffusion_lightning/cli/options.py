@@ -82,21 +82,54 @@ PREDICT = (
     TRUST,
 )
 
+ACTIONS = {  # of edit, as one writes them, and what they do
+    "interpolate": ("A B", "images on the way from A to B, as their noises make them"),
+    "inpaint": ("IMAGE --mask M", "what is white on the mask, drawn anew beside what is black"),
+    "vary": ("IMAGE --strength S", "samples like the picture, from 0, itself, to 1, new ones"),
+    "invert": ("IMAGE", "the noise that makes the picture, also as .npz, and the picture made again"),
+    "denoise": ("IMAGE --sigma S", "the picture without its noise, of deviation S in pixels of [-1, 1]"),
+    "film": ("", "samples on their way from noise to image: .webp, .gif, or .mp4 by ffmpeg"),
+}
+EDIT = (
+    Option("out", "", "one picture of all: .png, .jpg, .webp; or a folder of pictures; a film's name"),
+    Option("mask", "", "of inpaint: a picture of the same size, white for what is drawn anew"),
+    Option("strength", "", "of vary: how much of the picture is given up, 0 … 1"),
+    Option("sigma", "", "of denoise: the noise's deviation"),
+    Option("n", "", "how many samples; 4, of a film 16"),
+    Option("frames", "", "images of interpolate, 8, or of a film, 48"),
+    Option("resample", "", "of inpaint: how often each step is taken, there and back; 10"),
+    Option("device", "", "cpu, cuda, …; cuda where there is one"),
+)
+OF_DRAWING = (
+    Option("y", "", "the class, by its number or name; none is the null condition, and in a film each in turn"),
+    Option("prompt", "", "the caption; none is the null condition, and in a film those of held-out images in turn"),
+    *(o for o in PREDICT if o.name in ("ckpt_path", "seed", "negative_prompt", "sampler", "guidance", "trust")),
+)
+
 PAGES: dict[str, tuple[tuple[Option, ...], tuple[Option, ...]]] = {  # its own, and of the trainer's
     "fit": (FIT, TRAINER),
     "validate": (EVALUATE, OF_EVALUATION),
     "test": (EVALUATE, OF_EVALUATION),
     "predict": (PREDICT, tuple(option for option in OF_EVALUATION if option.name != "trainer.logger")),
+    "edit": (EDIT, OF_DRAWING),
 }
+WORDS = {"edit": ACTIONS}  # of commands that take one before all options
 
 
 def page(command: str, does: str) -> str:
     """The short help of a command, at most 60 lines."""
     own, trainer = PAGES[command]
     width = max(len(option.name) for option in (*own, *trainer)) + 4
-    lines = [f"usage: diffusion-lightning {command} [options]", "", does, "", "options (default):"]
+    words = WORDS.get(command, {})
+    usage = f"usage: diffusion-lightning {command} {'ACTION ... ' if words else ''}[options]"
+    lines = [usage, "", does, ""]
+    if words:
+        wide = max(len(f"{word} {of}") for word, (of, _) in words.items()) + 2
+        lines += ["actions:", *(f"  {f'{word} {of}':<{wide}}{does}" for word, (of, does) in words.items()), ""]
+    lines.append("options (default):")
     for group in (own, trainer):
         for name, default, does in group:
             lines.append(f"  {'--' + name:<{width}}{does}{f' ({default})' if default else ''}")
         lines.append("")
-    return "\n".join([*lines, f"diffusion-lightning {command} --help_all lists every option, Lightning's too."])
+    more = "in full" if words else "Lightning's too"
+    return "\n".join([*lines, f"diffusion-lightning {command} --help_all lists every option, {more}."])

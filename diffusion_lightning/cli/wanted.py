@@ -31,6 +31,15 @@ class Wanted:
             return texts
         return {"caption": texts} if self.y is None else {"label": [self.y] * n, "caption": texts}
 
+    @property
+    def one(self) -> Asked | None:
+        """What `generate` takes for all samples, of a class and one prompt; None if none is asked for."""
+        if self.prompts is None:
+            return self.y
+        if "labels" not in self.conditioner.takes:
+            return self.prompts[0]
+        return {"caption": self.prompts[0], **({} if self.y is None else {"label": self.y})}
+
     def stated(self) -> dict[str, str]:
         """Its prompts, for the record of a file of all samples: the one, or a hash of several."""
         if self.prompts is None:

@@ -1,4 +1,4 @@
-"""Images: tensors and bytes, and pictures on disk: the one reader, the one walk through a folder, archives."""
+"""Images: tensors and bytes, and pictures on disk: the one reader, the one walk through a folder, archives, films."""
 
 from .archive import IMAGES as IMAGES
 from .archive import Archive as Archive
@@ -11,6 +11,9 @@ from .base import from_uint8 as from_uint8
 from .base import grid as grid
 from .base import resize_tf1 as resize_tf1
 from .base import to_uint8 as to_uint8
+from .film import FILMS as FILMS
+from .film import check_film as check_film
+from .film import write_film as write_film
 from .folder import ORIGIN as ORIGIN
 from .folder import Folder as Folder
 from .folder import left_out as left_out
@@ -21,6 +24,7 @@ from .folder import walk as walk
 from .folder import write_grid as write_grid
 from .folder import write_npz as write_npz
 from .folder import write_png as write_png
+from .folder import write_sheet as write_sheet
 from .reader import FORMATS as FORMATS
 from .reader import PIXELS as PIXELS
 from .reader import SUFFIXES as SUFFIXES

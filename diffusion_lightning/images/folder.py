@@ -220,7 +220,13 @@ def write_grid(folder: Path, path: Path, origin: dict[str, Any]) -> None:
     files = _numbered(folder)
     prompts = list(map(prompt, files))
     captions = None if None in prompts else [str(text) for text in prompts]
-    sheet = grid(torch.stack([_pixels(file) for file in files]).permute(0, 3, 1, 2), captions=captions)
+    write_sheet(
+        grid(torch.stack([_pixels(file) for file in files]).permute(0, 3, 1, 2), captions=captions), path, origin
+    )
+
+
+def write_sheet(sheet: Tensor, path: Path, origin: dict[str, Any]) -> None:
+    """Writes bytes (H, W, C) as a PNG, JPEG or WebP, by its name, with its origin in the file."""
     text, exif, said = PngImagePlugin.PngInfo(), Image.Exif(), json.dumps(origin, sort_keys=True)
     text.add_text(ORIGIN, said)
     exif[DESCRIPTION] = said

@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_lightning.cli.commands import COMMANDS
 from diffusion_lightning.cli.completion import options, script
+from diffusion_lightning.cli.options import WORDS
 
 
 def completed(*words: str) -> set[str]:
@@ -21,6 +22,8 @@ def test_bash_completes_subcommands_and_their_options() -> None:
     assert completed("diffusion-lightning", "") >= set(COMMANDS)
     assert completed("diffusion-lightning", "pre") == {"predict"}
     assert completed("diffusion-lightning", "predict", "--sam") == {"--sampler"}
+    assert completed("diffusion-lightning", "edit", "in") == {"interpolate", "inpaint", "invert"}
+    assert completed("diffusion-lightning", "edit", "inpaint", "--re") == {"--resample"}
     assert completed("diffusion-lightning", "fit", "--trainer.max") == {"--trainer.max_steps"}
     assert completed("diffusion-lightning", "score", "a", "--kid") == {"--kid_subsets", "--kid_subset_size"}
 
@@ -33,3 +36,5 @@ def test_bash_completes_files_elsewhere() -> None:
 def test_zsh_is_given_the_same_options(command: str) -> None:
     assert f"{command}) compadd -- {' '.join(options(command))} ;;" in script("zsh")
     assert options(command)
+    if command in WORDS:
+        assert f"{command}) compadd -- {' '.join(WORDS[command])} ;;" in script("zsh")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from diffusion_lightning.cli import evaluate, fit, main, predict
+from diffusion_lightning.cli import edit, evaluate, fit, main, predict
 from diffusion_lightning.cli.options import PAGES, page
 
 # Set by this program itself, or of no use in its words.
@@ -23,10 +23,10 @@ def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         found.append(self)
         raise Stop
 
-    for module in (fit, evaluate, predict):
+    for module in (edit, fit, evaluate, predict):
         monkeypatch.setattr(module.Parser, "parse_args", stop)
     with pytest.raises(Stop):
-        {"fit": fit, "predict": predict}.get(command, evaluate).main([command])
+        {"fit": fit, "predict": predict, "edit": edit}.get(command, evaluate).main([command])
     subcommands = [action.choices for action in found[0]._actions if isinstance(action.choices, dict)]
     return subcommands[0][command] if subcommands else found[0]
 
