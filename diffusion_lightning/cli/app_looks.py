@@ -15,10 +15,10 @@ STYLE = """
 #head p { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: .9rem; overflow-wrap: anywhere; }
 .cols { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 .cols h3 { font-size: .9rem; font-weight: 600; margin: 0 0 6px; overflow-wrap: anywhere; }
-.cells { display: grid; gap: 6px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr));
-  max-width: var(--most); }
-.cell { display: block; padding: 0; border: 0; background: var(--border-color-primary); border-radius: 6px;
-  position: relative; overflow: hidden; line-height: 0; width: 100%; }
+.cells { display: grid; gap: 6px; max-width: var(--most);
+  grid-template-columns: repeat(auto-fill, minmax(max(62px, calc(100% / var(--columns) - 6px)), 1fr)); }
+.cells .cell, .pair .cell { display: block; padding: 0; border: 0; margin: 0; border-radius: 6px; box-shadow: none;
+  background: var(--border-color-primary); position: relative; overflow: hidden; line-height: 0; width: 100%; }
 button.cell { cursor: pointer; outline-offset: 1px; }
 button.cell:hover { outline: 2px solid var(--border-color-accent); }
 button.cell:focus-visible { outline: 3px solid var(--color-accent); }
@@ -48,7 +48,18 @@ button.cell:focus-visible { outline: 3px solid var(--color-accent); }
 .paint .go { background: var(--button-primary-background-fill); color: var(--button-primary-text-color);
   border-color: transparent; font-weight: 600; min-width: 140px; }
 .paint .tools button[aria-pressed=true] { outline: 2px solid var(--color-accent); }
-#command textarea { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85rem; }
+.section h2 { font-size: 1.1rem; font-weight: 650; margin: 10px 0 0; }
+.shell { border: 1px solid var(--border-color-primary); border-radius: 8px; background: var(--block-background-fill);
+  padding: 10px 12px; margin-top: 4px; }
+.shell .top { display: flex; justify-content: space-between; align-items: center; gap: 10px; font-size: .85rem;
+  color: var(--body-text-color-subdued); }
+.shell pre { font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; margin: 6px 0 0; background: none; padding: 0; color: var(--body-text-color); }
+.shell pre span { display: inline-block; max-width: 100%; }
+.shell button { font: inherit; padding: 3px 10px; border-radius: 6px; cursor: pointer;
+  border: 1px solid var(--border-color-primary); background: var(--button-secondary-background-fill);
+  color: var(--button-secondary-text-color); }
+.act { max-width: 240px; }
 footer { display: none !important; }
 """
 
@@ -139,6 +150,23 @@ begin();
 """
 
 
+COPY = """
+element.addEventListener('click', async (event) => {
+  const button = event.target.closest('button[data-does=copy]');
+  if (!button) return;
+  const text = element.querySelector('pre').textContent;
+  try { await navigator.clipboard.writeText(text); button.textContent = 'Copied'; }
+  catch (error) {
+    const range = document.createRange();
+    range.selectNodeContents(element.querySelector('pre'));
+    getSelection().removeAllRanges(); getSelection().addRange(range);
+    button.textContent = 'Selected: copy it by the keyboard';
+  }
+  setTimeout(() => { button.textContent = 'Copy'; }, 2000);
+});
+"""
+
+
 def escaped(text: str) -> str:
     """A text as HTML that shows it, in which Gradio's templates find no expression of theirs either."""
     return "".join(f"&#{ord(letter)};" if letter in "{}$`\\" else letter for letter in html.escape(text))
@@ -172,10 +200,18 @@ def progress(text: str, done: int, total: int) -> str:
     )
 
 
-def column(title: str, pictures: Sequence[bytes], width: int, draw: str | None = None) -> str:
-    """Pictures side by side, under a title; those of a draw can be chosen."""
+def column(title: str, pictures: Sequence[bytes], width: int, draw: str | None = None, across: int = 0) -> str:
+    """Pictures side by side, under a title.
+
+    Args:
+        title: empty for none.
+        pictures: PNGs.
+        width: of a picture, in pixels; below 129 its pixels stay squares.
+        draw: whose they are, so that they can be chosen; None is a frame of a chain.
+        across: how many in a row where there is room; 0 is by their number.
+    """
     count = len(pictures)
-    columns = min(count, 8 if count > 36 else 6 if count > 16 else 4 if count > 4 else max(count, 2))
+    across = across or (8 if count > 36 else 6 if count > 16 else 4)
     smooth = " smooth" if width > 128 else ""
     cells = []
     for i, picture in enumerate(pictures):
@@ -187,9 +223,20 @@ def column(title: str, pictures: Sequence[bytes], width: int, draw: str | None =
             f'aria-label="choose sample {i}">{image}</button>'
         )
     heading = f"<h3>{escaped(title)}</h3>" if title else ""
-    most = f"{columns * max(160, min(width, 512)) + 6 * columns}px"
-    style = f"--columns:{columns};--most:{most}"
+    style = f"--columns:{across};--most:{across * max(176, min(width, 512)) + 6 * across}px"
     return f'<section>{heading}<div class="cells" style="{style}">{"".join(cells)}</div></section>'
+
+
+def commands(texts: Sequence[str], note: str = "") -> str:
+    """Commands to copy, one a line; empty for none."""
+    if not texts:
+        return ""
+    # Each word whole where it fits: a browser would break lines within --options.
+    lines = "\n".join(" ".join(f"<span>{escaped(word)}</span>" for word in text.split(" ")) for text in texts)
+    return (
+        f'<div class="shell"><div class="top"><span>the same by command{escaped(note)}</span>'
+        f'<button type="button" data-does="copy">Copy</button></div><pre>{lines}</pre></div>'
+    )
 
 
 def columns(parts: Sequence[str]) -> str:
@@ -210,6 +257,14 @@ def pair(chosen: Sequence[tuple[str, int, bytes, str]]) -> str:
         )
     more = f'<p class="small">{escaped(CHOOSE)}</p>' if len(chosen) == 1 else ""
     return f'<div class="pair">{"".join(figures)}{more}</div>'
+
+
+def seen(picture: bytes, text: str) -> str:
+    """What a model sees of a picture that is given."""
+    return (
+        f'<div class="pair"><figure><div class="cell"><img src="{data(picture)}" alt="what the model sees"></div>'
+        f'</figure><p class="small">{escaped(text)}</p></div>'
+    )
 
 
 def painter(draw: str, index: int, picture: bytes, height: int, width: int) -> str:

@@ -1,7 +1,9 @@
 """The words of `predict` and `edit` that a page's controls ask for, and what a model's controls are."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from .. import known, samplers
 from . import drawing
 
 PROGRAM = "diffusion-lightning"
-FOLDER = "samples"  # of a shown command, where the page's own pictures lie elsewhere
+FOLDERS = {"predict": "samples", "edit": "edited"}  # of a shown command; the page's own pictures lie elsewhere
 MOST = 64  # samples of one draw: one batch of `predict`
 PROMPT = 2000  # characters
 SAMPLERS = [
@@ -34,6 +36,8 @@ class Facts:
         labels: the classes' names, or their numbers as text; empty if it takes none.
         captions: whether it takes a prompt.
         guided: whether classifier-free guidance is possible.
+        edits: whether pictures can be edited, from noise of any level.
+        inverts: whether its sampler can be run backwards, for an interpolation.
     """
 
     name: str
@@ -45,6 +49,8 @@ class Facts:
     labels: tuple[str, ...] = ()
     captions: bool = False
     guided: bool = False
+    edits: bool = False
+    inverts: bool = False
 
     @property
     def sampler_name(self) -> str | None:
@@ -94,11 +100,13 @@ class Places:
 def facts(name: str, path: str, found: drawing.Opened, trust: tuple[str, ...]) -> Facts:
     """What an opened checkpoint's model can be asked for."""
     model, conditioner = found.model, found.model.conditioner
-    sampler, steps, T = None, 0, 0
+    sampler, steps, T, edits, inverts = None, 0, 0, False, False
     if (part := drawing.own_sampler(found.record, model, trust)) is not None:
         sampler = part.spec()
         T = int(model.schedule.T)
-        steps = len(part.make().times(model.schedule)) - 1
+        made = part.make()
+        steps, inverts = len(made.times(model.schedule)) - 1, made.deterministic
+        edits = bool(getattr(model, "has_bound", False)) and model.drawn_by() is not None
     labels: tuple[str, ...] = ()
     captions = guided = False
     if conditioner.conditional:
@@ -106,7 +114,8 @@ def facts(name: str, path: str, found: drawing.Opened, trust: tuple[str, ...]) -
             labels = tuple(model.class_names or map(str, range(_classes(conditioner))))
         captions = "captions" in conditioner.takes
         guided = sampler is not None and _has_null(conditioner)
-    return Facts(name, path, tuple(model.shape), sampler, steps, T, labels, captions, guided)
+    shape = tuple(model.shape)
+    return Facts(name, path, shape, sampler, steps, T, labels, captions, guided, edits, inverts)
 
 
 def predicting(asked: Form, of: Facts, places: Places) -> list[str]:
@@ -116,8 +125,45 @@ def predicting(asked: Form, of: Facts, places: Places) -> list[str]:
         ValueError: if the form holds what no word can carry.
     """
     check(asked)
-    words = ["predict", "--ckpt_path", of.path, *places.of_trust(), "--out", FOLDER, "--n", str(asked.n)]
+    words = ["predict", "--ckpt_path", of.path, *places.of_trust(), "--out", FOLDERS["predict"], "--n", str(asked.n)]
     return [*words, *conditions(asked, of), *places.of_trainer()]
+
+
+def editing(
+    action: str,
+    pictures: Sequence[Path],
+    options: Mapping[str, object],
+    asked: Form,
+    of: Facts,
+    places: Places,
+) -> list[str]:
+    """The words of `edit` for a form.
+
+    Args:
+        action: of `edit`.
+        pictures: its files.
+        options: of the action, by their names.
+        asked: the sampler, the condition and the seed.
+        of: the model's.
+        places: the page's.
+
+    Raises:
+        ValueError: if the form holds what no word can carry.
+    """
+    check(asked)
+    words = ["edit", action, *map(str, pictures)]
+    for name, value in options.items():
+        words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--ckpt_path", of.path, *places.of_trust(), "--out", FOLDERS["edit"]]
+    return [*words, *conditions(asked, of), *places.of_device()]
+
+
+def inverting(asked: Form, of: Facts) -> Form:
+    """The form without a sampler that adds noise of its own, which has no way back: `edit` then takes the model's."""
+    own = asked.sampler in (None, of.sampler_name)
+    if of.inverts if own else known.classes("samplers")[str(asked.sampler)]().deterministic:
+        return asked
+    return replace(asked, sampler=None, steps=None)
 
 
 def conditions(asked: Form, of: Facts) -> list[str]:
@@ -152,6 +198,8 @@ def _sampler(asked: Form, of: Facts) -> list[str]:
     same = asked.sampler == of.sampler_name
     if same and asked.steps in (None, of.steps):
         return []
+    if not same and asked.sampler not in SAMPLERS:
+        raise ValueError(f"there is no sampler {asked.sampler}: choose one of {', '.join(SAMPLERS)}")
     words = ["--sampler", str(of.sampler["class_path"]) if same and not _ours(of) else asked.sampler]
     if asked.steps is not None:
         words += ["--sampler.steps", str(asked.steps)]
@@ -159,9 +207,20 @@ def _sampler(asked: Form, of: Facts) -> list[str]:
     if not same:  # what any sampler of this model needs, such as no clipping of latents
         arguments = {key: arguments[key] for key in ("clip",) if key in arguments}
     arguments.pop("steps", None)
+    kind = known.classes("samplers").get(asked.sampler)
+    usual = {} if kind is None else {key: x.default for key, x in known.parameters(kind).items()}
     for key, value in arguments.items():
-        words.append(f"--sampler.{key}={value if isinstance(value, str) else json.dumps(value)}")
+        if key not in usual or usual[key] != value:
+            words.append(f"--sampler.{key}={_text(value)}")
     return words
+
+
+def _text(value: Any) -> str:
+    """An argument as a word says it: a class without arguments by its name."""
+    if isinstance(value, dict) and not value.get("init_args") and "class_path" in value:
+        path = str(value["class_path"])
+        return path.rpartition(".")[2] if path.startswith(f"{__package__.partition('.')[0]}.") else path
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _ours(of: Facts) -> bool:
