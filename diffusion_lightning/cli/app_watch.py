@@ -51,7 +51,8 @@ class Watch:
         self.calls, self.spent, self.start = 0, 0.0, time.monotonic()
 
     def __call__(self, t: int, x_t: Tensor) -> None:
-        now, frame = time.monotonic(), ()
+        now = time.monotonic()
+        frame: tuple[bytes, ...] = ()
         if self.calls in self.framed and len(x_t) == self.n and self.spent <= (now - self.start) / 2 + 0.5:
             frame = tuple(map(png, preview(self.model.decoded(x_t))))
             self.spent += time.monotonic() - now
