@@ -17,7 +17,8 @@ STYLE = """
 .cols h3 { font-size: .9rem; font-weight: 600; margin: 0 0 6px; overflow-wrap: anywhere; }
 .cells { display: grid; gap: 6px; max-width: var(--most);
   grid-template-columns: repeat(auto-fill, minmax(max(62px, calc(100% / var(--columns) - 6px)), 1fr)); }
-.cells .cell, .pair .cell { display: block; padding: 0; border: 0; margin: 0; border-radius: 6px; box-shadow: none;
+.cells .cell, .pair .cell { display: block; padding: 0; border: 0; margin: 0; border-radius: 6px;
+  box-shadow: 0 0 0 1px var(--border-color-primary);
   background: var(--border-color-primary); position: relative; overflow: hidden; line-height: 0; width: 100%; }
 button.cell { cursor: pointer; outline-offset: 1px; }
 button.cell:hover { outline: 2px solid var(--border-color-accent); }

@@ -34,7 +34,9 @@ def page(studio: Studio) -> Any:
     theme = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
     plain = {"block_title_background_fill": "transparent", "block_title_padding": "0", "block_title_text_weight": "500"}
     plain |= {"block_title_text_color": "*body_text_color", "block_title_text_color_dark": "*body_text_color"}
-    theme.set(**plain, block_title_background_fill_dark="transparent")
+    theme.set(
+        **plain, block_title_background_fill_dark="transparent", body_background_fill="*background_fill_secondary"
+    )
     return gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, "/", theme=theme, css=looks.STYLE,
         max_file_size=UPLOAD, footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False,
@@ -230,7 +232,7 @@ class Page:
         try:
             image, said = pictures.picture(file, self.studio.models[self._index(model)].shape)
         except Exception as error:
-            return looks.wrong(sentence(error))
+            return looks.wrong(sentence(error).replace(file, Path(file).name))
         return looks.seen(png(image), said)
 
     def on_interpolate(self, request: gr.Request, *values: Any) -> Iterator[Update]:
