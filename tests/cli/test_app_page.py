@@ -10,7 +10,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -342,12 +341,10 @@ def test_ctrl_c_while_drawing_ends_it_and_leaves_nothing(browser: Any, runs: lis
     tab.button("Draw").click()
     tab.page.get_by_text("of 1000").wait_for()
     assert list(tmp_path.glob(f"{app.PREFIX}*/*"))
-    begun = time.monotonic()
     started.send_signal(signal.SIGINT)
     said = started.communicate(timeout=60)[1]
     assert started.returncode == 130, said
     assert "stopped by Ctrl-C: the page is closed, and what it drew is removed" in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob(f"{app.PREFIX}*"))
-    assert time.monotonic() - begun < 60
     tab.context.close()
