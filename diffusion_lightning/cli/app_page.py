@@ -1,6 +1,7 @@
 """The page of `app`, in Gradio: controls, pictures, and which of the work each button asks for."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .app_work import Studio
 
 WAITING = 32  # requests of all visitors at most
 UPLOAD = "20mb"
+KEPT = (3600, 86_400)  # seconds: how often uploads are looked at, and how old they grow
 LIE = "; its pictures lie there until the page is closed"
 TURN = "waits for its turn …"
 ACROSS = 8  # images of an edit in a row
@@ -53,7 +55,7 @@ class Page:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        with gr.Blocks(title=looks.TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
+        with gr.Blocks(title=looks.TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT) as self.blocks:
             self._head()
             with gr.Row(equal_height=False):
                 with gr.Column(scale=1, min_width=300):
@@ -151,11 +153,21 @@ class Page:
             "api_visibility": "private",
         }
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        words = [self.n, self.seed, self.sampler, self.steps, self.guidance, self.y, self.prompt, self.negative]
+        words = [
+            self.model,
+            self.n,
+            self.seed,
+            self.sampler,
+            self.steps,
+            self.guidance,
+            self.y,
+            self.prompt,
+            self.negative,
+        ]
         of_model = [self.y, self.prompt, self.negative, self.guidance, self.sampler, self.steps]
         self.model.change(self.on_model, [self.model], of_model, **quick)
         drawn = [self.status, self.samples, self.command, self.chosen, self.painter]
-        self.draw.click(self.on_draw, [self.model, self.beside, *words], drawn, **slow)
+        self.draw.click(self.on_draw, [self.beside, *words], drawn, **slow)
         self.stop.click(self.on_stop, None, None, **quick)
         for cells in (self.samples, self.edited):
             cells.pick(self.on_pick, None, [self.chosen, self.painter, self.edited_status], **quick)
@@ -163,7 +175,7 @@ class Page:
         made = [self.edited_status, self.edited, self.edited_command]
         self.interpolate.click(self.on_interpolate, [self.frames, *words], made, **slow)
         self.painter.inpaint(self.on_inpaint, [self.inpainted, self.resample, *words], made, **slow)
-        self.vary.click(self.on_vary, [self.file, self.strength, self.varied, self.model, *words], made, **slow)
+        self.vary.click(self.on_vary, [self.file, self.strength, self.varied, *words], made, **slow)
         self.blocks.unload(self.on_leave)
 
     def on_model(self, model: Any) -> list[Any]:
@@ -179,18 +191,17 @@ class Page:
     def on_draw(self, request: gr.Request, *values: Any) -> Iterator[Update]:
         yield from told(self.status, self._drawn(self._session(request), *values))
 
-    def _drawn(self, session: Session, model: Any, beside: Any, *values: Any) -> Iterator[Update]:
-        asked = form(*values)
+    def _drawn(self, session: Session, beside: Any, model: Any, *values: Any) -> Iterator[Update]:
         which = [self._index(model)]
         if beside != NONE and self._index(beside) not in which:
             which.append(self._index(beside))
         session.chosen.clear()
-        yield {self.status: looks.said(TURN), **self._shown(session)}
+        yield {self.status: looks.said(TURN), self.command: "", **self._shown(session)}
         parts = [""] * len(which)
         words: list[tuple[str, ...]] = []
         for k, i in enumerate(which):
             title = self.studio.models[i].name if len(which) > 1 else ""
-            for found in self.studio.predict(session, i, asked):
+            for found in self.studio.predict(session, i, self._form(i, model, *values)):
                 if isinstance(found, Draw):
                     parts[k], words = self._column(found, title), [*words, found.words]
                 else:
@@ -242,7 +253,7 @@ class Page:
         if len(session.chosen) < 2:
             raise ValueError(f"an interpolation needs two samples, but {len(session.chosen)} are chosen: click two")
         a, b = session.chosen
-        model, asked = self._editor(a.draw.model), form(*values)
+        model, asked = self._editor(a.draw.model), self._form(a.draw.model, *values)
         own = app_words.inverting(asked, model)
         note = "" if own == asked else f"by the model's own sampler, since {asked.sampler} adds noise of its own"
         given = {"a.png": a.path, "b.png": b.path}
@@ -258,7 +269,9 @@ class Page:
         mask = painted(event.mask, *model.shape[1:])
         options = {"n": whole(count, "the number of samples"), "resample": whole(resample, "the number of times")}
         given = {"picture.png": chosen.path}
-        yield from self._edited(session, chosen.draw.model, "inpaint", given, options, form(*values), mask)
+        yield from self._edited(
+            session, chosen.draw.model, "inpaint", given, options, self._form(chosen.draw.model, *values), mask
+        )
 
     def on_vary(self, request: gr.Request, *values: Any) -> Iterator[Update]:
         yield from told(self.edited_status, self._varied(self._session(request), *values))
@@ -275,7 +288,9 @@ class Page:
         self._editor(which)
         suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".png"
         options = {"strength": float(strength or 0), "n": whole(count, "the number of samples")}
-        yield from self._edited(session, which, "vary", {f"picture{suffix}": path}, options, form(*values))
+        yield from self._edited(
+            session, which, "vary", {f"picture{suffix}": path}, options, self._form(which, model, *values)
+        )
 
     def _edited(
         self,
@@ -288,7 +303,7 @@ class Page:
         mask: bytes | None = None,
         note: str = "",
     ) -> Iterator[Update]:
-        yield {self.edited_status: looks.said(TURN)}
+        yield {self.edited_status: looks.said(TURN), self.edited: "", self.edited_command: ""}
         for found in self.studio.edit(session, model, action, given, options, asked, mask):
             if isinstance(found, Draw):
                 yield {
@@ -316,6 +331,13 @@ class Page:
         if isinstance(model, int) and 0 <= model < len(self.studio.models):
             return model
         raise ValueError(f"there is no checkpoint {model}: choose one of the list")
+
+    def _form(self, model: int, shown: Any, *values: Any) -> Form:
+        """What the controls say to a checkpoint; one that is not theirs keeps its own sampler if they do."""
+        asked, own = form(*values), self.studio.models[self._index(shown)]
+        if model != shown and (asked.sampler, asked.steps) == (own.sampler_name, own.steps):
+            return replace(asked, sampler=None, steps=None)
+        return asked
 
     def _editor(self, model: int) -> Facts:
         """A model that can edit; raise ValueError if it cannot."""

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def address(runs: list[str]) -> Iterator[str]:
-    before = dict(os.environ)
+    """The page's; its server asks no other host."""
+    before, asked, over = dict(os.environ), set[str](), False
+
+    def audit(event: str, given: tuple[Any, ...]) -> None:  # it cannot be taken away again
+        if not over and event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+            place = given[1] if event == "socket.connect" else given
+            asked.add(str(place[0]) if isinstance(place, tuple) else "")  # a path is this machine's
+
+    sys.addaudithook(audit)
     with (
         app_server.bound("127.0.0.1", None) as listening,
         app.folder() as own,
@@ -67,6 +76,8 @@ def address(runs: list[str]) -> Iterator[str]:
 
         with app_server.serving(page(studio), listening):
             yield app_server.address(listening)
+    over = True
+    assert asked <= {"", "None", "127.0.0.1", "localhost"}
     assert not own.exists()
     for name in set(os.environ) - set(before):
         del os.environ[name]
@@ -112,11 +123,11 @@ class Tab:
 
     def draw(self, n: int, columns: int = 1) -> None:
         """Draws, and waits for all samples of a draw that was not there before."""
-        before = self.command("command")
+        self.page.locator("#command pre").evaluate_all("found => found.forEach((pre) => { pre.dataset.old = 1; })")
         self.fill("samples", n)
         self.button("Draw").click()
         self.wait(f"document.querySelectorAll('.cols button.cell').length >= {n * columns}")
-        self.wait(f"document.querySelector('#command pre')?.textContent !== {before!r}")
+        self.page.locator("#command pre:not([data-old])").wait_for()
 
     def command(self, name: str) -> str:
         found = self.page.locator(f"#{name} pre")
@@ -303,7 +314,12 @@ def test_two_tabs_have_their_own_samples(tab: Tab, browser: Any, address: str) -
     other.button("choose sample 0").first.click()
     other.page.locator("figure[data-name=A]").wait_for()
     assert tab.page.locator("figure[data-name]").count() == 0
+    folders = len(list(Path(os.environ["GRADIO_TEMP_DIR"]).parent.iterdir()))
     other.context.close()
+    until = time.monotonic() + 20
+    while len(list(Path(os.environ["GRADIO_TEMP_DIR"]).parent.iterdir())) >= folders:  # its samples go with it
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_no_file_of_this_machine_is_served(tab: Tab, address: str) -> None:
