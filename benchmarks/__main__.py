@@ -6,7 +6,8 @@ from importlib import import_module
 
 NAMES = (
     "train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start", "shared", "identical",
-    "tried", "objectives", "guidance", "scenes", "latent_scenes", "latents", "few_steps", "classes", "app",
+    "tried", "objectives", "guidance", "scenes", "latent_scenes", "latents", "few_steps", "classes", "edits",
+    "app",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ samples that are drawn.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,23 @@ GREY = 127.5  # grey levels in one unit of [-1, 1]
 def rms(a: Tensor, b: Tensor) -> float:
     """The root mean square of the difference of images in [-1, 1], in grey levels of 0 … 255."""
     return float(((a.double() - b.double()) * GREY).square().mean().sqrt())
+
+
+def check_known(known: Tensor, size: Sequence[int]) -> None:
+    """Raise ValueError if a mask (1, H, W) of what is known is not of 0 and 1, of this size, and of both."""
+    if known.shape != (1, *size) or not ((known == 0) | (known == 1)).all():
+        raise ValueError(
+            f"known has shape {list(known.shape)}, but it is a 0 or 1 for each pixel of the image: give "
+            f"{[1, *size]} of these"
+        )
+    if known.all():
+        raise ValueError(
+            "the mask keeps every pixel, so that there is none to draw: paint white what is to be drawn anew"
+        )
+    if not known.any():
+        raise ValueError(
+            "the mask keeps no pixel, so that there is nothing to fit to: leave black what is to stay, or use predict"
+        )
 
 
 class Edits:
@@ -164,22 +181,14 @@ class Edits:
         """
         image = self._image(image)
         known = torch.as_tensor(known, device=image.device).to(image)
-        if known.shape != (1, *image.shape[1:]) or not ((known == 0) | (known == 1)).all():
-            raise ValueError(
-                f"known has shape {list(known.shape)}, but it is a 0 or 1 for each pixel of the image: give "
-                f"{[1, *image.shape[1:]]} of these"
-            )
-        if known.all() or not known.any():
-            what = "keeps every pixel, so that there is none to draw" if known.all() else "keeps no pixel"
-            fix = "paint white what is to be drawn anew" if known.all() else "leave black what is to stay, or predict"
-            raise ValueError(f"the mask {what}: {fix}")
+        check_known(known, image.shape[1:])
         self.check("inpaint")
         self.sampler.times_again(self._schedule, resample)
         x_0 = self._encoded(image[None])
         of_latent = 1 - F.adaptive_max_pool2d(1 - known[None], x_0.shape[2:])
 
         def loop(denoise: Any, schedule: Any, x_T: Tensor, c: Any, seeds: Any) -> Tensor:
-            given = x_0.to(x_T).expand_as(x_T)
+            given = x_0.expand_as(x_T)
             return self.sampler.inpaint(
                 denoise, schedule, x_T, given, of_latent, c, seeds, resample=resample, watch=self.watch
             )
@@ -245,7 +254,7 @@ class Edits:
             return image.clone()
 
         def loop(denoise: Any, schedule: Any, x_T: Tensor, c: Any, seeds: Any) -> Tensor:
-            x_t = schedule.scales(t, x_T)[0] * image[None].to(x_T)
+            x_t = schedule.scales(t, image[None])[0] * image[None]
             x_0 = denoise(x_t, t, c).x_0
             if self.watch is not None:
                 self.watch(t, x_t)
@@ -342,7 +351,7 @@ class Edits:
         found = list[Tensor]()
 
         def loop(denoise: Any, schedule: Any, x_T: Tensor, c: Any, seeds: Any) -> Tensor:
-            found.append(self.sampler.invert(denoise, schedule, x_0.to(x_T), c, self.watch))
+            found.append(self.sampler.invert(denoise, schedule, x_0, c, self.watch))
             return found[-1]
 
         self._made(len(x_0), loop)

@@ -21,7 +21,7 @@ sys.path.remove(str(DOCS))
 ROOMS = (
     "schedules", "denoising", "objectives", "guidance", "likelihood", "conditioning", "networks", "samplers", "modules",
     "data", "metrics", "extractors", "callbacks", "loggers", "random", "checkpoints", "loading", "optim", "interop",
-    "first_stages", "curricula",
+    "first_stages", "curricula", "edits",
 )  # fmt: skip
 # By conf.py, at every build.
 MADE = {"01_forward_process", "02_reverse_process", "03_samplers", "04_conditions", "05_few_steps_and_gans"}

@@ -146,6 +146,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
           "--trainer.logger", "false", "--trainer.max_steps", "4"])  # fmt: skip
     main(["predict", "--ckpt_path", str(folder / "runs/digits/checkpoints/last.ckpt"), "--n", "64", "--seed", "1",
           "--out", str(folder / "drawn/more")])  # fmt: skip
+    for i, name in enumerate(("me.png", "other.png", "noisy.png")):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 64), np.uint8)).save(folder / name)
+    hole = Image.new("L", (64, 48))
+    hole.paste(255, (24, 16, 40, 32))
+    hole.save(folder / "hole.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
@@ -161,6 +166,7 @@ SCALED = {
     "0.16 0.22": "0.07",  # of which six steps have averages
     "1485 --lengths 0.05 0.1 0.19 0.27": "70 --lengths 0.05 0.1",
     "max_steps 200": "max_steps 4",
+    "sampler.steps 250": "sampler.steps 20",
     "val_check_interval 200": "val_check_interval 4",
     "runs/digits/more": "drawn/more",  # which the run's last line tells one to draw
     "path my_classes": "path my_classes --data.init_args.batch_size 2 --trainer.limit_val_batches 0"
@@ -211,6 +217,8 @@ def test_the_commands_one_after_the_other(command: Command, world: Path) -> None
     words = scaled(command, world)
     if words[0] == "fit" and "--ckpt_path" not in words:
         shutil.rmtree(words[words.index("--trainer.default_root_dir") + 1], ignore_errors=True)
+    if words[0] == "edit" and "--resample" not in words and "inpaint" in words:
+        words += ["--resample", "2"]
     if words[0] == "predict":
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     if ">" in words:

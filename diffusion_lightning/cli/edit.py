@@ -47,15 +47,16 @@ OPTIONS: dict[str, tuple[type, str]] = {
 def main(words: list[str]) -> None:
     """Changes pictures with a checkpoint's model, or explains how it makes them."""
     action = words[1] if words[1:] and not words[1].startswith("-") else None
+    if action is None and not {"-h", "--help"} & set(words):
+        raise ValueError(f"no action is given: give one of {', '.join(ACTIONS)} first; edit --help says what they do")
     if action is not None and action not in ACTIONS:
         raise ValueError(f"there is no edit {action}{meant(action, ACTIONS)}: give one of {', '.join(ACTIONS)}")
     for word in words[1:]:
         if word.startswith("-") and Path(word).suffix.lower() in images.SUFFIXES and "=" not in word:
             raise ValueError(f"{word} begins as an option does: name the picture ./{word}, or --out=./{word}")
     parser = make_parser(action)
-    config = parser.parse_args(words[1:] if action is None else words[2:])
-    if action is None:
-        raise ValueError(f"no action is given: give one of {', '.join(ACTIONS)} first; edit --help says what they do")
+    config = parser.parse_args(words[1:] if action is None else words[2:])  # of no action it prints the help
+    assert action is not None
     edited.check_name(config.out, action)
     asked = request(action, parser, config)
     given, made = asked.given, asked.made
@@ -127,6 +128,7 @@ def request(action: str, parser: Parser, config: Any, open_: Callable[..., drawi
     if "mask" in given:
         paths.append(given.pop("mask"))
         read.append(pictures.mask(paths[-1], drawn.model.shape, paths[0]))
+        edits.check_known(read[-1][0], drawn.model.shape[1:])
     named = [
         {"name": Path(path).name, "digest": files.digest(path), "done": said.partition(": ")[2]}
         for path, (_, said) in zip(paths, read, strict=True)

@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -29,17 +30,24 @@ def check_film(path: str | Path, height: int, width: int) -> None:
         )
 
 
-def write_film(path: str | Path, frames: Sequence[Tensor], seconds: float = 0.08, hold: float = 1.5) -> None:
+def write_film(
+    path: str | Path,
+    frames: Sequence[Tensor],
+    seconds: float = 0.08,
+    hold: float = 1.5,
+    quality: int | None = None,
+) -> None:
     """Writes a film that plays without end, whole or not at all.
 
-    A WebP keeps every pixel as it is, as a GIF does of grey frames; colours of a GIF are brought to 256 a frame, and an
-    MP4 is compressed.
+    A WebP keeps every pixel as it is unless a quality is given, as a GIF does of grey frames; colours of a GIF are
+    brought to 256 a frame, and an MP4 is compressed.
 
     Args:
         path: ends in one of FILMS.
         frames: bytes (H, W, C) each, C = 1 or 3, all of one shape.
         seconds: of each frame, to a hundredth.
         hold: seconds of the last frame.
+        quality: of a WebP, 1 … 100, for a smaller file; None keeps every pixel.
 
     Raises:
         ValueError: as `check_film`, or if ffmpeg fails.
@@ -53,7 +61,12 @@ def write_film(path: str | Path, frames: Sequence[Tensor], seconds: float = 0.08
         return
     pictures = [Image.fromarray(frame.squeeze(-1).numpy()) for frame in frames]
     durations = [round(1000 * seconds)] * (len(pictures) - 1) + [round(1000 * hold)]
-    kind, more = ("GIF", {}) if path.suffix.lower() == ".gif" else ("WEBP", {"lossless": True})
+    more: dict[str, Any]
+    kind, more = (
+        ("GIF", {})
+        if path.suffix.lower() == ".gif"
+        else ("WEBP", {"lossless": True} if quality is None else {"quality": quality})
+    )
     with written(path) as stream:
         pictures[0].save(
             stream, kind, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **more

@@ -83,6 +83,7 @@ def commands(run: Path, out: str) -> dict[str, list[str]]:
     return {
         "predict": ["predict", "--ckpt_path", ckpt, *few, "--out", out],
         "predict into an archive": ["predict", "--ckpt_path", ckpt, *few, "--out", f"{out}.npz"],
+        "edit": ["edit", "film", "--ckpt_path", ckpt, "--out", f"{out}.webp"],
         **{f"export {kind}": ["export", ckpt, out, "--format", kind] for kind in FORMATS},
         "import": ["import", ckpt, f"{out}.ckpt"],
         **{f"score --{kind}": [*scored, f"--{kind}", f"{out}.png"] for kind in ("json", "save", "pairs")},

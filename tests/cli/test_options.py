@@ -26,7 +26,7 @@ def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (edit, fit, evaluate, predict):
         monkeypatch.setattr(module.Parser, "parse_args", stop)
     with pytest.raises(Stop):
-        {"fit": fit, "predict": predict, "edit": edit}.get(command, evaluate).main([command])
+        {"fit": fit, "predict": predict, "edit": edit}.get(command, evaluate).main([command, "--help"])
     subcommands = [action.choices for action in found[0]._actions if isinstance(action.choices, dict)]
     return subcommands[0][command] if subcommands else found[0]
 

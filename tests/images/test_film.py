@@ -43,6 +43,13 @@ def test_every_pixel_of_every_frame_is_kept_and_the_last_is_held(
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_film_of_less_quality_is_a_smaller_file(tmp_path: Path) -> None:
+    for name, quality in (("whole", None), ("small", 30)):
+        write_film(tmp_path / f"{name}.webp", frames(6), quality=quality)
+    assert len(read(tmp_path / "small.webp", 1)[0]) == 6
+    assert (tmp_path / "small.webp").stat().st_size < (tmp_path / "whole.webp").stat().st_size
+
+
 def test_a_gif_in_colours_has_every_frame(tmp_path: Path) -> None:
     write_film(tmp_path / "film.gif", frames(5, 3))
     found, times = read(tmp_path / "film.gif", 3)
