@@ -8,6 +8,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Studio:
 
     def __init__(self, paths: Sequence[str], places: Places, folder: Path) -> None:
         self.places, self.sessions = places, Sessions(folder)
-        self._opened: dict[str, tuple[tuple[int, int], drawing.Opened]] = {}
+        self._opened: dict[tuple[str, str], tuple[tuple[int, int], drawing.Opened]] = {}
         self._lock, self._over = threading.Lock(), threading.Event()
         self._threads = torch.get_num_threads()
         found = [run_folder.chosen(path) for path in paths]
@@ -51,16 +52,21 @@ class Studio:
             )
         return app_words.facts(name, path, opened, self.places.trust)
 
-    def open(self, path: str, trust: Collection[str] = ()) -> drawing.Opened:
-        """An opened checkpoint; one whose file was written anew in the meantime is read anew."""
+    def open(self, path: str, trust: Collection[str] = (), command: str = "predict") -> drawing.Opened:
+        """An opened checkpoint; one whose file was written anew in the meantime is read anew.
+
+        On an accelerator each command has a model of its own: `predict` gives the network another memory format there,
+        whose rounding `edit` has not.
+        """
+        key = ("" if self.places.device.type == "cpu" else command, path)
         try:
             state = Path(path).stat()
             now = (state.st_mtime_ns, state.st_size)
         except OSError:
             now = (0, 0)  # what is wrong is said where it is read
-        kept = self._opened.get(path)
+        kept = self._opened.get(key)
         if kept is None or kept[0] != now:
-            self._opened[path] = kept = (now, drawing.opened(path, trust))
+            self._opened[key] = kept = (now, drawing.opened(path, trust))
         return kept[1]
 
     def close(self) -> None:
@@ -131,7 +137,7 @@ class Studio:
                 more["mask"] = folder / "mask.png"
             words = app_words.editing(action, own, more, form, self.models[model], self.places)
             parser = edit.make_parser(action)
-            asked = edit.request(action, parser, parser.parse_args(words[2:]), self.open)
+            asked = edit.request(action, parser, parser.parse_args(words[2:]), partial(self.open, command="edit"))
             total = asked.edit.calls(action, **asked.given)
             framed = [round(k * total / FRAMES) for k in range(1, FRAMES)]
             asked.edit.watch = Watch(asked.edit.model, show, total, framed, asked.count)
