@@ -67,8 +67,7 @@ def main(words: list[str]) -> None:
         print(f"{config.out} holds this already")
         return
     if action == "film":
-        shape = asked.edit.model.shape
-        images.check_film(config.out, *images.grid(torch.zeros(given["n"], *shape).byte()).shape[:2])
+        images.check_film(config.out, *images.grid_size(given["n"], asked.edit.model.shape))
     with of_steps(f"edit {action}", asked.edit.calls(action, **given)) as bar:
 
         def watch(t: int, x_t: Tensor) -> None:

@@ -13,6 +13,8 @@ from ..metrics.statistics import write_arrays
 
 GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # one picture of all
 NUMBERED = "{:06d}.png"
+LARGEST = 2**20  # bytes of a request that are read; one that is longer is cut, and so none
+SAID = 200  # letters of a value in a sentence
 
 
 def check_name(out: str, action: str) -> None:
@@ -84,18 +86,19 @@ class Out:
     def _check(self) -> None:
         """Raise ValueError if the record there is not of this request."""
         try:
-            before = json.loads(self.record.read_text(encoding="utf-8"))["request"]
+            with self.record.open("rb") as stream:
+                before = json.loads(stream.read(LARGEST))["request"]
             before.keys()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{self.record} is there already and is no request of this command: choose another --out, or remove it"
             ) from error
         for key in dict.fromkeys([*self.made, *before]):
             if before.get(key) != self.made.get(key):
-                was, now = (_short(x.get(key)) for x in (before, self.made))
+                was, now = (_short(x.get(key))[:SAID] for x in (before, self.made))
                 raise ValueError(
-                    f"{self.path} was made with {key} {was}, but now {key} is {now}: choose another --out, or remove "
-                    f"the earlier one and {self.record.name}"
+                    f"{self.path} was made with {key[:SAID]} {was}, but now {key[:SAID]} is {now}: choose another "
+                    f"--out, or remove the earlier one and {self.record.name}"
                 )
 
     def write(self, result: Result) -> None:
@@ -124,7 +127,7 @@ def _short(value: Any) -> str:
         return ", ".join(map(_short, value)) or "none"
     if isinstance(value, dict) and "digest" in value:
         return f"{value.get('name')} ({str(value['digest'])[:8]})"
-    if isinstance(value, dict):
-        given = ", ".join(f"{k}={_short(v)}" for k, v in (value.get("init_args") or {}).items())
+    if isinstance(value, dict) and isinstance(arguments := value.get("init_args", {}), dict):
+        given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
         return f"{str(value.get('class_path')).rpartition('.')[2]}({given})"
     return str(value)

@@ -9,6 +9,7 @@ from .archive import one_image as one_image
 from .archive import readable as readable
 from .base import from_uint8 as from_uint8
 from .base import grid as grid
+from .base import grid_size as grid_size
 from .base import resize_tf1 as resize_tf1
 from .base import to_uint8 as to_uint8
 from .film import FILMS as FILMS

@@ -61,7 +61,7 @@ def grid(
         columns: how many; None makes the grid near-square.
         captions: one below each image, in as many lines as the longest needs; None is none.
     """
-    scale = scale or max(1, math.ceil(64 / max(images.shape[2:])))
+    scale = scale or _scale(images.shape[2:])
     if scale > 1:
         large = F.interpolate(from_uint8(images), scale_factor=float(scale), mode="bicubic", align_corners=False)
         images = to_uint8(large)
@@ -77,6 +77,18 @@ def grid(
         if below:
             sheet[:, top + h : top + row - pad, left : left + w] = below[i]
     return sheet.permute(1, 2, 0).contiguous()
+
+
+def grid_size(n: int, shape: Sequence[int], pad: int = 8) -> tuple[int, int]:
+    """Height and width of the `grid` of n images (C, H, W), without captions."""
+    scale, columns = _scale(shape[1:]), math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    return rows * (scale * shape[1] + pad) + pad, columns * (scale * shape[2] + pad) + pad
+
+
+def _scale(size: Sequence[int]) -> int:
+    """How many times as large small images become, so that they are 64 pixels high or wide."""
+    return max(1, math.ceil(64 / max(size)))
 
 
 def written(captions: Sequence[str], width: int, size: int = 11) -> list[Tensor]:

@@ -320,6 +320,29 @@ def test_another_request_is_never_written_over(
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.tried("Pictures and archives")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "words", "[]", "{}", '{"request": 3}', '{"request": {"sampler": {"init_args": 3}}}',
+        '{"request": {"seed": "' + 10_000 * "a" + '"}}', '{"request": {"\\u001b[31m": 1}}', 100_000 * "[",
+        '{"request": {"pictures": "' + 2**21 * "a" + '"}}', "\x00\xff",
+    ],
+    ids=["empty", "words", "a list", "no request", "a number", "arguments that are none", "a long value", "an escape",
+         "depth", "a long file", "bytes"],
+)  # fmt: skip
+def test_a_request_that_this_command_did_not_write(
+    text: str, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is data: one short sentence, whatever it holds."""
+    Path("out.png.json").write_text(text, encoding="utf-8")
+    said = fails(capsys, *words(run, "vary", "out.png"))
+    assert "choose another --out, or remove" in said
+    assert len(said) < 1000
+    assert said.isprintable()
+    assert Path("out.png.json").read_text(encoding="utf-8") == text
+
+
 def test_a_picture_of_another_is_not_taken_for_the_same(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

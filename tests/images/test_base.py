@@ -1,5 +1,6 @@
 """Bytes and floats."""
 
+import pytest
 import torch
 
 from diffusion_lightning import images
@@ -56,3 +57,9 @@ def test_captions_stand_below_their_images_and_leave_them_as_they_are() -> None:
     short, long = said[72 : 72 + lines, 8:72], said[72 : 72 + lines, 80:144]
     assert 0 < (short < 128).sum() < (long < 128).sum() / 10  # ink
     assert (said[-lines:, 8:72] == 255).all()  # of an empty caption none
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 17])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 70), (3, 64, 64), (1, 9, 3)])
+def test_the_size_of_a_grid_is_known_before(n: int, shape: tuple[int, int, int]) -> None:
+    assert images.grid(torch.zeros(n, *shape, dtype=torch.uint8)).shape[:2] == images.grid_size(n, shape)
