@@ -7,7 +7,7 @@ from importlib import import_module
 NAMES = (
     "train", "sample", "score", "loader", "quality", "gains", "profile", "cost", "start", "shared", "identical",
     "tried", "objectives", "guidance", "scenes", "latent_scenes", "latents", "few_steps", "classes", "pictures",
-    "edits",
+    "edits", "app",
 )  # fmt: skip
 
 

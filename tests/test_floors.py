@@ -30,7 +30,9 @@ WITH_LIGHTNING = [
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.report", "cli.run_folder",
     "cli.defaults", "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing",
-    "cli.predict", "cli.pictures", "cli.edited", "cli.edit", "cli.score", "cli.export", "cli.import_",
+    "cli.predict", "cli.pictures", "cli.edited", "cli.edit", "cli.app_words",
+    "cli.app_sessions", "cli.app_watch", "cli.app_work", "cli.app_looks", "cli.app_asked", "cli.app_server",
+    "cli.app_page", "cli.app", "cli.score", "cli.export", "cli.import_",
     "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.runs", "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]

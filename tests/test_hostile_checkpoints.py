@@ -18,6 +18,8 @@ import yaml
 from diffusion_lightning import checkpoints, known, load, loading, records
 from diffusion_lightning.callbacks.power_ema import LENGTHS
 from diffusion_lightning.cli import main
+from diffusion_lightning.cli.app_words import Places
+from diffusion_lightning.cli.app_work import Studio
 from diffusion_lightning.cli.commands import COMMANDS
 from diffusion_lightning.cli.errors import raised_in
 from diffusion_lightning.modules import Diffusion
@@ -186,6 +188,7 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
                                       "--sampler", "DDIM", "--sampler.steps", "1"]),
     "edit": lambda ckpt, at: main(["edit", "film", "--ckpt_path", ckpt, "--n", "1", "--frames", "2", "--out",
                                    str(at / "out.webp"), "--sampler", "DDIM", "--sampler.steps", "2"]),
+    "app": lambda ckpt, at: Studio([ckpt], Places(torch.device("cpu")), at / "page"),
     "validate": evaluates("validate"),
     "test": evaluates("test"),
     "export": lambda ckpt, at: main(["export", ckpt, str(at / "exported")]),

@@ -133,6 +133,16 @@ def _runs(parser: Arguments, words: list[str]) -> Namespace:
     return parser.parse_args(words)
 
 
+def _app(parser: Arguments, words: list[str]) -> Namespace:
+    parser.epilog = "Only this machine reaches the page, unless --host says otherwise; there is no password."
+    parser.add_argument("ckpts", nargs="+", metavar="CKPT", help="a checkpoint, or several to compare")
+    parser.add_argument("--device", help="such as cpu, cuda or cuda:1; the accelerator where there is one")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at; 127.0.0.1, this machine alone")
+    parser.add_argument("--port", type=int, help="7860, or the next one that is free")
+    _trust(parser)
+    return parser.parse_args(words)
+
+
 class Command(NamedTuple):
     """A subcommand: what it does, the file whose `main` does it, and who reads its words; None is that file."""
 
@@ -155,6 +165,7 @@ COMMANDS = {
         _import,
     ),
     "average": Command("Make an average of a run's weights of any length.", "average", _average),
+    "app": Command("Play with checkpoints on a local web page.", "app", _app),
     "recipes": Command("List the configs that come with the package, or print one.", "recipes", _recipes),
     "report": Command("Write a page of a run's figures and pictures, or of several runs.", "report", _report),
     "runs": Command("List the runs below a folder.", "runs", _runs),

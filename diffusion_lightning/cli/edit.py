@@ -1,7 +1,7 @@
 """`diffusion-lightning edit ACTION`: pictures changed, or explained, with a checkpoint's model."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,14 +54,69 @@ def main(words: list[str]) -> None:
     for word in words[1:]:
         if word.startswith("-") and Path(word).suffix.lower() in images.SUFFIXES and "=" not in word:
             raise ValueError(f"{word} begins as an option does: name the picture ./{word}, or --out=./{word}")
-    parser = _parser(action)
+    parser = make_parser(action)
     config = parser.parse_args(words[1:] if action is None else words[2:])  # of no action it prints the help
     assert action is not None
+    edited.check_name(config.out, action)
+    asked = request(action, parser, config)
+    given, made = asked.given, asked.made
+    for said in asked.said:
+        print(said)
+    out = edited.Out(config.out, made, extra="x_T" if action == "invert" else None)
+    if out.there(asked.count):
+        print(f"{config.out} holds this already")
+        return
+    if action == "film":
+        images.check_film(config.out, *images.grid_size(given["n"], asked.edit.model.shape))
+    with of_steps(f"edit {action}", asked.edit.calls(action, **given)) as bar:
+
+        def watch(t: int, x_t: Tensor) -> None:
+            bar.update()
+
+        asked.edit.watch = watch
+        result = asked.make()
+    out.write(result)
+    for line in (*result.said, f"wrote {config.out}"):
+        print(line)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command's parsed words ask for, read and checked; `made` states it in plain data."""
+
+    action: str
+    edit: edits.Edits
+    images: list[Tensor]
+    given: dict[str, Any]
+    made: dict[str, Any]
+    said: list[str]
+
+    @property
+    def count(self) -> int:
+        """How many images it makes; of a film's frames there may be fewer."""
+        return _count(self.action, self.given)
+
+    def make(self) -> Result:
+        """Makes them."""
+        return CALLS[self.action](self.edit, *self.images, **self.given)
+
+
+def request(action: str, parser: Parser, config: Any, open_: Callable[..., drawing.Opened] = drawing.opened) -> Request:
+    """What the parsed words of an action ask for: what is wrong is said before any image is made.
+
+    Args:
+        action: one of `TAKES`.
+        parser: it made the configuration.
+        config: of the action's words.
+        open_: reads a checkpoint; see `drawing.read`.
+
+    Raises:
+        ValueError: if a picture, the checkpoint or a number is none for the action.
+    """
     given = {name: getattr(config, name) for name in TAKES[action].options}
     check_numbers(given)
-    edited.check_name(config.out, action)
     device = devices.chosen(config.device)
-    drawn = drawing.read(parser, config, None if config.prompt is None else [config.prompt])
+    drawn = drawing.read(parser, config, None if config.prompt is None else [config.prompt], open_)
     if config.sampler is None:
         drawn = _inverted(action, drawn)
     drawn.model.to(device)
@@ -73,30 +128,13 @@ def main(words: list[str]) -> None:
         paths.append(given.pop("mask"))
         read.append(pictures.mask(paths[-1], drawn.model.shape, paths[0]))
         edits.check_known(read[-1][0], drawn.model.shape[1:])
-    for _, said in read:
-        print(said)
     named = [
         {"name": Path(path).name, "digest": files.digest(path), "done": said.partition(": ")[2]}
         for path, (_, said) in zip(paths, read, strict=True)
     ]
     made = {"action": action, **drawn.made, **drawn.asked.stated(), **given}
     made |= {"shape": list(drawn.model.shape), "pictures": named}
-    out = edited.Out(config.out, made, extra="x_T" if action == "invert" else None)
-    if out.there(_count(action, given)):
-        print(f"{config.out} holds this already")
-        return
-    if action == "film":
-        images.check_film(config.out, *images.grid_size(given["n"], drawn.model.shape))
-    with of_steps(f"edit {action}", edit.calls(action, **given)) as bar:
-
-        def watch(t: int, x_t: Tensor) -> None:
-            bar.update()
-
-        edit.watch = watch
-        result = CALLS[action](edit, *(image for image, _ in read), **given)
-    out.write(result)
-    for line in (*result.said, f"wrote {config.out}"):
-        print(line)
+    return Request(action, edit, [image for image, _ in read], given, made, [said for _, said in read])
 
 
 def check_numbers(given: dict[str, Any]) -> None:
@@ -110,7 +148,7 @@ def check_numbers(given: dict[str, Any]) -> None:
         raise ValueError(f"--sigma is {value}, but it is the deviation of noise: give a number of at least 0")
 
 
-def _parser(action: str | None) -> Parser:
+def make_parser(action: str | None) -> Parser:
     """The parser of an action's words; of none, that of all options."""
     name = "edit" if action is None else f"edit {action}"
     parser = Parser(prog=f"diffusion-lightning {name}", description=COMMANDS["edit"].does)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +31,9 @@ def main(words: list[str]) -> None:
     Sample number i is the same whatever else is drawn, so a run that was stopped goes on when it is started again:
     what lies in the folder already is kept.
     """
-    parser = Parser(prog="diffusion-lightning predict", description=COMMANDS["predict"].does)
-    drawing.add_options(parser)
-    parser.add_argument(
-        "--out", type=str, required=True, help="a folder of pictures, one .npz file of all, or one picture of all"
-    )
-    parser.add_argument("--n", type=int | None, default=None, help="how many; none is 64, or one of each of --prompts")
-    parser.add_argument("--first", type=int, default=0, help="the first sample's number")
-    parser.add_argument(
-        "--prompts", type=str | None, default=None, help="a file of captions, one a line, for the samples in turn"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
+    parser = make_parser()
     config = parser.parse_args(words[1:])
-    texts = prompts(config.prompt, config.prompts)
-    if config.n is None:
-        config.n = 64 if config.prompts is None else len(texts or [])
-    random.check_numbers(config.first, config.n)
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
+    texts = given_prompts(config)
     drawn = drawing.read(parser, config, texts)
     model, sampler, asked = drawn.model, drawn.sampler, drawn.asked
     steps = 1 if sampler is None else len(sampler.times(model.schedule)) - 1
@@ -69,30 +53,15 @@ def main(words: list[str]) -> None:
         files.check_file(archive)
     writer = SampleWriter(out, made, archive, asked.prompt)
     end = config.first + config.n
-    size = min(config.batch_size, config.n)
-    options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
     bar = Progress(sampled=steps)
     callbacks: list[Callback] = [writer] if config.trainer.enable_progress_bar is False else [writer, bar]
-    options |= {"enable_progress_bar": False, "use_distributed_sampler": False}
-    trainer = Trainer(**options, logger=False, callbacks=callbacks)
+    trainer = make_trainer(config, callbacks)
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     threads.share(trainer.num_devices)
     with _alone(trainer, out):
         there = _there(out, made, asked)
         preemption.keeps(lambda: _kept(config.out, out, archive))
-        requests: list[Request] = [
-            {
-                "n": n,
-                "sampler": None if sampler is None else Watched(sampler, bar),
-                "y": asked.of(first, n),
-                "guidance": drawn.guidance,
-                "seed": config.seed,
-                "first": first,
-                "batch_size": size,
-            }
-            for first, n in random.blocks(config.first, config.n, size)
-            if not there.issuperset(range(first, first + n))
-        ]
+        requests = asked_of(drawn, config, None if sampler is None else Watched(sampler, bar), there)
         kept = len(there.intersection(range(config.first, end)))
         if requests:
             with timeouts.ending_with(trainer):
@@ -109,6 +78,63 @@ def main(words: list[str]) -> None:
         where = f"to {config.out}" + (f", where {kept} were already" if kept else "")
         how = "in one go" if sampler is None else f"sampler {type(sampler).__name__}, {steps} steps"
         print(f"wrote {config.n - kept} samples{of} {where}; {how}")
+
+
+def make_parser() -> Parser:
+    """The parser of its words, after the subcommand's name."""
+    parser = Parser(prog="diffusion-lightning predict", description=COMMANDS["predict"].does)
+    drawing.add_options(parser)
+    parser.add_argument(
+        "--out", type=str, required=True, help="a folder of pictures, one .npz file of all, or one picture of all"
+    )
+    parser.add_argument("--n", type=int | None, default=None, help="how many; none is 64, or one of each of --prompts")
+    parser.add_argument("--first", type=int, default=0, help="the first sample's number")
+    parser.add_argument(
+        "--prompts", type=str | None, default=None, help="a file of captions, one a line, for the samples in turn"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="samples made at once, per device")
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "default_root_dir"})
+    return parser
+
+
+def given_prompts(config: Any) -> list[str] | None:
+    """The prompts of a parsed configuration, whose `n` is set if it was not given.
+
+    Raises:
+        ValueError: if they cannot be read, or there are no samples of these numbers.
+    """
+    texts = prompts(config.prompt, config.prompts)
+    if config.n is None:
+        config.n = 64 if config.prompts is None else len(texts or [])
+    random.check_numbers(config.first, config.n)
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size is {config.batch_size}, which is no batch: give at least 1")
+    return texts
+
+
+def make_trainer(config: Any, callbacks: list[Callback]) -> Trainer:
+    """The trainer of a parsed configuration, which keeps nothing but what the callbacks do."""
+    options = {**config.trainer.as_dict(), "enable_checkpointing": False, "enable_model_summary": False}
+    options |= {"enable_progress_bar": False, "use_distributed_sampler": False}
+    return Trainer(**options, logger=False, callbacks=callbacks)
+
+
+def asked_of(drawn: drawing.Drawing, config: Any, sampler: Any, there: Collection[int] = ()) -> list[Request]:
+    """What to ask of `generate`, block by block, without the blocks whose samples are all there."""
+    size = min(config.batch_size, config.n)
+    return [
+        {
+            "n": n,
+            "sampler": sampler,
+            "y": drawn.asked.of(first, n),
+            "guidance": drawn.guidance,
+            "seed": config.seed,
+            "first": first,
+            "batch_size": size,
+        }
+        for first, n in random.blocks(config.first, config.n, size)
+        if not set(there).issuperset(range(first, first + n))
+    ]
 
 
 @contextlib.contextmanager
