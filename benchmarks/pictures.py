@@ -1,6 +1,6 @@
 """The pictures of what commands give: `python -m benchmarks pictures --run RUN --other RUN --out DIR`.
 
-RUN is a trained run of `digits`, the other one of other settings. Pages are pictured by Chromium, in the size of a
+RUN is a trained and tested run of `digits`, the other one of other settings. Pages are pictured by Chromium, in the size of a
 desk's and of a phone's screen; what a command prints is pictured as a terminal shows it.
 """
 
@@ -27,6 +27,8 @@ PRINTED = {
     "selftest": ["selftest", "--device", "cpu"],
     "score": ["score", "{drawn}", "{held_out}", "--extractor", "digits", "--few", "--pairs", "{out}/pairs.png"],
     "export": ["export", "{run}/checkpoints/last.ckpt", "{exported}"],
+    "import": ["import", "{exported}", "{imported}"],
+    "validate": ["validate", "--ckpt_path", "{run}", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"],
 }
 TERMINAL = """<!doctype html><meta charset="utf-8"><style>
 body {{ margin: 0; padding: 14px 18px; background: #16191d; color: #e6e9ed; display: inline-block; min-width: 600px; }}
@@ -57,22 +59,24 @@ def main(words: Sequence[str]) -> None:
         command(["predict", "--ckpt_path", str(given.run), "--n", "64", "--out", str(drawn), "--sampler", "DDIM"])
         _save_held_out(held_out)
         places = {"runs": given.run.parent, "run": given.run, "drawn": drawn, "held_out": held_out, "out": out,
-                  "exported": here / "exported"}  # fmt: skip
+                  "exported": here / "exported", "imported": here / "digits.ckpt"}  # fmt: skip
         for name, template in PRINTED.items():
             filled = [word.format(**places) for word in template]
             shown = [word.format(**{**places, **_SHORT}) for word in template]
             text = _printed(filled)
             for place, short in _SHORT.items():
                 text = text.replace(str(places[place]), short)
+            text = text.replace(str(Path.home()), "~")
             page = here / f"{name}.html"
             said = html.escape(f"diffusion-lightning {' '.join(shown)}")
             page.write_text(TERMINAL.format(words=said, text=html.escape(text)), encoding="utf-8")
             photographed(page, out / f"{name}.png", (1100, 900))
-    print(f"wrote {', '.join(sorted(path.name for path in out.glob('*.png')))} to {out}")
+    shutil.copy(given.run / "bound.png", out / "bound.png")
+    print(f"wrote {', '.join([*pages, *PRINTED])} to {out}")
 
 
 _SHORT = {"runs": "runs", "run": "runs/digits", "drawn": "drawn", "held_out": "held_out.npz", "out": ".",
-          "exported": "exported"}  # fmt: skip
+          "exported": "exported", "imported": "digits.ckpt"}  # fmt: skip
 
 
 def photographed(page: Path, picture: Path, size: tuple[int, int]) -> None:
@@ -96,7 +100,7 @@ def photographed(page: Path, picture: Path, size: tuple[int, int]) -> None:
     if box is not None:
         right = whole.width if "report" in picture.name else min(whole.width, box[2] + 14)
         whole = whole.crop((0, 0, right, min(whole.height, box[3] + 14)))
-    whole.quantize(128).save(picture, optimize=True)
+    whole.save(picture, optimize=True)
 
 
 def _printed(words: list[str]) -> str:
