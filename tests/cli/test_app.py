@@ -316,6 +316,11 @@ def test_an_address_of_version_6_is_written_in_brackets() -> None:
         assert app_server.address(listening).startswith("http://[::1]:")
 
 
+def test_which_addresses_are_of_this_machine_alone() -> None:
+    assert all(map(app_server.is_local, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(app_server.is_local, ("0.0.0.0", "::", "10.0.0.1", "node7", "")))
+
+
 @pytest.mark.parametrize(
     ("host", "origin", "local", "passes"),
     [
