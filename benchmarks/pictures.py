@@ -1,7 +1,7 @@
 """The pictures of what commands give: `python -m benchmarks pictures --run RUN --other RUN --out DIR`.
 
-RUN is a trained and tested run of `digits`, the other one of other settings. Pages are pictured by Chromium, in the size of a
-desk's and of a phone's screen; what a command prints is pictured as a terminal shows it.
+RUN is a trained and tested run of `digits`, the other one of other settings. Pages are pictured by Chromium, in the
+size of a desk's and of a phone's screen; what a command prints is pictured as a terminal shows it.
 """
 
 import argparse
@@ -28,7 +28,15 @@ PRINTED = {
     "score": ["score", "{drawn}", "{held_out}", "--extractor", "digits", "--few", "--pairs", "{out}/pairs.png"],
     "export": ["export", "{run}/checkpoints/last.ckpt", "{exported}"],
     "import": ["import", "{exported}", "{imported}"],
-    "validate": ["validate", "--ckpt_path", "{run}", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"],
+    "validate": [
+        "validate",
+        "--ckpt_path",
+        "{run}",
+        "--trainer.logger",
+        "false",
+        "--trainer.enable_progress_bar",
+        "false",
+    ],
 }
 TERMINAL = """<!doctype html><meta charset="utf-8"><style>
 body {{ margin: 0; padding: 14px 18px; background: #16191d; color: #e6e9ed; display: inline-block; min-width: 600px; }}
@@ -48,11 +56,8 @@ def main(words: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         both = [given.run, given.other]
-        for name, size, runs in (
-            ("report", DESK, both[:1]),
-            ("report_phone", PHONE, both[:1]),
-            ("report_two", DESK, both),
-        ):
+        pages = {"report": (DESK, both[:1]), "report_phone": (PHONE, both[:1]), "report_two": (DESK, both)}
+        for name, (size, runs) in pages.items():
             command(["report", *map(str, runs), "--out", str(here / f"{name}.html")])
             photographed(here / f"{name}.html", out / f"{name}.png", size)
         drawn, held_out = here / "drawn", here / "held_out.npz"

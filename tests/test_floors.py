@@ -30,13 +30,13 @@ WITH_LIGHTNING = [
     "cli.errors", "cli.commands", "cli.recipes", "cli.options", "cli.completion", "cli.output", "cli.given",
     "cli.explain", "cli.parser", "cli.shell", "cli.devices", "cli.provenance", "cli.report", "cli.run_folder",
     "cli.defaults", "cli.changes", "cli.resuming", "cli.fit", "cli.evaluate", "cli.wanted", "cli.drawing",
-    "cli.predict", "cli.pictures", "cli.edited", "cli.edit", "cli.app_words",
-    "cli.app_sessions", "cli.app_watch", "cli.app_work", "cli.app_looks", "cli.app_asked", "cli.app_server",
-    "cli.app_page", "cli.app", "cli.score", "cli.export", "cli.import_",
-    "cli.snapshots", "cli.sweep", "cli.average", "cli.cache", "cli.runs", "cli.selftest", "cli.entry", "__main__",
+    "cli.predict", "cli.pictures", "cli.edited", "cli.edit",
+    "app.watch", "app.commands", "app.sessions", "app.work", "app.looks", "app.asked", "app.server", "app.page",
+    "cli.app", "cli.score", "cli.export", "cli.import_", "cli.snapshots", "cli.sweep", "cli.average", "cli.cache",
+    "cli.runs", "cli.selftest", "cli.entry", "__main__",
 ]  # fmt: skip
 HOUSE = [*GROUND, *WITH_LIGHTNING]
-SHELL = ("cli", "distributed", "interop", "report")
+SHELL = ("app", "cli", "distributed", "interop", "report")
 MEETING = (
     "autoencoder",
     "base",

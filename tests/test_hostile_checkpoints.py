@@ -16,10 +16,10 @@ import torch
 import yaml
 
 from diffusion_lightning import checkpoints, known, load, loading, records
+from diffusion_lightning.app.commands import Places
+from diffusion_lightning.app.work import Studio
 from diffusion_lightning.callbacks.power_ema import LENGTHS
 from diffusion_lightning.cli import main
-from diffusion_lightning.cli.app_words import Places
-from diffusion_lightning.cli.app_work import Studio
 from diffusion_lightning.cli.commands import COMMANDS
 from diffusion_lightning.cli.errors import raised_in
 from diffusion_lightning.modules import Diffusion

@@ -23,8 +23,8 @@ from .support.pages import PAGES, ROOT, Command, blocks, commands
 ELSEWHERE = {
     "pip install uv": ".ci/run",
     "uv run pytest": ".ci/run",
-    "pip install 'diffusion_lightning[app]'": "tests/cli/test_app.py",
-    "uv run --extra app diffusion-lightning app": "tests/cli/test_app_page.py",
+    "pip install 'diffusion_lightning[app]'": "tests/app/test_work.py",
+    "uv run --extra app diffusion-lightning app": "tests/app/test_page.py",
     "sbatch configs/slurm/train.sbatch": "tests/distributed/test_slurm.py",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 uv run torchrun": "tests/distributed/test_faults.py",
     "wandb sweep": "tests/loggers/test_wandb.py",

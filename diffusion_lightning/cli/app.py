@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..app import server
+from ..app.commands import Places
+from ..app.work import Studio
 from ..distributed import preemption
-from . import app_server, devices
-from .app_words import Places
-from .app_work import Studio
+from . import devices
 
 PREFIX = "diffusion_lightning_app_"
 
@@ -24,20 +25,20 @@ def main(given: Namespace) -> None:
         raise ValueError(
             "the page needs the package gradio, which is not installed: pip install 'diffusion_lightning[app]'"
         )
-    with contextlib.closing(app_server.bound(given.host, given.port)) as listening:
+    with contextlib.closing(server.bound(given.host, given.port)) as listening:
         places = Places(devices.chosen(given.device, ("cuda", "mps")), tuple(given.trust))
         with folder() as own, contextlib.closing(Studio(given.ckpts, places, own)) as studio:
-            app_server.settle()
-            from .app_page import page  # imports Gradio, which takes seconds
+            server.settle()
+            from ..app.page import page  # imports Gradio, which takes seconds
 
-            with app_server.serving(page(studio), listening):
+            with server.serving(page(studio), listening):
                 host = listening.getsockname()[0]
-                if not app_server.is_local(host):
+                if not server.is_local(host):
                     print(
                         f"--host is {host}: whoever reaches this address can use the page and this machine's device, "
                         "and no password is asked for"
                     )
-                print(f"open {app_server.address(listening)} in a browser; Ctrl-C ends it", flush=True)
+                print(f"open {server.address(listening)} in a browser; Ctrl-C ends it", flush=True)
                 preemption.keeps(lambda: "the page is closed, and what it drew is removed")
                 threading.Event().wait()
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from ..callbacks import SampleWriter
-from . import app_words, drawing, edit, edited, predict, run_folder
-from .app_sessions import Draw, Session, Sessions
-from .app_watch import FRAMES, Progress, Show, Stopped, Watch, Watched
-from .app_words import Facts, Form, Places
+from ..cli import drawing, edit, edited, predict, run_folder
+from . import commands
+from .commands import Facts, Form, Places
+from .sessions import Draw, Session, Sessions
+from .watch import FRAMES, Progress, Show, Stopped, Watch, Watched
 
 LEAVING = 20.0  # seconds that a chain has to end its step when the page is closed
 
@@ -50,7 +51,7 @@ class Studio:
                 f"{path} draws {opened.model.shape[0]} channels, but a picture has 1 or 3: give the checkpoint of a "
                 "model of pictures"
             )
-        return app_words.facts(name, path, opened, self.places.trust)
+        return commands.facts(name, path, opened, self.places.trust)
 
     def open(self, path: str, trust: Collection[str] = (), command: str = "predict") -> drawing.Opened:
         """An opened checkpoint; one whose file was written anew in the meantime is read anew.
@@ -83,7 +84,7 @@ class Studio:
             ValueError: if the model cannot draw what is asked for.
             Stopped: if the visitor stops it.
         """
-        words = app_words.predicting(form, self.models[model], self.places)
+        words = commands.predicting(form, self.models[model], self.places)
 
         def work(folder: Path, show: Show) -> Draw:
             parser = predict.make_parser()
@@ -135,7 +136,7 @@ class Studio:
             if mask is not None:
                 (folder / "mask.png").write_bytes(mask)
                 more["mask"] = folder / "mask.png"
-            words = app_words.editing(action, own, more, form, self.models[model], self.places)
+            words = commands.editing(action, own, more, form, self.models[model], self.places)
             parser = edit.make_parser(action)
             asked = edit.request(action, parser, parser.parse_args(words[2:]), partial(self.open, command="edit"))
             total = asked.edit.calls(action, **asked.given)

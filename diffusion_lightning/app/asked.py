@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .app_watch import Progress, png
-from .app_words import PROGRAM, Form
-from .errors import of_the_system, raised_in
+from ..cli.errors import of_the_system, raised_in
+from .commands import PROGRAM, Form
+from .watch import Progress, png
 
 PACKAGE = __package__.partition(".")[0]
 NONE = -1  # of a checkpoint or a class: no choice

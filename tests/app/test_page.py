@@ -23,9 +23,10 @@ import torch
 from PIL import Image
 
 from diffusion_lightning import checkpoints
-from diffusion_lightning.cli import app, app_server, main
-from diffusion_lightning.cli.app_words import Places
-from diffusion_lightning.cli.app_work import Studio
+from diffusion_lightning.app import server
+from diffusion_lightning.app.commands import Places
+from diffusion_lightning.app.work import Studio
+from diffusion_lightning.cli import app, main
 
 from ..conftest import BARE, small_config
 from ..support.conditions import with_classes
@@ -67,15 +68,15 @@ def address(runs: list[str]) -> Iterator[str]:
 
     sys.addaudithook(audit)
     with (
-        app_server.bound("127.0.0.1", None) as listening,
+        server.bound("127.0.0.1", None) as listening,
         app.folder() as own,
         contextlib.closing(Studio(runs, Places(torch.device("cpu")), own)) as studio,
     ):
-        app_server.settle()
-        from diffusion_lightning.cli.app_page import page
+        server.settle()
+        from diffusion_lightning.app.page import page
 
-        with app_server.serving(page(studio), listening):
-            yield app_server.address(listening)
+        with server.serving(page(studio), listening):
+            yield server.address(listening)
     over = True
     assert asked <= {"", "None", "127.0.0.1", "localhost"}
     assert not own.exists()

@@ -7,14 +7,14 @@ from typing import Any
 
 import gradio as gr
 
+from ..cli import pictures
 from ..images import SUFFIXES
-from . import app_looks as looks
-from . import app_words, pictures
-from .app_asked import NONE, form, painted, sentence, shell, steps_of, whole
-from .app_sessions import Chosen, Draw, Session
-from .app_watch import Stopped, png
-from .app_words import MOST, SAMPLERS, Facts, Form
-from .app_work import Studio
+from . import commands, looks
+from .asked import NONE, form, painted, sentence, shell, steps_of, whole
+from .commands import MOST, SAMPLERS, Facts, Form
+from .sessions import Chosen, Draw, Session
+from .watch import Stopped, png
+from .work import Studio
 
 WAITING = 32  # requests of all visitors at most
 UPLOAD = "20mb"
@@ -254,7 +254,7 @@ class Page:
             raise ValueError(f"an interpolation needs two samples, but {len(session.chosen)} are chosen: click two")
         a, b = session.chosen
         model, asked = self._editor(a.draw.model), self._form(a.draw.model, *values)
-        own = app_words.inverting(asked, model)
+        own = commands.inverting(asked, model)
         note = "" if own == asked else f"by the model's own sampler, since {asked.sampler} adds noise of its own"
         given = {"a.png": a.path, "b.png": b.path}
         options = {"frames": whole(frames, "the number of images")}

@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lightning.cli import app, app_asked, app_looks, app_server, app_words, main, predict
-from diffusion_lightning.cli.app_sessions import DRAWS, Draw, Session
-from diffusion_lightning.cli.app_watch import FRAMES, Progress, Stopped
-from diffusion_lightning.cli.app_words import Facts, Form, Places
-from diffusion_lightning.cli.app_work import Studio, names
+from diffusion_lightning.app import asked, commands, looks, server
+from diffusion_lightning.app.commands import Facts, Form, Places
+from diffusion_lightning.app.sessions import DRAWS, Draw, Session
+from diffusion_lightning.app.watch import FRAMES, Progress, Stopped
+from diffusion_lightning.app.work import Studio, names
+from diffusion_lightning.cli import app, main, predict
 from diffusion_lightning.images import decoded
 
 from ..support.commands import fails
@@ -42,7 +43,7 @@ def last(found: Iterator[Progress | Draw]) -> Draw:
 
 def by_command(words: tuple[str, ...], out: Path) -> list[bytes]:
     """The pictures of a shown command, as a shell reads it, written elsewhere."""
-    given = shlex.split(app_asked.shell(words))
+    given = shlex.split(asked.shell(words))
     assert given.pop(0) == "diffusion-lightning"
     given[given.index("--out") + 1] = str(out)
     main(given)
@@ -72,7 +73,7 @@ def test_an_edit_is_that_of_the_shown_command(studio: Studio, tmp_path: Path) ->
     """With pictures of its own, so that the command stays true when the draw they came from is gone."""
     session, form = studio.sessions.of("me"), Form(n=2, sampler="DDIM", steps=3)
     drawn = last(studio.predict(session, 0, form))
-    mask = app_asked.painted(bits(np.arange(64) < 20), 8, 8)
+    mask = asked.painted(bits(np.arange(64) < 20), 8, 8)
     a, b = drawn.pictures
     cases: list[tuple[str, dict[str, Path], dict[str, object], bytes | None]] = [
         ("interpolate", {"a.png": a, "b.png": b}, {"frames": 3}, None),
@@ -94,7 +95,7 @@ def bits(painted: np.ndarray) -> str:
 
 def test_a_mask_is_white_where_it_is_painted(tmp_path: Path) -> None:
     wanted = np.random.default_rng(0).random((5, 7)) < 0.4
-    (tmp_path / "mask.png").write_bytes(app_asked.painted(bits(wanted), 5, 7))
+    (tmp_path / "mask.png").write_bytes(asked.painted(bits(wanted), 5, 7))
     assert np.array_equal(np.asarray(decoded(tmp_path / "mask.png", 1).image), wanted * np.uint8(255))
 
 
@@ -109,7 +110,7 @@ def test_a_mask_is_white_where_it_is_painted(tmp_path: Path) -> None:
 )
 def test_a_mask_that_is_none_is_one_sentence(sent: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        app_asked.painted(sent, 5, 7)
+        asked.painted(sent, 5, 7)
 
 
 TEXT = Facts("a", "-a 'b'.ckpt", (1, 8, 8), {"class_path": "x.DDIM"}, 5, 10, captions=True, guided=True)
@@ -120,7 +121,7 @@ TEXT = Facts("a", "-a 'b'.ckpt", (1, 8, 8), {"class_path": "x.DDIM"}, 5, 10, cap
 )
 def test_a_prompt_comes_through_the_shell_and_the_parser(text: str) -> None:
     form = Form(prompt=text, negative=f"no {text}", guidance=2.5, n=1)
-    given = shlex.split(app_asked.shell(tuple(app_words.predicting(form, TEXT, CPU))))
+    given = shlex.split(asked.shell(tuple(commands.predicting(form, TEXT, CPU))))
     config = predict.make_parser().parse_args(given[2:])
     assert (config.prompt, config.negative_prompt, config.guidance) == (text, f"no {text}", 2.5)
     assert config.ckpt_path == TEXT.path
@@ -139,7 +140,7 @@ def test_a_prompt_comes_through_the_shell_and_the_parser(text: str) -> None:
 )
 def test_what_no_word_can_carry_is_one_sentence(form: Form, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        app_words.predicting(form, TEXT, CPU)
+        commands.predicting(form, TEXT, CPU)
 
 
 def test_a_model_is_asked_for_what_it_takes_alone() -> None:
@@ -147,7 +148,7 @@ def test_a_model_is_asked_for_what_it_takes_alone() -> None:
     form = Form(prompt="a cat", guidance=3, y=2, sampler="DDIM", steps=7)
     plain = Facts("a", "a.ckpt", (1, 8, 8), {"class_path": "x.DDIM"}, 5, 10)
     one_go = Facts("a", "a.ckpt", (1, 8, 8))
-    of = {name: app_words.predicting(form, x, CPU) for name, x in (("plain", plain), ("gan", one_go), ("text", TEXT))}
+    of = {name: commands.predicting(form, x, CPU) for name, x in (("plain", plain), ("gan", one_go), ("text", TEXT))}
     assert "--guidance" not in of["plain"]
     assert "--sampler" in of["plain"]
     assert not {"--sampler", "--guidance"} & set(of["gan"])
@@ -272,15 +273,15 @@ def test_names_of_checkpoints_are_short_and_differ() -> None:
 def test_every_text_of_the_page_is_escaped() -> None:
     """A class's name, a path or a message is data: no tag, no attribute, no expression of a template."""
     evil = "<img src=x onerror=alert(1)>\"' ${alert(1)} {{value}} `x`"
-    for made in (app_looks.said, app_looks.wrong, app_looks.hint, lambda x: app_looks.progress(x, 1, 2)):
+    for made in (looks.said, looks.wrong, looks.hint, lambda x: looks.progress(x, 1, 2)):
         text = made(evil)
         assert not {"${", "{{", "`", "<img"} & {part for part in ("${", "{{", "`", "<img") if part in text}
     found = [
-        app_looks.column(evil, [b"x"], 8, evil),
-        app_looks.commands([evil], evil),
-        app_looks.pair([(evil, 0, b"x", evil)]),
-        app_looks.painter(evil, 0, b"x", 8, 8),
-        app_looks.seen(b"x", evil),
+        looks.column(evil, [b"x"], 8, evil),
+        looks.commands([evil], evil),
+        looks.pair([(evil, 0, b"x", evil)]),
+        looks.painter(evil, 0, b"x", 8, 8),
+        looks.seen(b"x", evil),
     ]
     for text in found:
         assert "onerror=alert(1)>" not in text
@@ -291,34 +292,34 @@ def test_every_text_of_the_page_is_escaped() -> None:
 
 
 def test_a_port_is_taken_or_refused_before_the_page_is_made() -> None:
-    with app_server.bound("127.0.0.1", None) as first:
+    with server.bound("127.0.0.1", None) as first:
         port = first.getsockname()[1]
-        with app_server.bound("127.0.0.1", None) as second:
+        with server.bound("127.0.0.1", None) as second:
             assert second.getsockname()[1] > port
         with pytest.raises(ValueError, match=f"port {port} is taken by another program"):
-            app_server.bound("127.0.0.1", port)
+            server.bound("127.0.0.1", port)
     for number in (0, -1, 65536):
         with pytest.raises(ValueError, match=f"--port is {number}, but ports run from 1 to 65535"):
-            app_server.bound("127.0.0.1", number)
+            server.bound("127.0.0.1", number)
     for host in ("203.0.113.9", "no such host", ""):
         with pytest.raises(ValueError, match="no address of this machine"):
-            app_server.bound(host, None)
+            server.bound(host, None)
 
 
 def test_an_address_of_version_6_is_written_in_brackets() -> None:
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
     try:
-        listening = app_server.bound("::1", None)
+        listening = server.bound("::1", None)
     except ValueError:
         pytest.skip("this machine has no address ::1")
     with listening:
-        assert app_server.address(listening).startswith("http://[::1]:")
+        assert server.address(listening).startswith("http://[::1]:")
 
 
 def test_which_addresses_are_of_this_machine_alone() -> None:
-    assert all(map(app_server.is_local, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
-    assert not any(map(app_server.is_local, ("0.0.0.0", "::", "10.0.0.1", "node7", "")))
+    assert all(map(server.is_local, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(server.is_local, ("0.0.0.0", "::", "10.0.0.1", "node7", "")))
 
 
 @pytest.mark.parametrize(
@@ -346,17 +347,17 @@ def test_other_sites_are_refused(host: str, origin: str | None, local: bool, pas
         sent.append(message)
 
     headers = [(b"host", host.encode()), *([] if origin is None else [(b"origin", origin.encode())])]
-    asyncio.run(app_server.Guard(page, local)({"type": "http", "headers": headers}, None, send))
+    asyncio.run(server.Guard(page, local)({"type": "http", "headers": headers}, None, send))
     assert sent[0]["status"] == (200 if passes else 403)
     if passes:
         assert b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
 
 
 def test_nothing_goes_through_a_proxy_or_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*app_server.ENVIRONMENT, "no_proxy"):
+    for name in (*server.ENVIRONMENT, "no_proxy"):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("NO_PROXY", "my.cluster")
-    app_server.settle()
+    server.settle()
     assert os.environ["NO_PROXY"].split(",") == ["my.cluster", "127.0.0.1", "localhost", "::1"]
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert os.environ["OTEL_SDK_DISABLED"] == "true"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import known, samplers
-from . import drawing
+from ..cli import drawing
 
 PROGRAM = "diffusion-lightning"
 FOLDERS = {"predict": "samples", "edit": "edited"}  # of a shown command; the page's own pictures lie elsewhere
