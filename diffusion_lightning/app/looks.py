@@ -23,8 +23,7 @@ STYLE = """
 button.cell { cursor: pointer; outline-offset: 1px; }
 button.cell:hover { outline: 2px solid var(--border-color-accent); }
 button.cell:focus-visible { outline: 3px solid var(--color-accent); }
-.cell img { width: 100%; height: auto; image-rendering: pixelated; display: block; margin: 0 !important; }
-.cell.smooth img { image-rendering: auto; }
+.cell img { width: 100%; height: auto; display: block; margin: 0 !important; }
 .cell[data-mark] { outline: 3px solid var(--color-accent) !important; outline-offset: 1px; }
 .cell[data-mark]::after { content: attr(data-mark); position: absolute; left: 0; top: 0; padding: 2px 7px 3px;
   font: 600 12px/1.2 system-ui, sans-serif; color: #fff; background: var(--color-accent); border-radius: 0 0 6px 0; }
@@ -207,20 +206,19 @@ def column(title: str, pictures: Sequence[bytes], width: int, draw: str | None =
     Args:
         title: empty for none.
         pictures: PNGs.
-        width: of a picture, in pixels; below 129 its pixels stay squares.
+        width: of a picture, in pixels.
         draw: whose they are, so that they can be chosen; None is a frame of a chain.
         across: how many in a row where there is room; 0 is by their number.
     """
     count = len(pictures)
     across = across or (8 if count > 36 else 6 if count > 16 else 4)
-    smooth = " smooth" if width > 128 else ""
     cells = []
     for i, picture in enumerate(pictures):
         image = f'<img src="{data(picture)}" alt="sample {i}" draggable="false">'
         cells.append(
-            f'<div class="cell{smooth}">{image}</div>'
+            f'<div class="cell">{image}</div>'
             if draw is None
-            else f'<button type="button" class="cell{smooth}" data-draw="{escaped(draw)}" data-index="{i}" '
+            else f'<button type="button" class="cell" data-draw="{escaped(draw)}" data-index="{i}" '
             f'aria-label="choose sample {i}">{image}</button>'
         )
     heading = f"<h3>{escaped(title)}</h3>" if title else ""
