@@ -246,7 +246,7 @@ def _section(section: Section, first: int) -> str:
 
 
 def _chart(chart: Chart, key: str) -> str:
-    legend = [_entry(line.label, line.ink, line.dashes) for line in chart.lines if line.label]
+    legend = [_entry(line.label, line.ink, line.dashes, line.marked) for line in chart.lines if line.label]
     legend += [_entry(level.label, colour(level.run), (0, (2, 2))) for level in chart.levels]
     shows = len(legend) > 1 or bool(chart.levels)
     entries = f'<ul class="legend">{"".join(legend)}</ul>' if shows else ""
@@ -260,10 +260,11 @@ def _chart(chart: Chart, key: str) -> str:
     )
 
 
-def _entry(label: str, ink: str, dashes: Any) -> str:
+def _entry(label: str, ink: str, dashes: Any, marked: bool = False) -> str:
     pattern = "" if dashes == "solid" else f' stroke-dasharray="{" ".join(str(2 * x) for x in dashes[1])}"'
     line = f'<line x1="1" y1="5" x2="27" y2="5" stroke="{ink}" stroke-width="2.5"{pattern}/>'
-    return f'<li><svg viewBox="0 0 28 10" aria-hidden="true">{line}</svg>{_text(label)}</li>'
+    dot = f'<circle cx="14" cy="5" r="3.5" fill="{ink}"/>' if marked else ""
+    return f'<li><svg viewBox="0 0 28 10" aria-hidden="true">{line}{dot}</svg>{_text(label)}</li>'
 
 
 def _numbers(chart: Chart) -> str:
