@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from .chart import COLOURS, STEP, Chart, Level, Line
 from .run import Run
-from .table import Column, Table, read, rows
+from .table import Column, Table
 from .words import one_line
 
 # What a metric's name without its features means, and whether it is drawn on a logarithmic axis if it can be.
@@ -198,7 +197,7 @@ def _error(table: Table, name: str, column: Column) -> list[float] | None:
 def _bound(runs: Sequence[Run], of: _Names) -> list[Chart]:
     lines = []
     for k, run in enumerate(runs):
-        found = read(run.folder / "bound.csv", "t").columns.get("bits_per_dim")
+        found = run.table("bound.csv", "t").columns.get("bits_per_dim")
         points = [(t, bits) for t, bits in zip(found.x, found.y, strict=True) if bits > 0 < t] if found else []
         if points:
             lines.append(Line(of(k), [t for t, _ in points], [bits for _, bits in points], k))
@@ -210,8 +209,7 @@ def _samplers(runs: Sequence[Run], several: bool) -> list[Chart]:
     """Each run's first metric over the number of steps, a line a sampler."""
     found = []
     for run in runs:
-        table, notes = rows(run.folder / "samplers.csv")
-        run.notes += notes
+        table = run.rows("samplers.csv")
         names = [key for key in (table[0] if table else {}) if key not in ("sampler", "steps", "seconds_per_image")]
         if not names:
             continue
@@ -245,7 +243,7 @@ def _sorted(line: Line) -> Line:
 
 def _averages(runs: Sequence[Run], of: _Names) -> list[Chart]:
     """The figures of `average --sweep` over the averages' lengths."""
-    tables = [read(run.folder / "averages/sweep.csv", "sigma_rel") for run in runs]
+    tables = [run.table("averages/sweep.csv", "sigma_rel") for run in runs]
     names = dict.fromkeys(key for table in tables for key, column in table.columns.items() if column.y)
     found = []
     for name in (base(name) for name in names if name.startswith("val/") and name == base(name)):
@@ -280,9 +278,9 @@ def colour(k: int) -> str:
     return COLOURS[k % len(COLOURS)]
 
 
-def small_table(path: Path) -> list[list[str]]:
+def small_table(run: Run, name: str) -> list[list[str]]:
     """A small table's head and rows, at most 60, for the page."""
-    found, _ = rows(path)
+    found = run.rows(name)
     if not found:
         return []
     names = list(found[0])[:16]

@@ -320,7 +320,7 @@ def _tables(run: Run, named: str) -> list[str]:
             )
             found.append(f'<h2>{title}{_text(named)}</h2><div class="wide"><table>{rows}</table></div>')
     for name, title in (("samplers.csv", "Samplers, as a table"), ("averages/sweep.csv", "Averages, as a table")):
-        lines = small_table(run.folder / name)
+        lines = small_table(run, name)
         if len(lines) > 1:
             head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in lines[0])
             rows = "".join("<tr>" + "".join(f"<td>{_text(_cell(x))}</td>" for x in row) + "</tr>" for row in lines[1:])

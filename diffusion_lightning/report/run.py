@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import records
 from ..files import LOCK, holder
-from .table import Table, Watch, read
+from .table import Table, Watch, read, rows
 from .words import one_line
 
 ABOUT = "about.json"  # what `fit` writes of the model and the machine
@@ -42,18 +42,33 @@ class Run:
 
     @cached_property
     def metrics(self) -> Table:
-        return self._table("metrics.csv")
+        return self.table("metrics.csv")
 
     @cached_property
     def validated(self) -> Table:
-        return self._table("validate.csv")
+        return self.table("validate.csv")
 
     @cached_property
     def tested(self) -> Table:
-        return self._table("test.csv")
+        return self.table("test.csv")
 
-    def _table(self, name: str) -> Table:
-        found = read(self.folder / name, watch=self.watch)
+    def own(self, path: Path) -> bool:
+        """Whether a file is there and of this folder: a link that leads out of it could show what nobody meant to."""
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+            if inside and (path.is_file() or not path.exists()):
+                return path.is_file()
+            why = "it is no file" if inside else "it leads out of the run's folder"
+        except (OSError, RuntimeError):  # a loop of links
+            why = "it leads to itself"
+        self.notes.append(f"{path.relative_to(self.folder)} is left out: {why}")
+        return False
+
+    def table(self, name: str, x: str = "step") -> Table:
+        """A table of the run's; empty if it has none."""
+        if not self.own(self.folder / name):
+            return Table()
+        found = read(self.folder / name, x, self.watch)
         self.notes += found.notes
         return found
 
@@ -81,10 +96,18 @@ class Run:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """The rows of a small table of the run's, as texts; empty if it has none."""
+        if not self.own(self.folder / name):
+            return []
+        found, notes = rows(self.folder / name)
+        self.notes += notes
+        return found
+
     def _read(self, name: str) -> str:
         try:
             path = self.folder / name
-            if not path.is_file():
+            if not self.own(path):
                 return ""
             with path.open("rb") as file:
                 found = file.read(BYTES + 1)

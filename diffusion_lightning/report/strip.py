@@ -61,16 +61,15 @@ def strips(run: Run, called: str, share: float = 1.0) -> list[Strip]:
     for folder, title, text, what in OVER_TIME:
         files = run.pictures(folder)
         most = max(1, round(FRAMES * share)) if folder == "samples" else 1
-        pictures = [
-            picture
-            for step, path in _evenly(files, most)
-            if (picture := _picture(run, path, f"step {step:,}", f"{called}: {what} at step {step:,}", share))
-        ]
+        pictures = []
+        for step, path in _evenly(files, most):
+            picture = _picture(run, path, f"step {step:,}", f"{called}: {what} at step {step:,}", share)
+            pictures += [picture] if picture else []
         if pictures:
             found.append(Strip(title, text, pictures))
     for name, title, text in ONCE:
         path = run.folder / name
-        if path.is_file() and (picture := _picture(run, path, "", f"{called}: {title.lower()}", share)):
+        if picture := _picture(run, path, "", f"{called}: {title.lower()}", share):
             found.append(Strip(title, text, [picture]))
     return found
 
@@ -85,6 +84,8 @@ def _evenly(files: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
 
 
 def _picture(run: Run, path: Path, caption: str, alt: str, share: float) -> Picture | None:
+    if not run.own(path):
+        return None
     try:
         image = decoded(path, 3 if head(path, quick=True).colour else 1).image
     except Exception as error:  # whatever a damaged file makes of a decoder

@@ -16,7 +16,7 @@ from diffusion_lightning.report.run import Run
 
 from ..conftest import BARE, small_config
 from ..support.commands import fails
-from ..support.runs import CONFIG, Page, rows, write_csv, write_run
+from ..support.runs import CONFIG, Page, check_page, rows, write_csv, write_run
 
 LENGTH = "model.init_args.lr_scheduler.init_args.total_steps"
 PLAIN = [*BARE, "--checkpoint.monitor", "val/loss"]
@@ -35,6 +35,7 @@ def test_fit_and_test_write_the_report_of_the_run(tmp_path: Path, capsys: pytest
     folder = tmp_path / "run"
     assert f"report      {folder / 'report.html'}" in capsys.readouterr().out
     page = Page(folder / "report.html")
+    check_page(page)
     about = json.loads((folder / "about.json").read_text())
     assert f"{about['parameters']:,} trained" in page.text
     assert about["operations"] > about["parameters"]
@@ -46,6 +47,7 @@ def test_fit_and_test_write_the_report_of_the_run(tmp_path: Path, capsys: pytest
     main(["test", "--ckpt_path", str(folder), "--model.init_args.vlb", "VLB", "--model.init_args.vlb.times", "2"])
     assert (folder / "report.html").stat().st_mtime_ns > before
     page = Page(folder / "report.html")
+    check_page(page)
     assert "test/bits_per_dim" in page.text
     tested = Run(folder).tested.last()
     assert tested["floor/images"] == 297  # of the digits that no model was trained on
@@ -90,7 +92,9 @@ def test_a_run_that_trains_and_then_is_killed(tmp_path: Path, capsys: pytest.Cap
         os.kill(trains.pid, signal.SIGKILL)
         trains.wait()
     printed(capsys, "report", str(folder))
-    assert "killed" in Page(folder / "report.html").texts
+    page = Page(folder / "report.html")
+    check_page(page)
+    assert "killed" in page.texts
 
 
 def test_the_page_and_the_charts_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,26 @@ class Page(HTMLParser):
 
     def named(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def check_page(found: Page) -> None:
+    """No broken reference, no address of elsewhere, no script, no picture without words."""
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in found.elements:
+        assert tag not in ("script", "iframe", "object", "embed", "form", "base", "link", "foreignobject")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("href", "src", "srcset", "action", "data", "poster"):
+            if name in attributes and attributes[name].startswith("#"):
+                assert attributes[name][1:] in ids
+            elif name in attributes:
+                assert attributes[name].startswith("data:image/webp;base64,")
+        for value in attributes.values():
+            for reference in re.findall(r"url\(([^)]*)\)", value):
+                assert reference.strip("'\"").lstrip("#") in ids
+    assert "://" not in re.sub(r"base64,[^\"]*", "", found.source)
+    assert re.search(r"@import|url\((?!#)", found.source) is None
+    assert all(picture["alt"] for picture in found.named("img"))
+    roles = [attributes for _, attributes in found.elements if attributes.get("role") == "img"]
+    assert all(attributes["aria-label"] for attributes in roles)
+    assert len(roles) == sum("chart" in a.get("class", "") for a in found.named("figure"))
