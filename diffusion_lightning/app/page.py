@@ -146,24 +146,11 @@ class Page:
     # Events
 
     def _events(self) -> None:
-        slow: dict[str, Any] = {
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
-            "show_progress": "hidden",
-            "api_visibility": "private",
-        }
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        words = [
-            self.model,
-            self.n,
-            self.seed,
-            self.sampler,
-            self.steps,
-            self.guidance,
-            self.y,
-            self.prompt,
-            self.negative,
-        ]
+        private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        slow = {**private, "concurrency_id": "model", "concurrency_limit": 1}
+        quick = {**private, "queue": False}
+        words = [self.model, self.n, self.seed, self.sampler, self.steps, self.guidance, self.y, self.prompt]
+        words.append(self.negative)
         of_model = [self.y, self.prompt, self.negative, self.guidance, self.sampler, self.steps]
         self.model.change(self.on_model, [self.model], of_model, **quick)
         drawn = [self.status, self.samples, self.command, self.chosen, self.painter]
