@@ -50,7 +50,9 @@ def main(words: Sequence[str] | None = None) -> None:
 def started(ckpts: Sequence[str]) -> Iterator[str]:
     """The address of the page, which is open as long as the block lasts."""
     words = [sys.executable, "-m", "diffusion_lightning", "app", *ckpts]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, encoding="utf-8", env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
     assert process.stdout is not None
     try:
         line = next((line for line in process.stdout if line.startswith(READY)), None)

@@ -197,7 +197,7 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
     "fit --init_from": fits("--init_from"),
     "fit --ckpt_path": fits("--ckpt_path"),
 }  # fmt: skip
-WITHOUT = {"score", "selftest", "cache", "recipes"}  # commands that read no checkpoint
+WITHOUT = {"score", "selftest", "cache", "recipes", "report", "runs"}  # commands that read no checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -407,7 +407,8 @@ def test_a_picture_that_would_fill_the_memory_is_refused(
     with little_memory(), pytest.raises(ValueError, match="cannot be read") as caught:
         read(folder)
     assert "\n" not in str(caught.value)
-    if "pixels" in name and not name.endswith("avif"):  # libavif refuses it before it says its size
+    # libavif refuses it before it says its size, and so does libwebp for Pillow before 13.
+    if "pixels" in name and not name.endswith("avif") and "could not create decoder object" not in str(caught.value):
         assert "megapixels" in str(caught.value).replace(name, "")
 
 
