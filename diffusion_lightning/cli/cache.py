@@ -35,19 +35,14 @@ def main(given: Namespace) -> None:
             file.unlink(missing_ok=True)
         print(f"removed {len(found)} entries, {total}")
         return
-    rows = [
-        (
-            e.kind,
-            e.about,
-            size(e.size),
-            "new" if e.age < 60 else f"{age(e.age)} old",
-            str(e.files[0].relative_to(folder)),
-        )
-        for e in found
-    ]
+    rows = [(e.kind, e.about, size(e.size), _age(e.age), str(e.files[0].relative_to(folder))) for e in found]
     for line in columns(rows):
         print(line)
     print(f"{len(found)} entries, {total}" + (": --clear removes them" if found else ""))
+
+
+def _age(seconds: float) -> str:
+    return "new" if seconds < 60 else f"{age(seconds)} old"
 
 
 def entries(folder: Path) -> Iterator[Entry]:

@@ -202,6 +202,7 @@ def test_a_damaged_folder_has_a_page_that_says_what_is_left_out(tmp_path: Path, 
         assert (399.0, rows()[-2]["train/loss"]) in numbers(found)
 
 
+@pytest.mark.slow
 def test_a_page_stays_small(tmp_path: Path) -> None:
     """Of large pictures fewer are shown, and the newest is among them."""
     folder = tmp_path / "one"
