@@ -1,5 +1,6 @@
 """The words of `predict` and `edit` that a page's controls ask for, and what a model's controls are."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,8 @@ from .. import known, samplers
 from ..cli import drawing
 
 PROGRAM = "diffusion-lightning"
-FOLDERS = {"predict": "samples", "edit": "edited"}  # of a shown command; the page's own pictures lie elsewhere
+# Of a shown command, with letters of its other words: a second request's goes elsewhere. The page's own lie elsewhere.
+FOLDERS = {"predict": "samples", "edit": "edited"}
 MOST = 64  # samples of one draw: one batch of `predict`
 PROMPT = 2000  # characters
 SAMPLERS = [
@@ -125,8 +127,8 @@ def predicting(asked: Form, of: Facts, places: Places) -> list[str]:
         ValueError: if the form holds what no word can carry.
     """
     check(asked)
-    words = ["predict", "--ckpt_path", of.path, *places.of_trust(), "--out", FOLDERS["predict"], "--n", str(asked.n)]
-    return [*words, *conditions(asked, of), *places.of_trainer()]
+    words = ["predict", "--ckpt_path", of.path, *places.of_trust(), "--n", str(asked.n)]
+    return _into_own_folder([*words, *conditions(asked, of), *places.of_trainer()])
 
 
 def editing(
@@ -154,8 +156,13 @@ def editing(
     words = ["edit", action, *map(str, pictures)]
     for name, value in options.items():
         words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-    words += ["--ckpt_path", of.path, *places.of_trust(), "--out", FOLDERS["edit"]]
-    return [*words, *conditions(asked, of), *places.of_device()]
+    words += ["--ckpt_path", of.path, *places.of_trust()]
+    return _into_own_folder([*words, *conditions(asked, of), *places.of_device()])
+
+
+def _into_own_folder(words: list[str]) -> list[str]:
+    letters = hashlib.blake2b("\0".join(words).encode(errors="surrogatepass"), digest_size=2).hexdigest()
+    return [*words, "--out", f"{FOLDERS[words[0]]}_{letters}"]
 
 
 def inverting(asked: Form, of: Facts) -> Form:
@@ -187,7 +194,7 @@ def check(asked: Form) -> None:
     for name, text in (("prompt", asked.prompt), ("negative prompt", asked.negative)):
         if len(text) > PROMPT:
             raise ValueError(f"the {name} has {len(text)} characters, but a page takes {PROMPT}: shorten it")
-        if text.strip() in ("null", "~") or text.startswith("~/"):
+        if text.strip().lower() in ("null", "~") or text.startswith("~/"):
             raise ValueError(f"the {name} is {text}, which has another meaning in a command: write other words")
 
 

@@ -176,7 +176,7 @@ class Page:
         self.studio.sessions.leave(str(request.session_hash))
 
     def on_draw(self, request: gr.Request, *values: Any) -> Iterator[Update]:
-        yield from told(self.status, self._drawn(self._session(request), *values))
+        yield from told(self.status, self._drawn(self._begun(request), *values))
 
     def _drawn(self, session: Session, beside: Any, model: Any, *values: Any) -> Iterator[Update]:
         which = [self._index(model)]
@@ -194,12 +194,14 @@ class Page:
                 else:
                     parts[k] = looks.column(title, found.frame, 0) if found.frame else parts[k]
                     yield {self.status: looks.progress(steps_of(found, title), found.done, found.total)}
-                if isinstance(found, Draw) or found.frame:
+                if isinstance(found, Draw):
+                    yield {
+                        self.samples: looks.columns(parts),
+                        self.command: looks.commands([shell(of) for of in words]),
+                    }
+                elif found.frame:
                     yield {self.samples: looks.columns(parts)}
-        yield {
-            self.status: looks.said(looks.CHOOSE if any(x.edits for x in self.studio.models) else ""),
-            self.command: looks.commands([shell(of) for of in words]),
-        }
+        yield {self.status: looks.said(looks.CHOOSE if any(x.edits for x in self.studio.models) else "")}
 
     def on_pick(self, event: gr.EventData, request: gr.Request) -> Update:
         session = self._session(request)
@@ -234,7 +236,7 @@ class Page:
         return looks.seen(png(image), said)
 
     def on_interpolate(self, request: gr.Request, *values: Any) -> Iterator[Update]:
-        yield from told(self.edited_status, self._interpolated(self._session(request), *values))
+        yield from told(self.edited_status, self._interpolated(self._begun(request), *values))
 
     def _interpolated(self, session: Session, frames: Any, *values: Any) -> Iterator[Update]:
         if len(session.chosen) < 2:
@@ -248,7 +250,7 @@ class Page:
         yield from self._edited(session, a.draw.model, "interpolate", given, options, own, note=note)
 
     def on_inpaint(self, request: gr.Request, event: gr.EventData, *values: Any) -> Iterator[Update]:
-        yield from told(self.edited_status, self._inpainted(self._session(request), event, *values))
+        yield from told(self.edited_status, self._inpainted(self._begun(request), event, *values))
 
     def _inpainted(self, session: Session, event: Any, count: Any, resample: Any, *values: Any) -> Iterator[Update]:
         chosen = session.find(event.draw, event.index)
@@ -261,7 +263,7 @@ class Page:
         )
 
     def on_vary(self, request: gr.Request, *values: Any) -> Iterator[Update]:
-        yield from told(self.edited_status, self._varied(self._session(request), *values))
+        yield from told(self.edited_status, self._varied(self._begun(request), *values))
 
     def _varied(
         self, session: Session, file: Any, strength: Any, count: Any, model: Any, *values: Any
@@ -313,6 +315,12 @@ class Page:
     def _session(self, request: gr.Request) -> Session:
         return self.studio.sessions.of(str(request.session_hash))
 
+    def _begun(self, request: gr.Request) -> Session:
+        """The session of a request whose turn has come: what was stopped before is another."""
+        session = self._session(request)
+        session.stop.clear()
+        return session
+
     def _index(self, model: Any) -> int:
         """The checkpoint that a control means; raise ValueError if there is none."""
         if isinstance(model, int) and 0 <= model < len(self.studio.models):
@@ -320,11 +328,25 @@ class Page:
         raise ValueError(f"there is no checkpoint {model}: choose one of the list")
 
     def _form(self, model: int, shown: Any, *values: Any) -> Form:
-        """What the controls say to a checkpoint; one that is not theirs keeps its own sampler if they do."""
-        asked, own = form(*values), self.studio.models[self._index(shown)]
-        if model != shown and (asked.sampler, asked.steps) == (own.sampler_name, own.steps):
-            return replace(asked, sampler=None, steps=None)
-        return asked
+        """What the controls say to a checkpoint.
+
+        One that is not theirs keeps its own sampler if they do, takes no more steps than it has, and its class of the
+        same name; raise ValueError if it has none.
+        """
+        asked, own, of = form(*values), self.studio.models[self._index(shown)], self.studio.models[model]
+        if model == shown:
+            return asked
+        if (asked.sampler, asked.steps) == (own.sampler_name, own.steps):
+            asked = replace(asked, sampler=None, steps=None)
+        elif asked.steps and of.T:
+            asked = replace(asked, steps=min(asked.steps, of.T))
+        if asked.y is None or not of.labels or not 0 <= asked.y < len(own.labels):
+            return asked
+        if (name := own.labels[asked.y]) not in of.labels:
+            raise ValueError(
+                f"{of.name} has no class {name}, but {own.name} has: choose each in turn, or another class"
+            )
+        return replace(asked, y=of.labels.index(name))
 
     def _editor(self, model: int) -> Facts:
         """A model that can edit; raise ValueError if it cannot."""

@@ -151,11 +151,11 @@ class Studio:
 
     def _run(self, session: Session, work: Callable[[Path, Show], Draw]) -> Iterator[Progress | Draw]:
         """Does the work in a thread of its own, one at a time, and gives what it shows, then the draw."""
-        session.stop.clear()
+        gone = threading.Event()  # nobody waits for it any more
         shown: queue.Queue[Any] = queue.Queue()
 
         def show(progress: Progress) -> None:
-            if session.stop.is_set() or session.ended or self._over.is_set():
+            if gone.is_set() or session.stop.is_set() or session.ended or self._over.is_set():
                 raise Stopped
             shown.put(progress)
 
@@ -190,7 +190,7 @@ class Studio:
                 if isinstance(found, Draw):
                     return
         finally:
-            session.stop.set()
+            gone.set()
             thread.join(LEAVING)
 
 

@@ -24,8 +24,8 @@ class GenerativeMetrics(Scoring):
     the same on any number of devices. The real images are a whole split, unaugmented; what the metrics make of them
     is kept in the user's cache (`$DIFFUSION_LIGHTNING_CACHE`) for later runs on the same images.
 
-    In `test`, the data's own held-out images are scored first, as if they were samples, and logged as `floor/<name>`,
-    their number as `floor/images`: what a perfect model would have, at that number.
+    In `test`, as many of the data's own held-out images, or all of fewer, are scored first, as if they were samples,
+    and logged as `floor/<name>`, their number as `floor/images`: what a perfect model would have, at that number.
 
     Training can be watched by few samples of a fast sampler; `test` is what is published.
 
@@ -43,6 +43,7 @@ class GenerativeMetrics(Scoring):
         split: which of the data's splits the samples are compared with.
         cache: keep references between runs.
         guidance: of the samples in both: the scale of `ClassifierFree`, or a `Guidance`; None is none.
+        floors: in `test`, score held-out images too.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class GenerativeMetrics(Scoring):
         split: str = "train",
         cache: bool = True,
         guidance: Guidance | float | None = None,
+        floors: bool = True,
     ) -> None:
         super().__init__(metrics, batch_size, seed, split, cache)
-        self.guidance = guidance
+        self.guidance, self.floors = guidance, floors
         self.protocol: dict[str, tuple[int, Any]] = {"val": (n, sampler), "test": (test_n, test_sampler)}
         self._trained: tuple[int, float] | None = None  # the step and the moment at which training began
 
@@ -83,7 +85,7 @@ class GenerativeMetrics(Scoring):
         began = time.monotonic()
         n, sampler = self.protocol[stage]
         sampler = sampler or generative(module, self).own_sampler()  # a student's is another after each stage
-        floor = self.floor(trainer, "real, held out", "test") if stage == "test" else {}
+        floor = self.floor(trainer, "real, held out", "test", n) if stage == "test" and self.floors else {}
         for key, value in floor.items():
             module.log(f"floor/{key}", value, sync_dist=True)
         done = self.round(trainer, module, stage, n, sampler, stage == "test", self.guidance)

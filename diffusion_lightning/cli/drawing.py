@@ -12,6 +12,8 @@ from . import run_folder
 from .parser import Parser
 from .wanted import Wanted, wanted
 
+GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # one picture of all that is drawn
+
 
 @dataclass(frozen=True)
 class Opened:

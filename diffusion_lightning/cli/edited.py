@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import files, images
 from ..metrics.statistics import write_arrays
+from .drawing import GRIDS
 
-GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # one picture of all
 NUMBERED = "{:06d}.png"
 LARGEST = 2**20  # bytes of a request that are read; one that is longer is cut, and so none
 SAID = 200  # letters of a value in a sentence
@@ -76,7 +76,9 @@ class Out:
         found = [target for target in targets if target.exists()]
         if self.record.exists():
             self._check()
-        elif found:
+        elif not self.one:  # samples of predict, such as those of other numbers
+            found = sorted(file for file in self.path.glob("*.png") if file.stem.isdigit()) or found
+        if found and not self.record.exists():
             raise ValueError(
                 f"{found[0]} is there already and does not say that this command made it: choose another --out, or "
                 "remove it"

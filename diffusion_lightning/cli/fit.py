@@ -147,6 +147,8 @@ class CLI(Shell):
                 if subcommand == "fit":  # what another run may have written since it was looked at
                     run_folder.start(self.root, self.value("ckpt_path"))
                 super().work(subcommand)
+            if subcommand == "fit" and self.trainer.is_global_zero and not self.value("trainer").fast_dev_run:
+                report.ended(self.root, self.trainer.global_step)
             writes = subcommand in ("fit", "test") and self.value("report") and self.trainer.is_global_zero
             if writes and not self.value("trainer").fast_dev_run:
                 report.at_the_end(self.root)

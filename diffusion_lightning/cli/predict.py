@@ -21,8 +21,6 @@ from .parser import Parser
 from .wanted import Wanted, prompts
 
 Request = dict[str, Any]
-TEXTS = ("prompt", "prompts", "negative_prompt")  # of a sample's record, which has them where they were given
-GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # one picture of all samples
 
 
 def main(words: list[str]) -> None:
@@ -39,7 +37,7 @@ def main(words: list[str]) -> None:
     steps = 1 if sampler is None else len(sampler.times(model.schedule)) - 1
 
     out = Path(config.out)
-    archive = out if out.suffix.lower() in (".npz", *GRIDS) else None
+    archive = out if out.suffix.lower() in (".npz", *drawing.GRIDS) else None
     made = {**drawn.made}
     if archive is not None:
         made |= {"first": config.first, "n": config.n}  # it holds these and no others
@@ -186,7 +184,7 @@ def _check(file: Path, found: dict[str, Any] | None, made: dict[str, Any]) -> No
         raise ValueError(
             f"{file} is there already and does not say that this command drew it: choose another --out, or remove it"
         )
-    for key in dict.fromkeys([*made, *TEXTS]):
+    for key in dict.fromkeys([*made, *found]):
         if found.get(key) != made.get(key):
             raise ValueError(
                 f"{file} was drawn with {key} {_plain(found.get(key))}, but now {key} is {_plain(made.get(key))}: "

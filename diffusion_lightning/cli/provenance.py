@@ -34,7 +34,7 @@ def fingerprint(data: Any) -> str | None:
     return digest(data.reference("train")) if hasattr(data, "reference") else None
 
 
-def about(trainer: Trainer, module: LightningModule, origin: dict[str, str | None]) -> str:
+def about(trainer: Trainer, module: LightningModule, origin: dict[str, str | None], started: str | None = None) -> str:
     """What a run's report says of its model, machine and code, beside the configuration: JSON."""
     try:
         operations = module.operations() if isinstance(module, Generative) else None
@@ -48,7 +48,7 @@ def about(trainer: Trainer, module: LightningModule, origin: dict[str, str | Non
         "precision": str(trainer.precision),
         **origin,
         "versions": {name: version(name) for name in ("diffusion_lightning", "torch", "lightning")},
-        "started": time.strftime("%Y-%m-%d %H:%M"),
+        "started": started or time.strftime("%Y-%m-%d %H:%M"),
     }
     return json.dumps({key: value for key, value in found.items() if value is not None}, indent=1) + "\n"
 

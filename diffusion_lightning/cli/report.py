@@ -1,14 +1,17 @@
 """`diffusion-lightning report RUN …`: a page of a run's figures and pictures, or of several runs side by side."""
 
+import contextlib
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import check_writable
+from ..distributed import preemption
+from ..files import check_writable, write_text
 from ..report import page
-from ..report.run import Run, is_run
+from ..report.run import ABOUT, Run, is_run
 
 PAGE = "report.html"
 
@@ -35,8 +38,15 @@ def main(given: Namespace) -> None:
                 print("note: there are no figures to draw yet", file=sys.stderr)
 
 
+def ended(root: Path, steps: int) -> None:
+    """Writes down that a run came to its end, after so many steps, and was not stopped."""
+    with contextlib.suppress(OSError):  # of a disk that is full, about which the training has warned
+        write_text(root / ABOUT, json.dumps({**Run(root).about, "ended": True, "steps": steps}, indent=1) + "\n")
+
+
 def at_the_end(root: Path) -> None:
     """The report of a run whose command has done its work: if it fails, that is a note and costs nothing else."""
+    preemption.finish()  # what a signal would interrupt now has been done
     try:
         page.write([Run(root)], root / PAGE)
         print(f"report      {root / PAGE}")

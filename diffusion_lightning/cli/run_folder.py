@@ -20,7 +20,7 @@ from .. import checkpoints, files, records
 from ..callbacks import SampleGrid
 from ..callbacks.base import check_same
 from ..distributed import preemption, threads
-from ..report.run import ABOUT, flat
+from ..report.run import ABOUT, Run, flat
 from . import provenance
 
 NOT_OF_THE_RUN = ("ckpt_path", "weights_only", "config", "verbose", "allow_changed", "report")
@@ -57,7 +57,8 @@ class Record(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / "config.yaml"
         files.write_text(path, self.text)
-        files.write_text(path.with_name(ABOUT), provenance.about(trainer, pl_module, self.origin))
+        started = Run(path.parent).about.get("started") if trainer.ckpt_path else None  # a resumed run's first start
+        files.write_text(path.with_name(ABOUT), provenance.about(trainer, pl_module, self.origin, started))
         if preemption.name():
             files.write_text(path.with_name(JOB), preemption.name() or "")
         for logger in trainer.loggers:

@@ -210,12 +210,22 @@ class Evaluation:
     def expect(self, n: int, uncertainty: bool = False) -> None:
         """Forget the images of the last round, and set how many generated ones will come; a collective call."""
         self._look()  # another callback may have made a reference since
-        metric: Any
         for metric in self.metrics:
-            metric.reset()
-            if hasattr(metric, "expect"):
-                compared = self.real is not None and id(metric) in self._compared
-                metric.expect(n, len(self.real) if compared else None, uncertainty)  # type: ignore[arg-type]
+            self._expect(metric, n, uncertainty)
+
+    def _expect(self, metric: Any, n: int, uncertainty: bool = False) -> None:
+        metric.reset()
+        if hasattr(metric, "expect"):
+            compared = self.real is not None and id(metric) in self._compared
+            metric.expect(n, len(self.real) if compared else None, uncertainty)  # type: ignore[arg-type]
+
+    def enough(self, metric: Metric, n: int) -> bool:
+        """Whether so many images are enough for one of the metrics: as many as features, or as a subset of KID has."""
+        try:
+            self._expect(metric, n)
+        except ValueError:
+            return False
+        return True
 
     @property
     def takes_captions(self) -> bool:

@@ -159,25 +159,29 @@ def metric_names(runs: Iterable[Run]) -> list[str]:
 def _metrics(runs: Sequence[Run], of: _Names) -> list[Chart]:
     found = []
     for name in metric_names(runs):
-        lines, levels = [], []
+        lines: list[Line] = []
+        levels: list[Level] = []
+        kinds: dict[str, None] = {}
         for k, run in enumerate(runs):
             column = _first(run.metrics, name, f"{name}_mean")
             if column is not None:
                 line = _line(column, of(k, "validation"), k, marked=True)
-                line.error = _error(run.metrics, name, column)
+                line.error = _error(run.metrics, name, column, kinds)
                 lines.append(line)
             key = f"test/{name.partition('/')[2]}"
             tested = _first(run.tested, key, f"{key}_mean")
             if tested is not None:
-                line = _line(tested, of(k, "test"), k, marked=True)
-                line.error = _error(run.tested, key, tested)
+                line = _line(tested, of(k, "test" + _count(_first(run.tested, f"{key}_samples"))), k, marked=True)
+                line.error = _error(run.tested, key, tested, kinds)
                 lines.append(line)
                 if len(runs) == 1:
                     line.run = 1
             floor = _first(run.tested, f"floor/{name.partition('/')[2]}", f"floor/{name.partition('/')[2]}_mean")
             if floor is not None:
-                levels.append(Level(of(k, "held-out real images"), floor.last, k))
+                count = _count(_first(run.tested, "floor/images"))
+                levels.append(Level(of(k, f"held-out real images{count}"), floor.last, k))
         words, log = meaning(name)
+        words = "; ".join(filter(None, [words, f"± is the {' or the '.join(kinds)}" if kinds else ""]))
         found += _chart(one_line(name), one_line(name.partition("/")[2]), lines, log, levels, words)
     return found
 
@@ -186,12 +190,19 @@ def _first(table: Table, *names: str) -> Column | None:
     return next((table.columns[name] for name in names if name in table.columns and table.columns[name].y), None)
 
 
-def _error(table: Table, name: str, column: Column) -> list[float] | None:
-    """The standard errors beside the values of a column; None where one is missing."""
-    beside = _first(table, f"{name}_error", f"{name}_std")
-    if beside is None or list(beside.x) != list(column.x):
-        return None
-    return list(beside.y)
+def _count(of: Column | None) -> str:
+    """How many images a figure is of: distances of few are larger."""
+    return f" ({of.last:,.0f})" if of is not None else ""
+
+
+def _error(table: Table, name: str, column: Column, kinds: dict[str, None]) -> list[float] | None:
+    """The uncertainty beside the values of a column, of a kind that is added; None where one is missing."""
+    for part, kind in (("error", "standard error"), ("std", "standard deviation of parts of the samples")):
+        beside = _first(table, f"{name}_{part}")
+        if beside is not None and list(beside.x) == list(column.x):
+            kinds[kind] = None
+            return list(beside.y)
+    return None
 
 
 def _bound(runs: Sequence[Run], of: _Names) -> list[Chart]:

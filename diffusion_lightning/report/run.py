@@ -59,7 +59,9 @@ class Run:
             if inside and (path.is_file() or not path.exists()):
                 return path.is_file()
             why = "it is no file" if inside else "it leads out of the run's folder"
-        except (OSError, RuntimeError):  # a loop of links
+        except OSError as error:
+            why = error.strerror or "it cannot be read"
+        except RuntimeError:  # a loop of links
             why = "it leads to itself"
         self.notes.append(f"{path.relative_to(self.folder)} is left out: {why}")
         return False
@@ -131,7 +133,9 @@ class Run:
         """The optimizer steps that were done, as far as its files say."""
         names = [*(self.folder / "checkpoints").glob("step=*.ckpt"), *(self.folder / "samples").glob("step=*.png")]
         numbers = [step_of(path) for path in names]
-        return max([self.metrics.steps, *(n for n in numbers if n is not None)])
+        ended = self.about.get("steps")
+        known = [ended] if isinstance(ended, int) else []
+        return max([self.metrics.steps, *known, *(n for n in numbers if n is not None)])
 
     @cached_property
     def wanted(self) -> int | None:
@@ -141,10 +145,13 @@ class Run:
 
     @cached_property
     def state(self) -> str:
-        """`training`, `finished`, `stopped`, or `killed` if its process had no time to tidy up."""
+        """`training`, `finished`, `stopped`, or `killed` if its process had no time to tidy up.
+
+        A run whose length is in epochs or hours has finished if its `fit` says so.
+        """
         if holder(self.folder) is not None:
             return "training"
-        if self.wanted is not None and self.steps >= self.wanted:
+        if self.about.get("ended") is True or (self.wanted is not None and self.steps >= self.wanted):
             return "finished"
         return "killed" if (self.folder / LOCK).exists() else "stopped"
 
@@ -175,8 +182,9 @@ class Run:
     def watched(self) -> str | None:
         """The figure by which its best checkpoint is chosen, else its first metric; None if it has no figures."""
         keys = [key for key in self.metrics.columns if key.startswith("val/") and self.metrics.columns[key].y]
-        if (monitor := self.value("checkpoint.monitor")) in self.metrics.columns:
-            return str(monitor)
+        monitor = self.value("checkpoint.monitor")
+        if isinstance(monitor, str) and monitor in self.metrics.columns:
+            return monitor
         others = [key for key in keys if key != "val/loss"] or keys
         return others[0] if others else None
 
@@ -208,7 +216,8 @@ def step_of(path: Path) -> int | None:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds what a run leaves."""
-    return any((folder / name).is_file() for name in ("metrics.csv", "config.yaml", "checkpoints/last.ckpt"))
+    names = ("metrics.csv", "config.yaml", "checkpoints/last.ckpt", "test.csv", "validate.csv")
+    return any(os.path.isfile(folder / name) for name in names)  # which is False of what may not be looked at
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

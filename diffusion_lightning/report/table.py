@@ -41,8 +41,9 @@ class Table:
 
     @property
     def steps(self) -> int:
-        """The largest x."""
-        return int(max((max(column.x) for column in self.columns.values() if column.x), default=0))
+        """Steps that were done: of a validation its own, of training one more, since its rows count from 0."""
+        ends = {key: max(column.x) for key, column in self.columns.items() if column.x}
+        return int(max((x + key.startswith("train/") for key, x in ends.items()), default=0))
 
 
 def read(path: Path, x: str = "step", watch: Watch = lambda size: None) -> Table:
@@ -98,9 +99,6 @@ def _rows(path: Path, notes: list[str], watch: Watch, x: str | None = None) -> I
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             lines = csv.reader(_whole_lines(iter(file), watch))
             names = next(lines, [])
-            if x is not None and names and x not in names:
-                notes.append(f"{path.name} is left out: it has no column {x}")
-                return
             if x is not None and names and x not in names:
                 notes.append(f"{path.name} is left out: it has no column {x}")
                 return

@@ -190,6 +190,7 @@ def test_a_draw_is_stopped_and_the_next_goes_on(studio: Studio) -> None:
         stopped()
     assert not session.draws
     assert not list(session.folder.glob("*"))
+    session.stop.clear()
     assert len(last(studio.predict(session, 0, Form(n=2))).pictures) == 2
 
 

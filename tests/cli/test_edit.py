@@ -292,6 +292,17 @@ def test_words_of_edit_that_are_wrong(run: Path, here: Path, capsys: pytest.Capt
     assert set(here.iterdir()) == there
 
 
+def test_edits_and_samples_of_predict_never_share_a_folder(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict = ["predict", "--ckpt_path", str(run), "--n", "4", "--sampler", "DDIM", "--sampler.steps", "3"]
+    main(words(run, "vary", "edits", "--sampler", "DDIM", "--sampler.steps", "3"))
+    assert "was drawn with action vary, but now action is None" in fails(capsys, *predict, "--out", "edits")
+    main([*predict, "--out", "samples", "--first", "7"])
+    assert "does not say that this command made it" in fails(capsys, *words(run, "vary", "samples"))
+    assert {path.name for path in (here / "samples").iterdir()} == {f"{i:06d}.png" for i in range(7, 11)}
+
+
 @pytest.mark.parametrize("out", ["out.png", "out", "out.webp"])
 def test_another_request_is_never_written_over(
     out: str, run: Path, here: Path, capsys: pytest.CaptureFixture[str]

@@ -50,9 +50,11 @@ def test_fit_and_test_write_the_report_of_the_run(tmp_path: Path, capsys: pytest
     check_page(page)
     assert "test/bits_per_dim" in page.text
     tested = Run(folder).tested.last()
-    assert tested["floor/images"] == 297  # of the digits that no model was trained on
+    assert tested["floor/images"] == 132  # as many as samples, of the digits that no model was trained on
     assert 0 < tested["floor/fd_digits"] < tested["test/fd_digits"]
-    assert f"held-out real images: {tested['floor/fd_digits']!r}" in page.text
+    assert f"held-out real images (132): {tested['floor/fd_digits']!r}" in page.text
+    about = json.loads((folder / "about.json").read_text())
+    assert (about["ended"], about["steps"]) == (True, 6)
 
 
 @pytest.mark.parametrize("words", [["--report", "false"], ["--trainer.fast_dev_run", "true", "--report", "true"]])
@@ -172,6 +174,13 @@ def test_runs_in_every_order(several: Path, capsys: pytest.CaptureFixture[str]) 
     assert order("--name", "sweep/*") == ["sweep/b", "sweep/c"]
     for sort in commands.ORDERS:
         assert sorted(order("--sort", sort)) == ["a", "new", "sweep/b", "sweep/c"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may look everywhere")
+def test_a_folder_that_may_not_be_looked_at_is_left_out(several: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (several / "theirs/checkpoints").mkdir(parents=True)
+    (several / "theirs/checkpoints").chmod(0)
+    assert len(names(printed(capsys, "runs", str(several)))) == 4
 
 
 def test_a_run_at_the_root_and_none_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,9 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "types":
         (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "trainer": [1], "checkpoint": "x", "model": 3}))
         (folder / "about.json").write_text('["a", 1]')
+    elif kind == "a monitor that is no name":
+        monitor = {"checkpoint": {"monitor": ["a"], "mode": {}}}
+        (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **monitor}))
     elif kind == "steps":
         write_csv(
             folder / "metrics.csv", [{"step": s, "train/loss": 1.0} for s in ("x", "", "1e400", "-5", "7", "nan")]
@@ -181,7 +184,7 @@ def damage(folder: Path, kind: str) -> None:
 
 
 KINDS = ("links", "cut", "binary", "infinite", "empty files", "folders in the place of files", "no pictures", "a bomb",
-         "types", "steps", "gone")  # fmt: skip
+         "types", "a monitor that is no name", "steps", "gone")  # fmt: skip
 
 
 @pytest.mark.tried("Full disks and broken folders")
@@ -263,6 +266,15 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
         assert Run(folder).state == "training"
     assert Run(folder).state == "stopped"
     assert Run(write_run(tmp_path / "two", steps=400)).state == "finished"
+    # Of rows of training alone, which count from 0; and a length in epochs, whose end `fit` has written down.
+    write_csv(tmp_path / "two/metrics.csv", [{"step": 399, "train/loss": 1.0}])
+    for path in (tmp_path / "two/samples").iterdir():
+        path.unlink()
+    assert Run(tmp_path / "two").state == "finished"
+    epochs = write_run(tmp_path / "three", {"trainer": {"max_steps": -1, "max_epochs": 2}})
+    assert Run(epochs).state == "stopped"
+    (epochs / "about.json").write_text(json.dumps({"ended": True, "steps": 412}))
+    assert (Run(epochs).state, Run(epochs).steps) == ("finished", 412)
 
 
 def test_the_best_value_of_a_figure(tmp_path: Path) -> None:

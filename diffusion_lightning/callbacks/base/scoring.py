@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torchmetrics import Metric
 from tqdm import tqdm
 
@@ -117,10 +118,10 @@ class Scoring(Callback, ABC):
         made = sum(count for _, count in blocks)
         return Round(values, made, sampling, now(module.device) - began - sampling, reading)
 
-    def floor(self, trainer: Trainer, name: str, split: str) -> dict[str, Any]:
-        """What all real images of a split, which no model was trained on, are worth: what samples are measured against.
+    def floor(self, trainer: Trainer, name: str, split: str, n: int) -> dict[str, Any]:
+        """What the first n real images of a split, which no model was trained on, are worth, or all of fewer.
 
-        Empty if the data have no such split, or too few of it for the metrics; a collective call.
+        By the metrics for which they are enough; empty if the data have no such split. A collective call.
         """
         data: Any = getattr(trainer, "datamodule", None)
         evaluation = self._evaluation
@@ -128,13 +129,15 @@ class Scoring(Callback, ABC):
             return {}
         if split == self.split or split not in getattr(data, "splits", {}) or not len(data.reference(split)):
             return {}
-        held_out = data.reference(split)
+        held_out = First(data.reference(split), n)
         evaluation.batch_size = min(self.batch_size, len(held_out))
+        every = evaluation.metrics
+        evaluation.metrics = [metric for metric in every if evaluation.enough(metric, len(held_out))]
         try:
             values = evaluation.score(held_out, watch=lambda kind, blocks: _bar(trainer, f"{name}: {kind}", blocks))
-        except ValueError:  # fewer than features
-            return {}
-        return {**values, "images": float(len(held_out))}
+        finally:
+            evaluation.metrics = every
+        return {**values, "images": float(len(held_out))} if values else {}
 
     def _prepared(self, trainer: Trainer) -> Evaluation:
         # Sums are float64, which Apple's devices lack: there the metrics stay on the CPU.
@@ -163,6 +166,24 @@ class Scoring(Callback, ABC):
             if isinstance(extractor := getattr(metric, "extractor", None), Shared):
                 found[f"extractor of {type(metric).__name__}"] = extractor.key
         return found
+
+
+class First:
+    """The first n of a set of images, or all of fewer.
+
+    Args:
+        images: bytes (N, C, H, W), which are read in slices.
+        n: how many.
+    """
+
+    def __init__(self, images: Any, n: int) -> None:
+        self.images, self.n = images, min(n, len(images))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, which: slice) -> Tensor:
+        return self.images[slice(*which.indices(self.n))]
 
 
 def _check_shape(shape: list[int], data: Any, other: str) -> None:
