@@ -143,7 +143,9 @@ def _figure(chart: Chart, ink: str, legend: bool) -> Any:
             marker="o" if line.marked or len(line.x) == 1 else None, markersize=4, gid=f"line{k}",
             label=f"\u200b{line.label}" if line.label else "_",
         )  # fmt: skip
-        if line.error is not None:
+        if line.error is not None and len(line.x) == 1:  # of which a band has no width
+            axes.errorbar(line.x, line.y, line.error, color=line.ink, linewidth=1.2, capsize=3)
+        elif line.error is not None:
             low, high = ([y + sign * e for y, e in zip(line.y, line.error, strict=True)] for sign in (-1, 1))
             if chart.log_y:
                 low = [max(y, min(line.y) / 10) for y in low]
