@@ -173,6 +173,25 @@ def inverting(asked: Form, of: Facts) -> Form:
     return replace(asked, sampler=None, steps=None)
 
 
+def translated(asked: Form, own: Facts, of: Facts) -> Form:
+    """A form of one checkpoint's controls for another one.
+
+    That keeps its own sampler if the first does, takes no more steps than it has, and its class of the same name.
+
+    Raises:
+        ValueError: if it has no class of this name.
+    """
+    if (asked.sampler, asked.steps) == (own.sampler_name, own.steps):
+        asked = replace(asked, sampler=None, steps=None)
+    elif asked.steps and of.T:
+        asked = replace(asked, steps=min(asked.steps, of.T))
+    if asked.y is None or not of.labels or not 0 <= asked.y < len(own.labels):
+        return asked
+    if (name := own.labels[asked.y]) not in of.labels:
+        raise ValueError(f"{of.name} has no class {name}, but {own.name} has: choose another, or each in turn")
+    return replace(asked, y=of.labels.index(name))
+
+
 def conditions(asked: Form, of: Facts) -> list[str]:
     """The words of a form that `predict` and `edit` share: seed, condition, sampler, guidance."""
     words = ["--seed", str(asked.seed)]

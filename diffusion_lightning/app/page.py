@@ -1,7 +1,6 @@
 """The page of `app`, in Gradio: controls, pictures, and which of the work each button asks for."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -328,25 +327,9 @@ class Page:
         raise ValueError(f"there is no checkpoint {model}: choose one of the list")
 
     def _form(self, model: int, shown: Any, *values: Any) -> Form:
-        """What the controls say to a checkpoint.
-
-        One that is not theirs keeps its own sampler if they do, takes no more steps than it has, and its class of the
-        same name; raise ValueError if it has none.
-        """
-        asked, own, of = form(*values), self.studio.models[self._index(shown)], self.studio.models[model]
-        if model == shown:
-            return asked
-        if (asked.sampler, asked.steps) == (own.sampler_name, own.steps):
-            asked = replace(asked, sampler=None, steps=None)
-        elif asked.steps and of.T:
-            asked = replace(asked, steps=min(asked.steps, of.T))
-        if asked.y is None or not of.labels or not 0 <= asked.y < len(own.labels):
-            return asked
-        if (name := own.labels[asked.y]) not in of.labels:
-            raise ValueError(
-                f"{of.name} has no class {name}, but {own.name} has: choose each in turn, or another class"
-            )
-        return replace(asked, y=of.labels.index(name))
+        """What the controls, which are those of the checkpoint that is shown, say to one."""
+        asked, own = form(*values), self.studio.models[self._index(shown)]
+        return asked if model == shown else commands.translated(asked, own, self.studio.models[model])
 
     def _editor(self, model: int) -> Facts:
         """A model that can edit; raise ValueError if it cannot."""

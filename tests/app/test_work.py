@@ -88,6 +88,18 @@ def test_an_edit_is_that_of_the_shown_command(studio: Studio, tmp_path: Path) ->
         assert pictures(made) == found
 
 
+def test_a_form_of_one_checkpoint_for_another() -> None:
+    """A class is the one of the same name, steps are no more than there are, an own sampler stays an own one."""
+    ddim = {"class_path": "diffusion_lightning.samplers.DDIM", "init_args": {"steps": 50}}
+    cats = Facts("cats", "a", (1, 8, 8), ddim, 50, 1000, ("cat", "dog"))
+    dogs = Facts("dogs", "b", (1, 8, 8), ddim, 20, 40, ("owl", "dog", "cat"))
+    assert commands.translated(Form(sampler="DDIM", steps=50, y=0), cats, dogs) == Form(y=2)
+    assert commands.translated(Form(sampler="Heun", steps=50), cats, dogs) == Form(sampler="Heun", steps=40)
+    assert commands.translated(Form(sampler="Heun", steps=7, y=1), dogs, cats) == Form(sampler="Heun", steps=7, y=1)
+    with pytest.raises(ValueError, match="cats has no class owl, but dogs has"):
+        commands.translated(Form(y=0), dogs, cats)
+
+
 def bits(painted: np.ndarray) -> str:
     """A mask as the page sends it."""
     return base64.b64encode(np.packbits(painted).tobytes()).decode()
