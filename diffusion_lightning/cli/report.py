@@ -14,6 +14,7 @@ from ..report import page
 from ..report.run import ABOUT, Run, is_run
 
 PAGE = "report.html"
+LONG = 2**24  # bytes of tables from which on their reading takes seconds
 
 
 def main(given: Namespace) -> None:
@@ -24,8 +25,8 @@ def main(given: Namespace) -> None:
     out = Path(given.out) if given.out else folders[0] / PAGE if len(folders) == 1 else Path(PAGE)
     tables = [folder / name for folder in folders for name in ("metrics.csv", "validate.csv", "test.csv")]
     total = sum(table.stat().st_size for table in tables if table.is_file())
-    with tqdm(desc="read", total=total, unit="B", unit_scale=True, delay=1, leave=False) as bar:
-        runs = [Run(folder, watch=bar.update) for folder in folders]
+    with tqdm(desc="read", total=total, unit="B", unit_scale=True, leave=False, disable=total < LONG) as bar:
+        runs = [Run(folder, watch=lambda size: bar.update(min(size, total - bar.n))) for folder in folders]
         if given.out is not None or given.png is None:
             page.check(runs, out)
             page.write(runs, out)
