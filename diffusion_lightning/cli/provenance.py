@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,17 @@ def about(trainer: Trainer, module: LightningModule, origin: dict[str, str | Non
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
         **origin,
-        "versions": {name: version(name) for name in ("diffusion_lightning", "torch", "lightning")},
+        "versions": {name: of for name in ("diffusion_lightning", "torch", "lightning") if (of := _version(name))},
         "started": started or time.strftime("%Y-%m-%d %H:%M"),
     }
     return json.dumps({key: value for key, value in found.items() if value is not None}, indent=1) + "\n"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it runs from its folder, uninstalled
+        return None
 
 
 def device(of: torch.device) -> str:

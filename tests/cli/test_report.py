@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lightning.cli import commands, main, report, runs
+from diffusion_lightning.cli import commands, main, provenance, report, runs
 from diffusion_lightning.report.run import Run
 
 from ..conftest import BARE, small_config
@@ -61,6 +61,11 @@ def test_fit_and_test_write_the_report_of_the_run(tmp_path: Path, capsys: pytest
 def test_no_report_where_none_is_asked_for(tmp_path: Path, words: list[str]) -> None:
     main(["fit", "--config", str(small_config(tmp_path)), "--trainer.logger", "false", *PLAIN, *words])
     assert not (tmp_path / "run/report.html").exists()
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert provenance._version("torch")
+    assert provenance._version("none of this name") is None
 
 
 def test_a_report_that_fails_costs_the_command_nothing(
